@@ -1,0 +1,11 @@
+"""ComfyUI-EasyCache: training-free caching that makes diffusion models sample faster."""
+
+
+async def comfy_entrypoint():
+    """ComfyUI calls this once at start-up to learn the pack's nodes (comfy_api.latest)."""
+    from .nodes import EasyCacheExtension
+
+    return EasyCacheExtension()
+
+
+__all__ = ["comfy_entrypoint"]

@@ -1,0 +1,73 @@
+"""The demo's way between pictures and latents, in the shape of Wan's VAE: 4 frames x 8 x 8 pixels to 16 channels.
+
+Encoding is linear: the 16 principal components of 4x8x8 RGB blocks, their spread evened out. It is needed
+in training only. Decoding is a small learned 3D convolutional network, which draws sharp edges where
+16 numbers a block alone would give blurred ones.
+
+As in Wan's VAE the first latent frame stands for one picture, so 4 n + 1 pictures make n + 1 latent frames.
+"""
+
+import torch
+from einops import rearrange
+from torch import nn
+
+CHANNELS = 16
+TIME, SPACE = 4, 8  # pictures and pixels a latent cell covers
+
+
+def blocks(video: torch.Tensor) -> torch.Tensor:
+    """Cut (batch, 4n+1, 3, h, w) pictures in [0, 1] into (batch, n+1, h/8, w/8, 768) blocks in [-1, 1]."""
+    padded = torch.cat([video[:, :1].expand(-1, TIME - 1, -1, -1, -1), video], dim=1) * 2 - 1
+    return rearrange(padded, "b (t p) c (h q) (w r) -> b t h w (c p q r)", p=TIME, q=SPACE, r=SPACE)
+
+
+def principal_components(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (768,) and projection (768, 16) of sample blocks (any number, 768).
+
+    Full whitening would blow up the last components, which are zero but at edges; the exponent leaves the
+    first about three times as wide as the last. The mean variance over the 16 channels is one.
+    """
+    mean = samples.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((samples - mean).T))
+    values, vectors = values[-CHANNELS:].flip(0), vectors[:, -CHANNELS:].flip(1)
+    scale = values**-0.35
+    return mean, vectors * scale / (values * scale**2).mean().sqrt()
+
+
+def encode(video: torch.Tensor, mean: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+    """(batch, 4n+1, 3, h, w) pictures to (batch, 16, n+1, h/8, w/8) latents of unit mean variance."""
+    return rearrange((blocks(video) - mean) @ projection, "b t h w c -> b c t h w")
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv3d(width, width, 3, padding=1),
+            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv3d(width, width, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+class Decoder(nn.Module):
+    """(batch, 16, n+1, h, w) latents to (batch, 4n+1, 3, 8h, 8w) pictures in [0, 1].
+
+    `inlet` is a 1x1x1 convolution so that a change of latent scale can be folded into it exactly.
+    """
+
+    def __init__(self, width: int = 64, fine: int = 32):
+        super().__init__()
+        self.inlet = nn.Conv3d(CHANNELS, width, 1)
+        self.coarse = nn.Sequential(_Residual(width), _Residual(width))
+        self.expand = nn.Conv3d(width, fine * 2 * 4 * 4, 1)
+        self.fine = nn.Sequential(nn.SiLU(), nn.Conv3d(fine, fine, 3, padding=1), _Residual(fine))
+        self.outlet = nn.Conv3d(fine, 3 * 2 * 2 * 2, 1)
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        x = self.expand(self.coarse(self.inlet(latent)))
+        x = rearrange(x, "b (c p q r) t h w -> b c (t p) (h q) (w r)", p=2, q=4, r=4)
+        x = self.outlet(self.fine(x))
+        video = rearrange(x, "b (c p q r) t h w -> b (t p) c (h q) (w r)", p=2, q=2, r=2)
+        return (video[:, TIME - 1 :] + 1) / 2

@@ -1,0 +1,9 @@
+"""The EasyCache engine (arXiv 2507.02860): decide at run time which network evaluations a sampler can skip.
+
+Needs torch alone. Read it in this order: config, rate, decision, prediction, storage, trace, controller.
+"""
+
+from .config import CacheConfig
+from .controller import CacheController
+
+__all__ = ["CacheConfig", "CacheController"]

@@ -1,0 +1,157 @@
+"""One sampling run: ties rate, decision, prediction and storage together."""
+
+import logging
+
+import torch
+
+from .config import CacheConfig
+from .decision import ask, relative_change
+from .prediction import reuse
+from .rate import distance, mean_abs, transformation_rate
+from .storage import Snapshot, keep
+from .trace import Record, Trace
+
+log = logging.getLogger("easycache")
+
+
+class CacheController:
+    """Decides at each evaluation whether the network must run, and predicts its output where it need not.
+
+    For each evaluation call `begin`. If it returns True, run the network and `store` the output of every
+    branch (cond, uncond, ...), the tracked one first; if False, take every branch from `predict`.
+
+    Memory: one output a branch, the input of the last computed evaluation and the previous input, all in the
+    dtype they came in; never the caller's own tensors. `release` lets go of them.
+
+    Raises ValueError for a negative total_steps.
+    """
+
+    def __init__(self, config: CacheConfig, total_steps: int):
+        if total_steps < 0:
+            raise ValueError(f"total_steps must not be negative, got {total_steps}")
+        self.config = config
+        self.total_steps = total_steps
+        self._trace = Trace()
+        self._warned = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Back to knowing nothing of the network."""
+        self._x: torch.Tensor | None = None  # x_(n-1), then x_n once `begin` is through
+        self._device: torch.device | None = None  # where the caller's latent lives
+        self._branches: dict[str, Snapshot] = {}
+        self._tracked: str | None = None
+        self._rate: torch.Tensor | None = None  # k
+        self._output_norm: torch.Tensor | None = None  # ||v_i||
+        self._error: torch.Tensor | None = None  # E; None stands for 0
+        self._healthy: torch.Tensor | None = None  # no NaN or inf in what was stored last
+        self._awaiting_tracked = False
+        self._consecutive_skips = 0
+
+    def begin(self, x: torch.Tensor, *, sigma=None, step: int, force: bool = False) -> bool:
+        """Open evaluation n of sampler step `step` (from 0). True: run the network; False: `predict`.
+
+        x: latent handed to the network, any shape; copied. sigma: its noise level, a number or a one-element
+        tensor, for the trace. force: compute whatever the error says, as during warm-up (conditioning changed,
+        outside the part of the schedule where reuse is wanted).
+
+        Waits for x's device at most once, and not at all when the answer does not depend on it: while warming
+        up, at the last step, with threshold 0, when forced, and while no rate is known.
+        """
+        if self._x is not None and (self._x.shape != x.shape or self._x.dtype != x.dtype):
+            self._forget()
+        input_change = None if self._x is None else distance(x, self._x)
+        self._x, self._device = keep(x, self.config.cache_device), x.device
+
+        reusable = not force and self._may_reuse(step) and self._within_threshold(input_change)
+        self._consecutive_skips = self._consecutive_skips + 1 if reusable else 0
+        self._awaiting_tracked = not reusable
+        if not reusable:
+            self._error = None
+        self._trace.open(
+            step=step,
+            sigma=sigma.detach().flatten()[0] if isinstance(sigma, torch.Tensor) else sigma,
+            computed=not reusable,
+            input_change=input_change,
+            rate=self._rate,
+            error=0.0 if self._error is None else self._error,
+            output_norm=self._output_norm,
+        )
+        return not reusable
+
+    def _may_reuse(self, step: int) -> bool:
+        """Whether the error is to be asked at all; known without a look at the device."""
+        limit = self.config.max_consecutive_skips
+        return (
+            self.config.threshold > 0
+            and self.config.warmup_steps <= step < self.total_steps - 1
+            and self._rate is not None
+            and not (limit and self._consecutive_skips >= limit)
+        )
+
+    def _within_threshold(self, input_change: torch.Tensor) -> bool:
+        """Let E grow by this evaluation's estimate and say whether it is still below the threshold."""
+        change = relative_change(self._rate, input_change, self._output_norm)
+        self._error = change if self._error is None else self._error + change
+        below, sound = ask(self._error, self.config.threshold, self._healthy & torch.isfinite(input_change))
+        if not sound and not self._warned:
+            self._warned = True
+            log.warning("EasyCache: NaN or inf in the latent or the network's output; such steps are not reused")
+        return below
+
+    def store(self, branch: str, output: torch.Tensor, x: torch.Tensor | None = None) -> None:
+        """Keep a branch's network output at an evaluation for which `begin` returned True; copied.
+
+        The first branch stored in an evaluation is the tracked one: its rate decides. x: the branch's own
+        input where it is not what `begin` was given (a part of it, say).
+        """
+        norm = mean_abs(output)
+        if self._awaiting_tracked:
+            self._awaiting_tracked = False
+            self._track(branch, output, self._x.to(output.device) if x is None else x, norm)
+        else:
+            self._healthy = self._healthy & torch.isfinite(norm)
+        own_x = self._x if x is None else keep(x, self.config.cache_device)
+        self._branches[branch] = Snapshot(own_x, keep(output, self.config.cache_device))
+
+    def _track(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: torch.Tensor) -> None:
+        last = self._branches.get(branch)
+        if branch != self._tracked or last is None or last.output.shape != output.shape:
+            self._rate = None
+        else:
+            self._rate = transformation_rate(output, last.output, x, last.x, self._rate)
+        # What the network no longer computes must not be predicted from a stale output.
+        self._branches.clear()
+        self._tracked, self._output_norm, self._healthy = branch, norm, torch.isfinite(norm)
+        self._trace.update(rate=self._rate, output_norm=norm)
+
+    def knows(self, branch: str) -> bool:
+        """Whether `predict` has something to go on for this branch."""
+        return branch in self._branches
+
+    def predict(self, branch: str, x: torch.Tensor | None = None) -> torch.Tensor:
+        """A new tensor in place of the branch's network output; x as in `store`, on its own device.
+
+        Raises KeyError for a branch that was not stored at the last computed evaluation.
+        """
+        return reuse(self._x.to(self._device) if x is None else x, self._branches[branch])
+
+    @property
+    def trace(self) -> list[Record]:
+        """One record an evaluation; reading it waits for the device."""
+        return self._trace.resolve()
+
+    @property
+    def computed(self) -> int:
+        """Evaluations so far for which the network was asked for."""
+        return self._trace.count(computed=True)
+
+    @property
+    def skipped(self) -> int:
+        """Evaluations so far that were predicted."""
+        return self._trace.count(computed=False)
+
+    def release(self) -> None:
+        """Let go of every tensor; the trace stays, as numbers."""
+        self._forget()
+        self._trace.resolve()

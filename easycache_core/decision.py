@@ -1,0 +1,17 @@
+"""When to reuse: the accumulated relative error against the threshold (paper, section 3.3)."""
+
+import torch
+
+
+def relative_change(rate, input_change, output_norm) -> torch.Tensor:
+    """eps_n = k ||x_n - x_(n-1)|| / ||v_i||: the estimated relative change of the output, a device scalar."""
+    return rate * (input_change / output_norm.clamp_min(torch.finfo(output_norm.dtype).tiny))
+
+
+def ask(error: torch.Tensor, threshold: float, healthy: torch.Tensor) -> tuple[bool, bool]:
+    """(error < threshold, healthy) on the host: the one moment at which a decision waits for the device.
+
+    A NaN error compares as not below, so it leads to a computed evaluation.
+    """
+    below, sound = torch.stack([error < threshold, healthy]).tolist()
+    return below and sound, sound
