@@ -70,7 +70,7 @@ class CacheController:
             self._error = None
         self._trace.open(
             step=step,
-            sigma=sigma.detach().flatten()[0] if isinstance(sigma, torch.Tensor) else sigma,
+            sigma=sigma.detach().flatten()[0].clone() if isinstance(sigma, torch.Tensor) else sigma,
             computed=not reusable,
             input_change=input_change,
             rate=self._rate,

@@ -1,0 +1,102 @@
+"""The EasyCache (Adaptive) node."""
+
+from comfy_api.latest import io
+
+from ..easycache_core import CacheConfig
+from ..easycache_core.config import CACHE_DEVICES
+from .patch import with_cache
+from .settings import Settings
+
+
+class EasyCacheAdaptive(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EasyCacheAdaptive",
+            display_name="EasyCache (Adaptive)",
+            category="EasyCache",
+            description="Speeds up sampling by skipping network evaluations whose result can be predicted. "
+            "Put it between the model (and its LoRAs) and the sampler.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to speed up. It is not changed; use this node's output."),
+                io.Float.Input(
+                    "threshold",
+                    default=0.05,
+                    min=0.0,
+                    max=1.0,
+                    step=0.005,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="How much estimated error may build up before the network is asked again. Higher: more "
+                    "steps are skipped, and the result moves away from the uncached one. 0: nothing is skipped.",
+                ),
+                io.Int.Input(
+                    "warmup_steps",
+                    default=5,
+                    min=1,
+                    max=50,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="The first steps are always computed: they lay out the picture. Higher: safer "
+                    "composition, less speed-up. Take about a tenth to a fifth of the sampler's steps.",
+                ),
+                io.Int.Input(
+                    "max_consecutive_skips",
+                    default=0,
+                    min=0,
+                    max=50,
+                    tooltip="Ask the network at least after this many skipped evaluations in a row. Higher: longer "
+                    "gaps are allowed. 0: no limit, the threshold alone decides.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="No skipping before this part of the schedule. Higher: skipping starts later. "
+                    "0: right after the warm-up.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="No skipping after this part of the schedule. Lower: the last, detail-drawing steps are "
+                    "all computed. 1: up to the last step but one.",
+                ),
+                io.Combo.Input(
+                    "cache_device",
+                    options=list(CACHE_DEVICES),
+                    default="gpu",
+                    tooltip="Where cached tensors live. gpu: next to the latent, fastest. cpu: in main memory, which "
+                    "saves a few latents' worth of video memory and costs copies at every step.",
+                ),
+                io.Boolean.Input(
+                    "verbose",
+                    default=False,
+                    tooltip="Write one line an evaluation to the log: computed or reused, and why. It makes the "
+                    "sampler wait for the GPU at each step.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with the cache. Connect it to the sampler.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        threshold: float,
+        warmup_steps: int,
+        max_consecutive_skips: int = 0,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        cache_device: str = "gpu",
+        verbose: bool = False,
+    ) -> io.NodeOutput:
+        config = CacheConfig(
+            threshold=threshold,
+            warmup_steps=warmup_steps,
+            max_consecutive_skips=max_consecutive_skips,
+            cache_device=cache_device,
+        )
+        return io.NodeOutput(with_cache(model, Settings(config, start_percent, end_percent, verbose)))

@@ -1,0 +1,141 @@
+"""One sampling run with the cache: what happens between a sampler and the network.
+
+`sample_with_cache` wraps ComfyUI's OUTER_SAMPLE, which is called once a run. It makes a Run, and puts the
+Run's own wrappers into that run's copy of the model options: PREDICT_NOISE, where the one decision an
+evaluation is taken, and CALC_COND_BATCH, where conditions are either computed and recorded or answered from
+the cache. Model, node and module hold no state, so runs cannot disturb each other.
+"""
+
+import logging
+
+import comfy.model_patcher
+import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+
+from ..easycache_core import CacheController
+from .activity import active_parts
+from .settings import Settings
+from .steps import StepClock
+from .summary import summarise
+
+KEY = "easycache_adaptive"
+log = logging.getLogger("easycache")
+
+
+def sample_with_cache(
+    settings: Settings, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs
+):
+    """OUTER_SAMPLE wrapper: opens a run and closes it whatever happens."""
+    guider = executor.class_obj
+    run = Run(settings, sigmas.tolist(), guider.model_patcher.get_model_object("model_sampling"))
+
+    def report(step, denoised, x, total_steps):
+        run.clock.report(step)
+        if callback is not None:
+            callback(step, denoised, x, total_steps)
+
+    original_options = guider.model_options
+    guider.model_options = comfy.model_patcher.create_model_options_clone(original_options)
+    add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, run.predict_noise, guider.model_options, is_model_options=True)
+    add_wrapper_with_key(
+        WrappersMP.CALC_COND_BATCH, KEY, run.calc_cond_batch, guider.model_options, is_model_options=True
+    )
+    try:
+        samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, report, *args, **kwargs)
+        log.info(run.summary())
+        return samples
+    finally:
+        guider.model_options = original_options
+        run.close()
+
+
+class Run:
+    """The cache's whole state during one sampling run.
+
+    In the terms of the engine, a branch is one conditioning of one call to calc_cond_batch, v is the
+    sampler's derivative d = (x - denoised) / sigma, which equals the network's output for flow and eps
+    models, and x is the latent as the network gets it (`model_sampling.calculate_input`).
+    """
+
+    def __init__(self, settings: Settings, sigmas: list[float], model_sampling):
+        self.settings = settings
+        self.clock = StepClock()
+        self._sigmas = sigmas
+        self._sampling = model_sampling
+        self._highest = float(model_sampling.percent_to_sigma(settings.start_percent))
+        self._lowest = float(model_sampling.percent_to_sigma(settings.end_percent))
+        self._controller = CacheController(settings.config, total_steps=max(len(sigmas) - 1, 0))
+        self._active_parts: tuple | None = None
+        self._obstacle: str | None = None
+        # Of the current evaluation:
+        self._x: torch.Tensor | None = None
+        self._reusing = False
+        self._calls = 0
+
+    def predict_noise(self, executor, x, timestep, model_options, *args, **kwargs):
+        """PREDICT_NOISE wrapper, once an evaluation: decide.
+
+        x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,).
+        """
+        step = self.clock.tick()
+        force = self._must_compute(step, executor.class_obj.conds, model_options)
+        self._x, self._calls = x, 0
+        self._reusing = not self._controller.begin(
+            self._sampling.calculate_input(timestep, x), sigma=timestep, step=step, force=force
+        )
+        denoised = executor(x, timestep, model_options, *args, **kwargs)
+        self._x = None
+        if self.settings.verbose:
+            self._log_evaluation()
+        return denoised
+
+    def _must_compute(self, step: int, conds: dict, model_options: dict) -> bool:
+        """Whether something outside the engine's view rules out reuse at this step; looks at no device tensor."""
+        if model_options.get("context_handler") is not None:
+            self._obstacle = "context windows are in use, which are computed in full"
+            return True
+        sigma = self._sigmas[min(step, len(self._sigmas) - 1)]
+        before, self._active_parts = self._active_parts, active_parts(conds, sigma)
+        return before != self._active_parts or not self._lowest <= sigma <= self._highest
+
+    def calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
+        """CALC_COND_BATCH wrapper: denoised latents for a list of conditionings, computed or predicted.
+
+        Guidance add-ons (perturbed attention, skip-layer ...) call again within one evaluation; calls are told
+        apart by their order.
+        """
+        call, self._calls = self._calls, self._calls + 1
+        branches = {i: f"{call}/{i}" for i, cond in enumerate(conds) if cond is not None}
+        own_x = None if x is self._x else self._sampling.calculate_input(timestep, x)
+        sigma = timestep.reshape(-1, *[1] * (x.ndim - 1)).clamp_min(1e-6)
+        if self._reusing and all(map(self._controller.knows, branches.values())):
+            return [
+                x - sigma * self._controller.predict(branches[i], own_x) if i in branches else torch.zeros_like(x)
+                for i in range(len(conds))
+            ]
+        denoised = executor(model, conds, x, timestep, model_options)
+        if not self._reusing:
+            for i, branch in branches.items():
+                self._controller.store(branch, (x - denoised[i]) / sigma, own_x)
+        return denoised
+
+    def _log_evaluation(self):
+        def shown(value):
+            return "unknown" if value is None else f"{value:.4g}"
+
+        record = self._controller.trace[-1]
+        log.info(
+            f"EasyCache: step {record['step'] + 1} of {len(self._sigmas) - 1}, sigma {shown(record['sigma'])}: "
+            f"{'computed' if record['computed'] else 'reused'}, error {shown(record['error'])} of "
+            f"{self.settings.config.threshold:g}, transformation rate {shown(record['rate'])}"
+        )
+
+    def summary(self) -> str:
+        return summarise(
+            self.settings, self.clock.steps, self._controller.computed, self._controller.skipped, self._obstacle
+        )
+
+    def close(self) -> None:
+        """Let go of every tensor, even if somebody still holds this run."""
+        self._x = None
+        self._controller.release()

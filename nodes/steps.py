@@ -1,0 +1,36 @@
+"""Which sampler step an evaluation belongs to."""
+
+
+class StepClock:
+    """Tells steps from evaluations by the sampler's own callbacks, so that no device tensor has to be read.
+
+    Samplers call back once a step, after the step's first evaluation (k-diffusion) or its only one (UniPC).
+    With m evaluations a step, the m - 1 after a callback still belong to its step; m is learnt from the first
+    two callbacks. A sampler that never calls back is taken to evaluate once a step.
+    """
+
+    def __init__(self):
+        self._evaluations = 0
+        self._reported: int | None = None  # the last step called back for
+        self._since_report = 0
+        self._per_step = 1
+        self.steps = 0  # how many steps have been seen
+
+    def tick(self) -> int:
+        """Count one evaluation and return its step, from 0."""
+        if self._reported is None:
+            step = self._evaluations
+        elif self._since_report < self._per_step - 1:
+            step = self._reported
+        else:
+            step = self._reported + 1
+        self.steps = max(self.steps, step + 1)
+        self._evaluations += 1
+        self._since_report += 1
+        return step
+
+    def report(self, step: int) -> None:
+        """The sampler's callback for a step."""
+        if self._reported is not None:
+            self._per_step = max(1, self._since_report)
+        self._reported, self._since_report = step, 0

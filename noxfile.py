@@ -1,0 +1,56 @@
+"""The project's commands; each makes its own environment and needs nothing but nox.
+
+nox -s demo         watch EasyCache work in a real ComfyUI
+nox -s tests        the tests
+nox -s benchmark    the README's figures
+nox -s train        train the demo model anew (hours)
+nox -s lint         style checks
+"""
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests"]
+
+TORCH = ("torch==2.14.1", "torchvision==0.29.1")
+PICTURES = ("scikit-image", "matplotlib")
+
+
+def comfyui(session: nox.Session, *extra: str) -> None:
+    """An environment in which a real ComfyUI runs."""
+    session.install(*TORCH)
+    session.install(*extra)
+    session.run("python", "tools/comfy_host.py")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    comfyui(session, *PICTURES)
+    session.run("python", "demo/run.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    comfyui(session, *PICTURES, "pytest", "pytest-timeout")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def benchmark(session: nox.Session) -> None:
+    comfyui(session, *PICTURES)
+    session.run("python", "benchmarks/fidelity.py", *session.posargs)
+
+
+@nox.session
+def train(session: nox.Session) -> None:
+    comfyui(session)
+    for stage in ("denoiser", "decoder", "export"):
+        session.run("python", "demo/train.py", stage, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    session.install("ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")

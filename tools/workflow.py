@@ -1,0 +1,48 @@
+"""Turn a saved workflow (what the browser loads) into a prompt (what the server's /prompt takes).
+
+The browser does this for a person; tests and the demo need it without one. Covers what the bundled workflows
+use: plain nodes, links, widgets, notes. No subgraphs.
+"""
+
+NOTES = ("Note", "MarkdownNote")
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+CONTROLS = ("fixed", "increment", "decrement", "randomize")
+
+
+def to_prompt(workflow: dict, object_info: dict) -> dict:
+    """workflow: the saved graph. object_info: the server's answer to /object_info.
+
+    Raises KeyError naming a node type that the server does not know.
+    """
+    origin = {link[0]: (str(link[1]), link[2]) for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        if node["type"] not in object_info:
+            raise KeyError(f"the server has no node {node['type']!r}")
+        inputs = dict(_widgets(node, object_info[node["type"]]["input"]))
+        for socket in node.get("inputs", ()):
+            if socket.get("link") is not None:
+                inputs[socket["name"]] = list(origin[socket["link"]])
+        prompt[str(node["id"])] = {
+            "class_type": node["type"],
+            "inputs": inputs,
+            "_meta": {"title": node.get("title", node["type"])},
+        }
+    return prompt
+
+
+def _widgets(node: dict, declared: dict):
+    """(name, value) of a node's widgets; saved values go by position, a seed's followed by its control mode."""
+    values = list(node.get("widgets_values", ()))
+    for section in ("required", "optional"):
+        for name, (kind, *options) in declared.get(section, {}).items():
+            options = options[0] if options else {}
+            if not (isinstance(kind, list) or kind in WIDGET_TYPES) or options.get("forceInput"):
+                continue
+            if not values:
+                return
+            yield name, values.pop(0)
+            if options.get("control_after_generate") and values and values[0] in CONTROLS:
+                values.pop(0)
