@@ -1,7 +1,8 @@
 """The demo's way between pictures and latents, in the shape of Wan's VAE: 4 frames x 8 x 8 pixels to 16 channels.
 
-Encoding is linear: the 16 principal components of 4x8x8 RGB blocks, scaled. It is needed in training only. Decoding is a small learned 3D convolutional network, which draws sharp edges where
-16 numbers a block alone would give blurred ones.
+Encoding is linear and needed in training only: a blur, which makes neighbouring cells speak of each other and
+so is easier to learn than hard edges cut into blocks, then the 16 principal components of 4x8x8 RGB blocks.
+Decoding is a small learned 3D convolutional network that draws the sharp edges.
 
 As in Wan's VAE the first latent frame stands for one picture, so 4 n + 1 pictures make n + 1 latent frames.
 """
@@ -12,11 +13,20 @@ from torch import nn
 
 CHANNELS = 16
 TIME, SPACE = 4, 8  # pictures and pixels a latent cell covers
+BLUR = 9  # pixels, the width of a box filter that is applied twice
+
+
+def _blur(pictures: torch.Tensor) -> torch.Tensor:
+    for window in ((1, BLUR), (BLUR, 1)) * 2:
+        padding = (window[0] // 2, window[1] // 2)
+        pictures = nn.functional.avg_pool2d(pictures, window, stride=1, padding=padding, count_include_pad=False)
+    return pictures
 
 
 def blocks(video: torch.Tensor) -> torch.Tensor:
-    """Cut (batch, 4n+1, 3, h, w) pictures in [0, 1] into (batch, n+1, h/8, w/8, 768) blocks in [-1, 1]."""
-    padded = torch.cat([video[:, :1].expand(-1, TIME - 1, -1, -1, -1), video], dim=1) * 2 - 1
+    """Cut (batch, 4n+1, 3, h, w) pictures in [0, 1] into blurred (batch, n+1, h/8, w/8, 768) blocks in [-1, 1]."""
+    blurred = _blur(video.flatten(0, 1)).view_as(video)
+    padded = torch.cat([blurred[:, :1].expand(-1, TIME - 1, -1, -1, -1), blurred], dim=1) * 2 - 1
     return rearrange(padded, "b (t p) c (h q) (w r) -> b t h w (c p q r)", p=TIME, q=SPACE, r=SPACE)
 
 

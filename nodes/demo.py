@@ -28,10 +28,10 @@ class EasyCacheDemoModel(io.ComfyNode):
             description="A tiny text-to-video model in Wan 2.1's architecture, made for trying out EasyCache: one "
             "shape moves before one background. It comes with the pack.",
             inputs=[
-                choice("colour", COLOURS, "The shape's colour."),
-                choice("shape", SHAPES, "The shape."),
-                choice("motion", MOTIONS, "How the shape moves."),
-                choice("background", BACKGROUNDS, "What is behind it."),
+                choice("colour", COLOURS, "Which colour the shape has."),
+                choice("shape", SHAPES, "Which shape is drawn."),
+                choice("motion", MOTIONS, "How the shape moves over the 17 frames."),
+                choice("background", BACKGROUNDS, "Which scene is behind the shape."),
                 io.Int.Input(
                     "batch_size", default=1, min=1, max=64, tooltip="How many videos at once. More take longer."
                 ),

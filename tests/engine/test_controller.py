@@ -1,0 +1,267 @@
+"""The engine on a smooth toy network, an Euler flow-matching loop of 30 steps."""
+
+import gc
+import logging
+import weakref
+
+import pytest
+import torch
+from easycache_core import CacheConfig, CacheController
+
+STEPS = 30
+SHAPE = (1, 4, 2, 8, 8)
+
+
+def velocity(x, sigma, pull):
+    """A smooth network: the velocity towards a data point that depends a little on x."""
+    return (x - pull * torch.tanh(x)) / (0.3 + sigma)
+
+
+def sample(config, *, dtype=torch.float32, steps=STEPS, per_step=1, after_begin=None, shape=SHAPE):
+    """Run the loop; returns (controller, x, computed flags by evaluation)."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    sigmas = torch.linspace(1, 0, steps + 1)
+    controller = CacheController(config, total_steps=steps)
+    flags = []
+    for step in range(steps):
+        for _ in range(per_step):
+            sigma = sigmas[step]
+            computed = controller.begin(x, sigma=sigma, step=step)
+            flags.append(computed)
+            if after_begin is not None:
+                after_begin()
+            if computed:
+                cond, uncond = velocity(x, sigma, 0.8), velocity(x, sigma, 0.5)
+                controller.store("cond", cond)
+                controller.store("uncond", uncond)
+            else:
+                cond, uncond = controller.predict("cond"), controller.predict("uncond")
+            x = x + ((sigmas[step + 1] - sigma) / per_step).to(dtype) * (uncond + 2 * (cond - uncond))
+    return controller, x, flags
+
+
+def tensors_held(controller):
+    """Latent-sized storages that a controller keeps alive."""
+    held = {}
+    todo = [controller]
+    while todo:
+        thing = todo.pop()
+        if isinstance(thing, torch.Tensor):
+            if thing.numel() > 1:
+                held[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+        elif isinstance(thing, dict):
+            todo += thing.values()
+        elif isinstance(thing, list | tuple):
+            todo += thing
+        elif hasattr(thing, "__dict__"):
+            todo += vars(thing).values()
+    return held
+
+
+def test_threshold_zero_computes_everything():
+    _, _, flags = sample(CacheConfig(threshold=0.0, warmup_steps=1))
+    assert all(flags)
+
+
+def test_warmup_and_the_last_step_are_computed():
+    _, _, flags = sample(CacheConfig(threshold=1.0, warmup_steps=7))
+    assert all(flags[:7]) and flags[-1]
+    assert not any(flags[7:-1]), "with the highest threshold everything between should be reused here"
+
+
+def test_a_higher_threshold_skips_more_and_moves_further_away():
+    """Catches a threshold that is compared the wrong way round."""
+    exact = sample(CacheConfig(threshold=0.0))[1]
+    skipped, distances = [], []
+    for threshold in (0.02, 0.1, 0.5):
+        controller, x, _ = sample(CacheConfig(threshold=threshold, warmup_steps=3))
+        skipped.append(controller.skipped)
+        distances.append((x - exact).abs().mean().item())
+    assert skipped == sorted(set(skipped)), skipped
+    assert distances == sorted(distances), distances
+
+
+def test_one_wait_for_the_device_an_evaluation_and_none_while_warming_up(monkeypatch):
+    """Each read of a tensor's value makes the sampler wait for the GPU; one tolist() asks everything at once."""
+    waits = []
+    original = torch.Tensor.tolist
+
+    def counted(self):
+        waits.append(self.numel())
+        return original(self)
+
+    for name in ("item", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, *args, name=name: pytest.fail(f"Tensor.{name} waits for the device")
+        )
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
+    waits_by_evaluation = []
+    sample(CacheConfig(threshold=0.1, warmup_steps=6), after_begin=lambda: waits_by_evaluation.append(len(waits)))
+    assert waits_by_evaluation[:6] == [0] * 6
+    assert waits_by_evaluation[6:-1] == list(range(1, STEPS - 6)), "one wait an evaluation"
+    assert waits_by_evaluation[-1] == waits_by_evaluation[-2], "the last step is computed without asking"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_measures_as_float32(dtype):
+    """Sums over a latent taken in half precision would stall at 256 or overflow; the rate would be garbage."""
+    shape = (1, 16, 4, 32, 32)
+    config = CacheConfig(threshold=0.0)
+    reference, half = sample(config, shape=shape)[0], sample(config, dtype=dtype, shape=shape)[0]
+    for name, tolerance in (("output_norm", 0.05), ("input_change", 0.1), ("rate", 0.2)):
+        for a, b in zip(half.trace, reference.trace, strict=True):
+            assert a[name] == (None if b[name] is None else pytest.approx(b[name], rel=tolerance)), name
+
+    controller, x, _ = sample(CacheConfig(threshold=0.1, warmup_steps=4), dtype=dtype, shape=shape)
+    assert controller.skipped > 5
+    assert x.dtype is controller.predict("cond").dtype is dtype and x.isfinite().all()
+
+
+def test_cached_tensors_do_not_alias_the_callers():
+    """Samplers and networks write into their tensors; a cache that shared them would predict rubbish."""
+    controller = CacheController(CacheConfig(threshold=1.0, warmup_steps=1), total_steps=10)
+    x = torch.randn(SHAPE)
+    for step in range(2):
+        assert controller.begin(x, step=step)
+        controller.store("cond", output := 2 * x)
+        x = x * 0.99
+    expected = x + (output - x / 0.99)
+    fresh = x.clone()
+    assert not controller.begin(fresh, step=2)
+    fresh.fill_(7)
+    output.fill_(7)
+    first = controller.predict("cond")
+    torch.testing.assert_close(first, expected)
+    first.fill_(7)
+    torch.testing.assert_close(controller.predict("cond"), expected)
+
+
+def test_memory_is_one_tensor_a_branch_and_two_inputs():
+    """Pins what a run costs: at video sizes each latent more is tens of megabytes."""
+    controller, _, flags = sample(CacheConfig(threshold=0.1, warmup_steps=3), steps=20)
+    latent = torch.zeros(SHAPE).untyped_storage().nbytes()
+    assert flags[-1], "the last evaluation is computed: its input is also the previous one"
+    assert sorted(tensors_held(controller).values()) == [latent] * 3
+    controller.begin(torch.randn(SHAPE), step=5)
+    assert sorted(tensors_held(controller).values()) == [latent] * 4
+
+
+def test_release_lets_go_of_every_tensor_and_keeps_the_trace():
+    controller, _, flags = sample(CacheConfig(threshold=0.1))
+    kept = weakref.ref(controller._branches["cond"].output)
+    controller.release()
+    gc.collect()
+    assert kept() is None and not tensors_held(controller)
+    assert [record["computed"] for record in controller.trace] == flags
+
+
+def test_trace_tells_what_happened():
+    controller, _, flags = sample(CacheConfig(threshold=0.1, warmup_steps=4))
+    trace = controller.trace
+    names = {"step", "sigma", "computed", "input_change", "rate", "error", "output_norm"}
+    assert len(trace) == STEPS and all(set(record) == names for record in trace)
+    assert [record["step"] for record in trace] == list(range(STEPS))
+    assert trace[3]["sigma"] == pytest.approx(1 - 3 / STEPS)
+    assert trace[0]["rate"] is None and trace[0]["input_change"] is None
+    assert all(0 < record["error"] < 0.1 for record in trace if not record["computed"])
+    assert controller.computed == sum(flags) and controller.skipped == STEPS - sum(flags)
+
+
+def test_several_evaluations_a_step():
+    """Second-order samplers: warm-up counts steps, so all evaluations of the first R steps are computed."""
+    _, _, flags = sample(CacheConfig(threshold=1.0, warmup_steps=4), per_step=2)
+    assert all(flags[:8]) and all(flags[-2:])
+    assert not any(flags[8:-2])
+
+
+def test_an_input_that_does_not_move_is_no_division_by_zero():
+    """Repeated noise levels: ||x_i - x_j|| = 0 must not make the rate infinite or NaN for good."""
+    controller = CacheController(CacheConfig(threshold=0.5, warmup_steps=4), total_steps=20)
+    x = torch.randn(SHAPE)
+    for step, factor in enumerate((1.0, 0.95, 0.95, 0.9, 0.85, 0.8)):
+        if controller.begin(x * factor, step=step):
+            controller.store("cond", velocity(x * factor, 0.5, 0.8))
+    assert not controller.trace[-1]["computed"]
+    assert controller.trace[2]["rate"] == controller.trace[1]["rate"]
+
+
+def test_limit_on_consecutive_skips():
+    _, _, flags = sample(CacheConfig(threshold=1.0, warmup_steps=2, max_consecutive_skips=3))
+    runs = "".join("c" if flag else "s" for flag in flags).split("c")
+    assert max(map(len, runs)) == 3
+
+
+def test_forced_evaluations_are_computed_and_start_the_error_anew():
+    controller = CacheController(CacheConfig(threshold=1.0, warmup_steps=2), total_steps=20)
+    x = torch.randn(SHAPE)
+    flags = []
+    for step in range(10):
+        flags.append(controller.begin(x, step=step, force=step == 6))
+        if flags[-1]:
+            controller.store("cond", velocity(x, 0.5, 0.8))
+        x = x * 0.98
+    assert flags == [True, True, False, False, False, False, True, False, False, False]
+    assert controller.trace[6]["error"] == 0 and controller.trace[7]["error"] < controller.trace[5]["error"]
+
+
+def test_a_latent_of_another_shape_starts_from_nothing():
+    """Catches a crash, or worse a broadcast, when the latent changes within a run."""
+    controller, _, _ = sample(CacheConfig(threshold=1.0, warmup_steps=2), steps=10)
+    assert controller.begin(torch.randn(1, 4, 2, 16, 16), step=5)
+    assert not controller.knows("cond")
+    with pytest.raises(KeyError):
+        controller.predict("cond")
+
+
+def test_a_branch_that_is_no_longer_computed_is_forgotten():
+    """Its old output belongs to another noise level; predicting from it would bring back a stale picture."""
+    controller = CacheController(CacheConfig(warmup_steps=1), total_steps=9)
+    for step, branches in enumerate((("cond", "uncond"), ("cond",))):
+        controller.begin(torch.randn(SHAPE), step=step)
+        for branch in branches:
+            controller.store(branch, torch.randn(SHAPE))
+    assert controller.knows("cond") and not controller.knows("uncond")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_runs_shorter_than_the_warmup(steps):
+    controller, _, flags = sample(CacheConfig(threshold=1.0, warmup_steps=50), steps=steps)
+    assert flags == [True] * steps and controller.trace == controller.trace
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["latent", "cond", "uncond"])
+def test_nan_and_inf_are_recomputed_and_told_once(poison, where, caplog):
+    """A NaN that got into E would freeze the decision; one that got into the cache would be repeated."""
+    controller = CacheController(CacheConfig(threshold=1.0, warmup_steps=3), total_steps=40)
+    x = torch.randn(SHAPE)
+    flags = []
+    with caplog.at_level(logging.WARNING):
+        for step in range(30):
+            bad = step in (8, 9, 18)
+            shown = x.clone()
+            if bad and where == "latent":
+                shown[0, 0, 0, 0, 0] = poison
+            # Poisoned outputs come from evaluations that are computed, so force those.
+            flags.append(controller.begin(shown, step=step, force=bad and where != "latent"))
+            if flags[-1]:
+                for branch in ("cond", "uncond"):
+                    output = velocity(x, 0.5, 0.8)
+                    if bad and branch == where:
+                        output[0, 0, 0, 0, 0] = poison
+                    controller.store(branch, output)
+            else:
+                assert controller.predict("cond").isfinite().all()
+                assert controller.predict("uncond").isfinite().all()
+            x = x * 0.99
+    assert flags[8] and flags[9] and flags[18] and flags[19], "NaN or inf must be computed, and the step after it"
+    assert not any(flags[13:18]) and not any(flags[23:]), "once the numbers are sound the cache must work again"
+    assert all(record["error"] is not None for record in controller.trace)
+    warnings = [record.message for record in caplog.records if "NaN or inf" in record.message]
+    assert len(warnings) == 1
+
+
+def test_cache_in_main_memory_gives_the_same_run():
+    near = sample(CacheConfig(threshold=0.1))
+    far = sample(CacheConfig(threshold=0.1, cache_device="cpu"))
+    assert near[2] == far[2] and torch.equal(near[1], far[1])

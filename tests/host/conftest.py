@@ -1,0 +1,89 @@
+"""A real ComfyUI in this process, with the pack loaded by ComfyUI's own loader. Nothing of it is mocked."""
+
+import asyncio
+import gc
+import os
+
+import comfy_host
+import pytest
+
+
+class Comfy:
+    """What the tests need of the running ComfyUI."""
+
+    def __init__(self, base):
+        self.pack_folder = comfy_host.import_comfy(base)
+        import nodes
+        import torch
+
+        torch.set_num_threads(max(1, min(4, os.cpu_count() or 1)))
+
+        async def load():
+            await nodes.init_builtin_extra_nodes()
+            # As in ComfyUI's own start-up: ids that exist already are ignored.
+            return await nodes.load_custom_node(str(self.pack_folder), ignore=set(nodes.NODE_CLASS_MAPPINGS))
+
+        self.pack_loaded = asyncio.run(load())
+        self.classes = nodes.NODE_CLASS_MAPPINGS
+        self.display_names = nodes.NODE_DISPLAY_NAME_MAPPINGS
+
+    def node(self, kind, *args, **inputs):
+        """Execute a node, old style or V3, and return its outputs."""
+        cls = self.classes[kind]
+        if hasattr(cls, "define_schema"):
+            return cls.execute(*args, **inputs).result
+        return getattr(cls(), cls.FUNCTION)(*args, **inputs)
+
+    def cached(self, model, **widgets):
+        """The model behind an EasyCache (Adaptive) node."""
+        return self.node("EasyCacheAdaptive", model, **{"threshold": 0.1, "warmup_steps": 3, **widgets})[0]
+
+    def sample(self, scene, model=None, **changes):
+        """A KSampler run; returns the latent tensor."""
+        inputs = dict(seed=5, steps=16, cfg=4.0, sampler_name="euler", scheduler="simple", positive=scene.positive,
+                      negative=scene.negative, latent_image=scene.latent, denoise=1.0)  # fmt: skip
+        inputs.update(changes)
+        return self.node("KSampler", scene.model if model is None else model, **inputs)[0]["samples"]
+
+
+class Scene:
+    """A model with its conditionings, an empty latent, and a count of the network's real calls."""
+
+    def __init__(self, model, positive, negative, latent):
+        self.model, self.positive, self.negative, self.latent = model, positive, negative, latent
+        self.calls = []  # of each forward call of the network: (batch size, sigma, cond_or_uncond)
+        self._hook = model.model.diffusion_model.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, module, args, kwargs):
+        options = kwargs["transformer_options"]
+        self.calls.append((len(args[0]), float(options["sigmas"][0]), tuple(options["cond_or_uncond"])))
+
+    def counting(self, run):
+        """(result of run(), noise levels at which the network really ran)."""
+        self.calls.clear()
+        result = run()
+        return result, sorted({sigma for _, sigma, _ in self.calls}, reverse=True)
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory):
+    return Comfy(tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def demo_scene(comfy):
+    """The bundled video model."""
+    model, positive, negative, latent = comfy.node("EasyCacheDemoModel", "red", "circle", "right", "sea", 1)
+    return Scene(model, positive, negative, latent)
+
+
+@pytest.fixture
+def no_run_left():
+    """Call it to get the names of engine objects that are still alive; none may be once a run has ended."""
+
+    def alive():
+        gc.collect()
+        names = ("CacheController", "Run", "Snapshot", "Trace", "StepClock")
+        return [type(thing).__name__ for thing in gc.get_objects() if type(thing).__name__ in names]
+
+    return alive

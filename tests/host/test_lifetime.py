@@ -1,0 +1,130 @@
+"""Nothing of a run outlives it, and runs do not disturb each other."""
+
+import gc
+import logging
+import weakref
+
+import pytest
+import torch
+
+
+def test_nothing_is_left_after_a_run(comfy, demo_scene, no_run_left):
+    model = comfy.cached(demo_scene.model)
+    comfy.sample(demo_scene, model)
+    assert no_run_left() == []
+    assert demo_scene.model.wrappers.get("outer_sample", {}) == {}, "the input model must stay untouched"
+
+
+@pytest.mark.parametrize("kind", ["interrupt", "exception"])
+def test_nothing_is_left_after_a_failed_run(comfy, demo_scene, no_run_left, kind):
+    """An interrupted or failed run must pass its exception on, free its tensors and leave the next run alone."""
+    import comfy.model_management as management
+
+    model = comfy.cached(demo_scene.model)
+    expected = comfy.sample(demo_scene, model)
+    fault = management.InterruptProcessingException if kind == "interrupt" else ZeroDivisionError
+    kept = []
+
+    def fail(module, args, kwargs):
+        if len(demo_scene.calls) == 5:
+            kept.append(weakref.ref(args[0]))
+            raise fault
+
+    handle = demo_scene.model.model.diffusion_model.register_forward_pre_hook(fail, with_kwargs=True)
+    demo_scene.calls.clear()
+    try:
+        with pytest.raises(fault):
+            comfy.sample(demo_scene, model)
+    finally:
+        handle.remove()
+    assert no_run_left() == []
+    gc.collect()
+    assert kept[0]() is None
+    assert torch.equal(expected, comfy.sample(demo_scene, model))
+
+
+def test_tensors_go_even_if_somebody_holds_the_run(comfy, demo_scene):
+    """A debugger, a traceback or another pack's wrapper may keep the run object; not the latents in it."""
+    from comfy.patcher_extension import WrappersMP
+
+    model = comfy.cached(demo_scene.model)
+    held = []
+
+    def spy(executor, model, conds, x, timestep, model_options):
+        (wrapper,) = model_options["transformer_options"]["wrappers"]["calc_cond_batch"]["easycache_adaptive"]
+        held[:] = [wrapper.__self__]
+        return executor(model, conds, x, timestep, model_options)
+
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "spy", spy)
+    comfy.sample(demo_scene, model)
+    assert type(held[0]).__name__ == "Run"
+    todo, tensors = [held[0]], []
+    while todo:
+        thing = todo.pop()
+        if isinstance(thing, torch.Tensor):
+            tensors.append(thing)
+        elif isinstance(thing, dict):
+            todo += thing.values()
+        elif isinstance(thing, list | tuple):
+            todo += thing
+        elif type(thing).__name__ in ("Run", "CacheController", "Trace"):
+            todo += vars(thing).values()
+    assert not tensors
+
+
+def test_two_samplers_share_one_patched_model(comfy, demo_scene):
+    """Runs interleaved in one model must not see each other: here a run starts in the middle of another."""
+    model = comfy.cached(demo_scene.model)
+    outer_alone = comfy.sample(demo_scene, model, seed=1)
+    inner_alone = comfy.sample(demo_scene, model, seed=2, steps=11)
+    inner = []
+
+    def nested(executor, *args, **kwargs):
+        if not inner:
+            network = executor.class_obj.inner_model
+            patcher = network.current_patcher
+            inner.append(None)
+            inner[0] = comfy.sample(demo_scene, model, seed=2, steps=11)
+            network.current_patcher = patcher  # ComfyUI clears it at the end of a run
+        return executor(*args, **kwargs)
+
+    from comfy.patcher_extension import WrappersMP
+
+    outer_model = model.clone()
+    outer_model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "nested", nested)
+    outer = comfy.sample(demo_scene, outer_model, seed=1)
+    assert torch.equal(inner[0], inner_alone)
+    assert torch.equal(outer, outer_alone)
+
+
+def test_the_latent_may_change_shape_between_runs(comfy, demo_scene):
+    model = comfy.cached(demo_scene.model)
+    first = comfy.sample(demo_scene, model)
+    larger = {"samples": torch.zeros(1, 16, 3, 20, 12)}
+    result, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, model, latent_image=larger))
+    assert result.shape == larger["samples"].shape and result.isfinite().all() and len(levels) < 16
+    assert torch.equal(first, comfy.sample(demo_scene, model))
+
+
+def test_two_nodes_in_a_row_the_last_one_counts(comfy, demo_scene, caplog):
+    with caplog.at_level(logging.INFO):
+        twice = comfy.cached(comfy.cached(demo_scene.model, threshold=1.0), threshold=0.0)
+        result = comfy.sample(demo_scene, twice)
+    assert any("the last one counts" in message for message in caplog.messages)
+    assert sum(message.startswith("EasyCache: computed") for message in caplog.messages) == 1
+    assert torch.equal(result, comfy.sample(demo_scene))
+
+
+def test_the_built_in_node_on_the_same_model_is_warned_of(comfy, demo_scene, caplog):
+    built_in = comfy.node("EasyCache", demo_scene.model, 0.2, 0.15, 0.95, False)[0]
+    with caplog.at_level(logging.WARNING):
+        comfy.cached(built_in)
+    assert any("built-in EasyCache" in message for message in caplog.messages)
+
+
+def test_the_network_is_not_asked_for_state(comfy, demo_scene):
+    """State on the network is what goes wrong in other packs: two runs in one would share it."""
+    network = demo_scene.model.model.diffusion_model
+    before = set(vars(network)) | set(vars(demo_scene.model.model))
+    comfy.sample(demo_scene, comfy.cached(demo_scene.model))
+    assert set(vars(network)) | set(vars(demo_scene.model.model)) == before

@@ -1,0 +1,69 @@
+"""What ComfyUI's node list says about the pack."""
+
+import json
+
+import comfy_host
+import pytest
+
+WIDGETS = {
+    "threshold": ("FLOAT", dict(default=0.05, min=0.0, max=1.0, step=0.005, display="slider")),
+    "warmup_steps": ("INT", dict(default=5, min=1, max=50, display="slider")),
+    "max_consecutive_skips": ("INT", dict(default=0, min=0, max=50)),
+    "start_percent": ("FLOAT", dict(default=0.0, min=0.0, max=1.0, step=0.01)),
+    "end_percent": ("FLOAT", dict(default=1.0, min=0.0, max=1.0, step=0.01)),
+    "cache_device": ("COMBO", dict(default="gpu", options=["gpu", "cpu"])),
+    "verbose": ("BOOLEAN", dict(default=False)),
+}
+
+
+def test_the_pack_loads_beside_the_built_in_node(comfy):
+    """Catches an id that the built-in owns: ComfyUI drops such a node without a word."""
+    assert comfy.pack_loaded
+    assert comfy.classes["EasyCache"] is not comfy.classes["EasyCacheAdaptive"]
+    assert comfy.display_names["EasyCache"] == "EasyCache", "the built-in's name must stay its own"
+    names = {node: comfy.display_names[node] for node in comfy.classes if node.startswith("EasyCache")}
+    assert names == {
+        "EasyCache": "EasyCache",
+        "EasyCacheAdaptive": "EasyCache (Adaptive)",
+        "EasyCacheDemoModel": "EasyCache Demo Model",
+        "EasyCacheDemoDecode": "EasyCache Demo Decode",
+    }
+
+
+def test_widgets_in_their_order(comfy):
+    """Workflows store widget values by position: an order that changes breaks everyone's."""
+    info = comfy.classes["EasyCacheAdaptive"].GET_NODE_INFO_V1()
+    inputs = info["input"]["required"]
+    assert list(inputs) == ["model", *WIDGETS]
+    for name, (kind, expected) in WIDGETS.items():
+        assert inputs[name][0] == kind
+        assert {key: inputs[name][1][key] for key in expected} == expected
+    assert info["category"] == "EasyCache" and info["output"] == ["MODEL"]
+
+
+@pytest.mark.parametrize("node", ["EasyCacheAdaptive", "EasyCacheDemoModel", "EasyCacheDemoDecode"])
+def test_every_socket_has_a_tooltip(comfy, node):
+    info = comfy.classes[node].GET_NODE_INFO_V1()
+    for section in info["input"].values():
+        for name, spec in section.items():
+            assert len(spec[1].get("tooltip", "")) > 10, name
+    assert all(info["output_tooltips"])
+
+
+def test_the_example_workflow_fits_the_nodes(comfy):
+    """A workflow saved before a widget was added would put values into the wrong widgets."""
+    workflow = json.loads((comfy_host.PACK / "workflows" / "EasyCache - instant demo.json").read_text("utf-8"))
+    links = {link[0]: link for link in workflow["links"]}
+    kinds = {node["id"]: node["type"] for node in workflow["nodes"]}
+    for node in workflow["nodes"]:
+        if node["type"] == "EasyCacheAdaptive":
+            assert len(node["widgets_values"]) == len(WIDGETS)
+            for value, (_, spec) in zip(node["widgets_values"], WIDGETS.values(), strict=True):
+                assert spec.get("min", value) <= value <= spec.get("max", value)
+        for slot, socket in enumerate(node["inputs"]):
+            if socket["link"] is not None:
+                assert links[socket["link"]][3:5] == [node["id"], slot]
+    samplers = [node for node in workflow["nodes"] if node["type"] == "KSampler"]
+    sources = sorted(kinds[links[node["inputs"][0]["link"]][1]] for node in samplers)
+    assert sources == ["EasyCacheAdaptive", "ModelSamplingSD3"], "one sampler uncached, one cached"
+    assert len({json.dumps(node["widgets_values"]) for node in samplers}) == 1, "alike but for the cache"

@@ -1,0 +1,213 @@
+"""What the node does to a KSampler run. Network evaluations are counted by hooks on the network itself."""
+
+import logging
+import math
+import re
+
+import pytest
+import torch
+
+
+def psnr(a, b):
+    return -10 * math.log10(((a - b) ** 2).mean().item() / b.std().item() ** 2)
+
+
+def test_threshold_zero_is_bit_identical(comfy, demo_scene):
+    plain, everywhere = demo_scene.counting(lambda: comfy.sample(demo_scene))
+    same, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, comfy.cached(demo_scene.model, threshold=0.0)))
+    assert torch.equal(plain, same)
+    assert levels == everywhere and len(levels) == 16
+
+
+def test_skips_network_calls_and_stays_close(comfy, demo_scene, caplog):
+    """Catches a cache that only says it skips, and one whose result drifts away."""
+    plain = comfy.sample(demo_scene, steps=30)
+    with caplog.at_level(logging.INFO):
+        cached, levels = demo_scene.counting(
+            lambda: comfy.sample(demo_scene, comfy.cached(demo_scene.model, threshold=0.05), steps=30)
+        )
+    assert len(levels) < 24
+    assert psnr(cached, plain) > 20
+    assert levels[:3] == sorted({sigma for _, sigma, _ in demo_scene.calls}, reverse=True)[:3]
+    (line,) = [message for message in caplog.messages if message.startswith("EasyCache: computed")]
+    computed, total, skipped, speedup = re.search(r"computed (\d+) of (\d+) .* skipped (\d+) \(([\d.]+)x\)", line).groups()
+    assert (int(computed), int(total), int(skipped)) == (len(levels), 30, 30 - len(levels))
+    assert float(speedup) == pytest.approx(30 / len(levels), abs=0.01)
+    assert "threshold 0.05, warm-up 3" in line
+
+
+def test_warmup_and_last_step_reach_the_network(comfy, demo_scene):
+    model = comfy.cached(demo_scene.model, threshold=1.0, warmup_steps=6)
+    _, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, model))
+    _, everywhere = demo_scene.counting(lambda: comfy.sample(demo_scene))
+    assert levels[:6] == everywhere[:6] and levels[-1] == everywhere[-1]
+    assert len(levels) < 12
+
+
+def test_a_run_is_deterministic(comfy, demo_scene):
+    """Catches state that leaks from one run into the next."""
+    model = comfy.cached(demo_scene.model)
+    first = comfy.sample(demo_scene, model)
+    comfy.sample(demo_scene, model, seed=77, steps=9)
+    assert torch.equal(first, comfy.sample(demo_scene, model))
+
+
+def test_cond_and_uncond_share_each_decision(comfy, demo_scene, monkeypatch):
+    """Whether memory lets both run in one batch must not matter (ComfyUI issue 10344)."""
+    cached = comfy.cached(demo_scene.model)
+    together, levels_together = demo_scene.counting(lambda: comfy.sample(demo_scene, cached))
+    assert all(sorted(kinds) == [0, 1] for _, _, kinds in demo_scene.calls)
+
+    monkeypatch.setattr(demo_scene.model.model, "memory_required", lambda *args, **kwargs: 1e30)
+    apart, levels_apart = demo_scene.counting(lambda: comfy.sample(demo_scene, cached))
+    by_level = {}
+    for _, sigma, kinds in demo_scene.calls:
+        by_level.setdefault(sigma, []).extend(kinds)
+    assert all(sorted(kinds) == [0, 1] for kinds in by_level.values()), "both branches or none"
+    assert all(len(kinds) == 1 for _, _, kinds in demo_scene.calls), "the batch was really split"
+    assert levels_apart == levels_together
+    torch.testing.assert_close(apart, together, rtol=1e-3, atol=1e-3)
+
+
+def test_without_guidance(comfy, demo_scene):
+    """CFG 1: ComfyUI leaves the negative out altogether."""
+    plain = comfy.sample(demo_scene, cfg=1.0)
+    cached, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, comfy.cached(demo_scene.model), cfg=1.0))
+    assert all(kinds == (0,) for _, _, kinds in demo_scene.calls)
+    assert len(levels) < 14 and psnr(cached, plain) > 20
+
+
+def test_a_batch_of_videos(comfy, demo_scene):
+    latent = {"samples": demo_scene.latent["samples"].repeat(3, 1, 1, 1, 1)}
+    cached, levels = demo_scene.counting(
+        lambda: comfy.sample(demo_scene, comfy.cached(demo_scene.model), latent_image=latent)
+    )
+    assert cached.shape[0] == 3 and cached.isfinite().all() and len(levels) < 14
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "uni_pc", "euler_ancestral", "lcm", "ddim"])
+def test_samplers_with_one_evaluation_a_step(comfy, demo_scene, sampler):
+    model = comfy.cached(demo_scene.model, threshold=1.0, warmup_steps=4)
+    cached, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, model, sampler_name=sampler, steps=12))
+    _, everywhere = demo_scene.counting(lambda: comfy.sample(demo_scene, sampler_name=sampler, steps=12))
+    assert cached.isfinite().all()
+    assert levels[:4] == everywhere[:4], "the warm-up"
+    assert len(levels) < len(everywhere)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "evaluations"), [("heun", 8), ("dpm_2", 8), ("dpmpp_sde", 8), ("seeds_2", 8), ("sa_solver_pece", 7)]
+)
+def test_warmup_counts_steps_of_second_order_samplers(comfy, demo_scene, sampler, evaluations):
+    """A warm-up counted in evaluations would end after half as many steps.
+
+    evaluations: how many the first four steps take (the first step of sa_solver_pece takes one).
+    """
+    warmup, steps = 4, 12
+    model = comfy.cached(demo_scene.model, threshold=1.0, warmup_steps=warmup)
+    demo_scene.counting(lambda: comfy.sample(demo_scene, sampler_name=sampler, steps=steps))
+    every = [sigma for _, sigma, _ in demo_scene.calls]
+    cached, _ = demo_scene.counting(lambda: comfy.sample(demo_scene, model, sampler_name=sampler, steps=steps))
+    computed = [sigma for _, sigma, _ in demo_scene.calls]
+    assert len(every) > 1.5 * steps, "otherwise it is no second-order sampler"
+    assert computed[:evaluations] == every[:evaluations]
+    assert computed[evaluations] != every[evaluations], "the warm-up is over"
+    assert len(computed) < len(every) and cached.isfinite().all()
+
+
+def test_partial_denoise_and_two_stages(comfy, demo_scene):
+    """img2img, and KSamplerAdvanced handing a half-denoised latent over: each run warms up for itself."""
+    model = comfy.cached(demo_scene.model)
+    start = comfy.sample(demo_scene)
+    again, levels = demo_scene.counting(
+        lambda: comfy.sample(demo_scene, model, latent_image={"samples": start}, denoise=0.6, steps=20)
+    )
+    assert again.isfinite().all() and len(levels) < 18
+
+    def stage(latent, first, last, noise):
+        return comfy.node(
+            "KSamplerAdvanced", model, noise, 5, 24, 4.0, "euler", "simple", demo_scene.positive, demo_scene.negative,
+            latent, first, last, "enable" if last < 24 else "disable",
+        )[0]  # fmt: skip
+
+    _, high = demo_scene.counting(lambda: stage(demo_scene.latent, 0, 12, "enable"))
+    assert len(high) < 12
+    handed = stage(demo_scene.latent, 0, 12, "enable")
+    finished, low = demo_scene.counting(lambda: stage(handed, 12, 10000, "disable"))
+    assert len(low) < 12 and finished["samples"].isfinite().all()
+
+
+def test_a_prompt_that_starts_in_the_middle_is_computed_where_it_starts(comfy, demo_scene):
+    """An output cached under one prompt must not answer for another."""
+    late = comfy.node("ConditioningSetTimestepRange", demo_scene.positive, 0.7, 1.0)[0]
+    early = comfy.node("ConditioningSetTimestepRange", demo_scene.negative, 0.0, 0.7)[0]
+    both = comfy.node("ConditioningCombine", late, early)[0]
+    model = comfy.cached(demo_scene.model, threshold=1.0, warmup_steps=2)
+    _, everywhere = demo_scene.counting(lambda: comfy.sample(demo_scene, positive=both))
+    _, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, model, positive=both))
+    switch = demo_scene.model.get_model_object("model_sampling").percent_to_sigma(0.7)
+    first_after = max(sigma for sigma in everywhere if sigma <= switch)
+    assert first_after in levels[2:-1]
+    assert len(levels) < 8
+
+
+def test_start_and_end_percent(comfy, demo_scene):
+    """No reuse outside the part of the schedule that the widgets allow."""
+    sampling = demo_scene.model.get_model_object("model_sampling")
+    model = comfy.cached(demo_scene.model, threshold=1.0, warmup_steps=1, start_percent=0.3, end_percent=0.6)
+    _, everywhere = demo_scene.counting(lambda: comfy.sample(demo_scene, steps=24))
+    _, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, model, steps=24))
+    high, low = sampling.percent_to_sigma(0.3), sampling.percent_to_sigma(0.6)
+    skipped = set(everywhere) - set(levels)
+    assert skipped and all(low <= sigma <= high for sigma in skipped)
+
+
+def test_max_consecutive_skips(comfy, demo_scene):
+    model = comfy.cached(demo_scene.model, threshold=1.0, warmup_steps=2, max_consecutive_skips=2)
+    _, everywhere = demo_scene.counting(lambda: comfy.sample(demo_scene))
+    _, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, model))
+    gaps = "".join("c" if sigma in levels else "s" for sigma in everywhere).split("c")
+    assert max(map(len, gaps)) == 2
+
+
+def test_cache_in_main_memory(comfy, demo_scene):
+    near = comfy.sample(demo_scene, comfy.cached(demo_scene.model))
+    far = comfy.sample(demo_scene, comfy.cached(demo_scene.model, cache_device="cpu"))
+    assert torch.equal(near, far)
+
+
+def test_verbose_writes_a_line_an_evaluation(comfy, demo_scene, caplog):
+    with caplog.at_level(logging.INFO):
+        _, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, comfy.cached(demo_scene.model, verbose=True)))
+    lines = [message for message in caplog.messages if message.startswith("EasyCache: step")]
+    assert len(lines) == 16
+    assert sum(": computed," in line for line in lines) == len(levels)
+
+
+@pytest.mark.parametrize(
+    ("widgets", "steps", "reason"),
+    [
+        (dict(threshold=0.0), 10, "threshold is 0"),
+        (dict(warmup_steps=20), 10, "the run has 10 steps, of which the first 20 (warmup_steps)"),
+        (dict(threshold=1e-6), 10, "raise threshold"),
+        (dict(threshold=1.0, start_percent=1.0), 10, "start_percent"),
+    ],
+)
+def test_the_log_says_why_nothing_was_skipped(comfy, demo_scene, caplog, widgets, steps, reason):
+    with caplog.at_level(logging.INFO):
+        _, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, comfy.cached(demo_scene.model, **widgets), steps=steps))
+    assert len(levels) == steps
+    (line,) = [message for message in caplog.messages if message.startswith("EasyCache: computed")]
+    assert "Nothing was skipped" in line and reason in line
+
+
+def test_context_windows_are_computed_in_full(comfy, demo_scene, caplog):
+    """Windows move over the latent; until they are cached they must at least stay right."""
+    handler = dict(context_length=3, context_overlap=1, context_schedule="standard_static", context_stride=1,
+                   closed_loop=False, fuse_method="pyramid", dim=2)  # fmt: skip
+    windowed = comfy.node("ContextWindowsManual", demo_scene.model, **handler)[0]
+    plain = comfy.sample(demo_scene, windowed, steps=6)
+    with caplog.at_level(logging.INFO):
+        cached = comfy.sample(demo_scene, comfy.cached(windowed, threshold=1.0, warmup_steps=1), steps=6)
+    assert torch.equal(plain, cached)
+    assert any("context windows" in message for message in caplog.messages)
