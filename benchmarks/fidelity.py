@@ -1,0 +1,175 @@
+"""How close to the uncached run, for how many network evaluations: the bundled video model in a real ComfyUI.
+
+For each seed another scene is sampled uncached (50 Euler steps, shift 5, CFG 4) and then with every method;
+pictures are compared after decoding. Evaluations are counted by a hook on the network. The table's rows:
+
+    EasyCache (Adaptive)   this pack, at several thresholds and warm-ups
+    fewer Euler steps      what one could do instead
+    built-in EasyCache     ComfyUI's own node, in fp32 as this model runs on a CPU, and in bf16 against an
+                           uncached run in bf16
+
+Writes benchmarks/results/fidelity.csv (a row a run) and prints the means.
+"""
+
+import argparse
+import csv
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tools"))
+import comfy_host  # noqa: E402
+
+STEPS, CFG, SHIFT = 50, 4.0, 5.0
+SETTINGS = [(0.05, 5), (0.05, 10), (0.1, 5), (0.1, 10), (0.1, 2), (0.2, 5), (0.2, 2)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One sampling run beside its uncached reference."""
+
+    method: str
+    seed: int
+    evaluations: int
+    reference_evaluations: int
+    seconds: float
+    reference_seconds: float
+    psnr: float
+    ssim: float
+
+
+class Bench:
+    """The demo model in ComfyUI, with its network's calls counted."""
+
+    def __init__(self, base: Path):
+        import asyncio
+
+        folder = comfy_host.import_comfy(base)
+        import nodes
+        import torch
+
+        async def load():
+            await nodes.init_builtin_extra_nodes()
+            if not await nodes.load_custom_node(str(folder), ignore=set(nodes.NODE_CLASS_MAPPINGS)):
+                raise RuntimeError("ComfyUI could not load the pack")
+
+        asyncio.run(load())
+        self.torch, self.classes = torch, nodes.NODE_CLASS_MAPPINGS
+        self.calls = 0
+
+    def node(self, kind, *args):
+        cls = self.classes[kind]
+        return cls.execute(*args).result if hasattr(cls, "define_schema") else getattr(cls(), cls.FUNCTION)(*args)
+
+    def scene(self, seed: int, dtype=None):
+        """(model, positive, negative, latent) of the seed's scene; dtype: compute in it instead of the default."""
+        demo = comfy_host.load_pack()
+        from importlib import import_module
+
+        scenes = import_module(f"{demo.__name__}.demo.scenes")
+        scene = scenes.random_scene(self.torch.Generator().manual_seed(seed))
+        model, positive, negative, latent = self.node("EasyCacheDemoModel", *scene.words, 1)
+        if dtype is not None:
+            import comfy.sd
+
+            weights = comfy_host.PACK / "demo" / "weights" / "easycache_demo_wan.safetensors"
+            model = comfy.sd.load_diffusion_model(str(weights), model_options={"dtype": dtype})
+        model = self.node("ModelSamplingSD3", model, SHIFT)[0]
+        model.model.diffusion_model.register_forward_pre_hook(self._count)
+        return model, positive, negative, latent
+
+    def _count(self, *_):
+        self.calls += 1
+
+    def sample(self, scene, seed, model=None, steps=STEPS):
+        """(frames uint8, network evaluations, seconds of sampling)."""
+        default, positive, negative, latent = scene
+        self.calls = 0
+        started = time.perf_counter()
+        sampled = self.node(
+            "KSampler", default if model is None else model, seed, steps, CFG, "euler", "simple", positive, negative, latent
+        )[0]
+        seconds = time.perf_counter() - started
+        frames = self.node("EasyCacheDemoDecode", sampled)[0]
+        return (frames.numpy() * 255).round().astype(np.uint8), self.calls, seconds
+
+
+def compare(method, seed, reference, candidate) -> Run:
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    (a, reference_calls, reference_seconds), (b, calls, seconds) = reference, candidate
+    ssim = float(np.mean([structural_similarity(x, y, channel_axis=-1) for x, y in zip(a, b, strict=True)]))
+    psnr = float(peak_signal_noise_ratio(a, b))
+    return Run(method, seed, calls, reference_calls, round(seconds, 3), round(reference_seconds, 3), psnr, ssim)
+
+
+def runs_of_seed(bench: Bench, seed: int, quick: bool):
+    scene = bench.scene(seed)
+    model = scene[0]
+    reference = bench.sample(scene, seed)
+    for threshold, warmup in SETTINGS[:2] if quick else SETTINGS:
+        cached = bench.node("EasyCacheAdaptive", model, threshold, warmup)[0]
+        name = f"EasyCache (Adaptive), threshold {threshold:g}, warm-up {warmup}"
+        yield compare(name, seed, reference, bench.sample(scene, seed, cached))
+    if quick:
+        return
+    for steps in (25, 22, 15):
+        yield compare(f"{steps} Euler steps", seed, reference, bench.sample(scene, seed, steps=steps))
+    half = bench.scene(seed, bench.torch.bfloat16)
+    half_reference = bench.sample(half, seed)
+    for threshold in (0.1, 0.2):
+        for name, its_scene, its_reference in (("fp32", scene, reference), ("bf16", half, half_reference)):
+            built_in = bench.node("EasyCache", its_scene[0], threshold, 0.15, 0.95, False)[0]
+            method = f"built-in EasyCache, threshold {threshold:g}, {name}"
+            yield compare(method, seed, its_reference, bench.sample(its_scene, seed, built_in))
+
+
+def table(runs: list[Run]) -> str:
+    lines = [
+        "| method | evaluations | fewer evaluations | faster sampling | PSNR (least) | SSIM |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(run.method for run in runs):
+        mine = [run for run in runs if run.method == method]
+        calls = np.mean([run.evaluations for run in mine])
+        fewer = sum(run.reference_evaluations for run in mine) / sum(run.evaluations for run in mine)
+        faster = sum(run.reference_seconds for run in mine) / sum(run.seconds for run in mine)
+        psnr = [run.psnr for run in mine]
+        lines.append(
+            f"| {method} | {calls:.1f} | {fewer:.2f}x | {faster:.2f}x | {np.mean(psnr):.1f} dB ({min(psnr):.1f}) | "
+            f"{np.mean([run.ssim for run in mine]):.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=8, help="how many seeds")
+    parser.add_argument("--first", type=int, default=1000, help="the first seed")
+    parser.add_argument("--quick", action="store_true", help="two settings only")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "fidelity.csv")
+    arguments = parser.parse_args()
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
+        bench = Bench(Path(base))
+        bench.sample(bench.scene(0), 0, steps=3)  # first calls allocate and load
+        runs = []
+        for seed in range(arguments.first, arguments.first + arguments.seeds):
+            runs += runs_of_seed(bench, seed, arguments.quick)
+            print(f"seed {seed} done", flush=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(asdict(runs[0])))
+        writer.writeheader()
+        writer.writerows(asdict(run) for run in runs)
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    main()
