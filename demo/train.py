@@ -171,7 +171,7 @@ def train_decoder(demo, args):
     def loss_of_next_batch():
         video = demo.scenes.render([demo.scenes.random_scene(rng) for _ in range(args.batch)], rng)
         latent = demo.codec.encode(video, *codec)
-        latent = latent + 0.05 * torch.randn(latent.shape, generator=rng)
+        latent = latent + 0.1 * torch.randn(latent.shape, generator=rng)
         with torch.autocast("cpu", torch.bfloat16):
             painted = decoder(latent)
         error = painted.float() - video

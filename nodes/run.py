@@ -78,7 +78,7 @@ class Run:
         x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,).
         """
         step = self.clock.tick()
-        force = self._must_compute(step, executor.class_obj.conds, model_options)
+        force = self._must_compute(step, getattr(executor.class_obj, "conds", {}), model_options)
         self._x, self._calls = x, 0
         self._reusing = not self._controller.begin(
             self._sampling.calculate_input(timestep, x), sigma=timestep, step=step, force=force
