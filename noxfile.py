@@ -14,7 +14,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["tests"]
 
 TORCH = ("torch==2.14.1", "torchvision==0.29.1")
-PICTURES = ("scikit-image", "matplotlib")
+PICTURES = ("scikit-image",)
 
 
 def comfyui(session: nox.Session, *extra: str) -> None:

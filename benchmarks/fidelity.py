@@ -51,8 +51,9 @@ class Bench:
         import asyncio
 
         folder = comfy_host.import_comfy(base)
-        import nodes
         import torch
+
+        import nodes
 
         async def load():
             await nodes.init_builtin_extra_nodes()
@@ -93,7 +94,16 @@ class Bench:
         self.calls = 0
         started = time.perf_counter()
         sampled = self.node(
-            "KSampler", default if model is None else model, seed, steps, CFG, "euler", "simple", positive, negative, latent
+            "KSampler",
+            default if model is None else model,
+            seed,
+            steps,
+            CFG,
+            "euler",
+            "simple",
+            positive,
+            negative,
+            latent,
         )[0]
         seconds = time.perf_counter() - started
         frames = self.node("EasyCacheDemoDecode", sampled)[0]

@@ -91,6 +91,12 @@ def progress_bar(prompt: dict):
     return show
 
 
+def computed_flags(lines: list[str]) -> list[bool]:
+    """What the node's verbose log lines say of each evaluation: computed or reused."""
+    matches = (re.match(r"EasyCache: step \d+ of .*: (computed|reused), error", line) for line in lines)
+    return [match[1] == "computed" for match in matches if match]
+
+
 def frames_of(picture: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(picture)) as animation:
         return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(animation)])
@@ -122,10 +128,10 @@ async def run_demo(arguments: argparse.Namespace) -> Outcome:
             frames[:, :, :half],
             frames[:, :, -half:],
             prompt[uncached]["inputs"]["steps"],
-            [match["what"] == "computed" for line in lines if (match := re.search(r"step \d+.*: (?P<what>\w+), error", line))],
+            computed_flags(lines),
             result.seconds[uncached],
             result.seconds[cached],
-        )  # fmt: skip
+        )
 
 
 def check(outcome: Outcome) -> None:
@@ -143,10 +149,14 @@ def table(outcome: Outcome) -> str:
         ("", "evaluations", "seconds", "speed-up", "PSNR", "SSIM"),
         ("uncached", f"{outcome.steps}", f"{outcome.seconds_uncached:.1f}", "", "", ""),
         (
-            "EasyCache", f"{computed}", f"{outcome.seconds_cached:.1f}",
-            f"{outcome.seconds_uncached / outcome.seconds_cached:.2f}x", f"{outcome.psnr:.1f} dB", f"{outcome.ssim:.4f}",
+            "EasyCache",
+            f"{computed}",
+            f"{outcome.seconds_cached:.1f}",
+            f"{outcome.seconds_uncached / outcome.seconds_cached:.2f}x",
+            f"{outcome.psnr:.1f} dB",
+            f"{outcome.ssim:.4f}",
         ),
-    ]  # fmt: skip
+    ]
     return "\n".join("  " + "".join(f"{cell:>13}" for cell in row) for row in rows)
 
 

@@ -119,7 +119,9 @@ class Stage:
                     self.average[name].lerp_(value, 1 - keep)
             recent.append(loss.item())
             if self.step % 50 == 0:
-                print(f"step {self.step} loss {sum(recent) / len(recent):.4f} {time.time() - started:.0f} s", flush=True)
+                print(
+                    f"step {self.step} loss {sum(recent) / len(recent):.4f} {time.time() - started:.0f} s", flush=True
+                )
                 recent.clear()
             if self.step % 200 == 0 or self.step == self.args.steps:
                 self._save()

@@ -23,7 +23,16 @@ log = logging.getLogger("easycache")
 
 
 def sample_with_cache(
-    settings: Settings, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs
+    settings: Settings,
+    executor,
+    noise,
+    latent_image,
+    sampler,
+    sigmas,
+    denoise_mask=None,
+    callback=None,
+    *args,
+    **kwargs,
 ):
     """OUTER_SAMPLE wrapper: opens a run and closes it whatever happens."""
     guider = executor.class_obj

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import pytest
+
 from easycache_core import CacheConfig, CacheController
 
 

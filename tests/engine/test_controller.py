@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+
 from easycache_core import CacheConfig, CacheController
 
 STEPS = 30

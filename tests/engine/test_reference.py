@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from easycache_core import CacheConfig, CacheController
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference"

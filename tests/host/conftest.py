@@ -14,8 +14,9 @@ class Comfy:
 
     def __init__(self, base):
         self.pack_folder = comfy_host.import_comfy(base)
-        import nodes
         import torch
+
+        import nodes
 
         torch.set_num_threads(max(1, min(4, os.cpu_count() or 1)))
 

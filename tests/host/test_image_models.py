@@ -35,7 +35,7 @@ def flux(comfy):
 
 @pytest.fixture(scope="module")
 def unet(comfy):
-    """Stable Diffusion 1.5's architecture: predicts eps; the sampler's latent is up to 15 times wider than its input."""
+    """Stable Diffusion 1.5's architecture: predicts eps; the sampler's latent is up to 15 times wider."""
     import comfy.supported_models
 
     config = comfy.supported_models.SD15(

@@ -30,7 +30,9 @@ def test_skips_network_calls_and_stays_close(comfy, demo_scene, caplog):
     assert psnr(cached, plain) > 20
     assert levels[:3] == sorted({sigma for _, sigma, _ in demo_scene.calls}, reverse=True)[:3]
     (line,) = [message for message in caplog.messages if message.startswith("EasyCache: computed")]
-    computed, total, skipped, speedup = re.search(r"computed (\d+) of (\d+) .* skipped (\d+) \(([\d.]+)x\)", line).groups()
+    computed, total, skipped, speedup = re.search(
+        r"computed (\d+) of (\d+) .* skipped (\d+) \(([\d.]+)x\)", line
+    ).groups()
     assert (int(computed), int(total), int(skipped)) == (len(levels), 30, 30 - len(levels))
     assert float(speedup) == pytest.approx(30 / len(levels), abs=0.01)
     assert "threshold 0.05, warm-up 3" in line
@@ -195,7 +197,9 @@ def test_verbose_writes_a_line_an_evaluation(comfy, demo_scene, caplog):
 )
 def test_the_log_says_why_nothing_was_skipped(comfy, demo_scene, caplog, widgets, steps, reason):
     with caplog.at_level(logging.INFO):
-        _, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, comfy.cached(demo_scene.model, **widgets), steps=steps))
+        _, levels = demo_scene.counting(
+            lambda: comfy.sample(demo_scene, comfy.cached(demo_scene.model, **widgets), steps=steps)
+        )
     assert len(levels) == steps
     (line,) = [message for message in caplog.messages if message.startswith("EasyCache: computed")]
     assert "Nothing was skipped" in line and reason in line
