@@ -61,11 +61,11 @@ def _path(motion: str, u: torch.Tensor, rng: torch.Generator):
     def chance(low, high):
         return low + (high - low) * float(torch.rand(1, generator=rng))
 
-    radius = chance(0.32, 0.42)
-    angle = chance(-0.25, 0.25)
-    x = torch.full_like(u, chance(-0.35, 0.35))
-    y = torch.full_like(u, chance(-0.35, 0.35))
-    sweep = chance(0.5, 0.65) * (2 * u - 1)
+    radius = chance(0.38, 0.46)
+    angle = chance(-0.12, 0.12)
+    x = torch.full_like(u, chance(-0.15, 0.15))
+    y = torch.full_like(u, chance(-0.15, 0.15))
+    sweep = chance(0.44, 0.54) * (2 * u - 1)
     if motion == "right":
         x = sweep
     elif motion == "left":
@@ -75,14 +75,14 @@ def _path(motion: str, u: torch.Tensor, rng: torch.Generator):
     elif motion == "up":
         y = -sweep
     elif motion == "orbit":
-        phase = 2 * math.pi * (u + chance(0, 1))
-        reach = chance(0.42, 0.52)
-        x, y = reach * torch.cos(phase), reach * torch.sin(phase)
+        phase = 2 * math.pi * (u + chance(-0.06, 0.06))
+        reach = chance(0.40, 0.46)
+        x, y = reach * torch.sin(phase), -reach * torch.cos(phase)
     elif motion == "bounce":
-        y = 0.5 - chance(0.85, 1.05) * torch.sin(2 * math.pi * u + chance(0, math.pi)).abs()
+        y = 0.5 - chance(0.90, 1.00) * torch.sin(2 * math.pi * (u + chance(-0.03, 0.03))).abs()
     r = torch.full_like(u, radius)
     if motion == "pulse":
-        r = radius * (1 + 0.45 * torch.sin(2 * math.pi * (u + chance(0, 1))))
+        r = radius * (1 - 0.4 * torch.cos(2 * math.pi * (u + chance(-0.05, 0.05))))
     a = torch.full_like(u, angle)
     if motion == "spin":
         a = angle + 2 * math.pi * u

@@ -135,10 +135,15 @@ class Stage:
 
 
 def codec_of(demo, args):
-    """Mean and projection of the latent space, from 256 videos of a fixed seed; the same for both stages."""
-    rng = torch.Generator().manual_seed(args.seed)
-    videos = demo.scenes.render([demo.scenes.random_scene(rng) for _ in range(256)], rng)
-    return demo.codec.principal_components(demo.codec.blocks(videos).flatten(0, 3))
+    """Mean and projection of the latent space, from 256 videos; made once, the same for both stages."""
+    file = args.work / "codec.pt"
+    if not file.exists():
+        rng = torch.Generator().manual_seed(args.seed)
+        videos = demo.scenes.render([demo.scenes.random_scene(rng) for _ in range(256)], rng)
+        mean, projection = demo.codec.principal_components(demo.codec.blocks(videos).flatten(0, 3))
+        torch.save({"mean": mean, "projection": projection}, file)
+    saved = torch.load(file, weights_only=True)
+    return saved["mean"], saved["projection"]
 
 
 def train_denoiser(demo, args):
@@ -183,7 +188,10 @@ def train_decoder(demo, args):
 
 
 def export(demo, args):
-    """Write both networks in fp16; the decoder takes latents as ComfyUI hands them out (in Wan's scale)."""
+    """Write the networks in fp16 and the encoder's numbers in fp32.
+
+    The decoder takes latents as ComfyUI hands them out, in Wan's scale.
+    """
     import comfy.latent_formats
     from safetensors.torch import save_file
 
@@ -206,6 +214,8 @@ def export(demo, args):
         {k: v.half().contiguous() for k, v in decoder.state_dict().items()},
         WEIGHTS / "easycache_demo_decoder.safetensors",
     )
+    mean, projection = codec_of(demo, args)
+    save_file({"mean": mean, "projection": projection.contiguous()}, WEIGHTS / "easycache_demo_encoder.safetensors")
     for file in sorted(WEIGHTS.glob("*.safetensors")):
         print(f"{file.name}: {file.stat().st_size / 1e6:.2f} MB")
 
