@@ -60,13 +60,11 @@ def test_the_shape_moves_as_asked(comfy):
 def test_the_decoder_undoes_the_encoder(comfy, demo):
     """Catches a decoder for another latent scale: it is exported for latents as ComfyUI's sampler hands them out."""
     import comfy.latent_formats as formats
-    import comfy.utils
+    from safetensors.torch import load_file
 
     rng = torch.Generator().manual_seed(11)
     videos = demo.scenes.render([demo.scenes.random_scene(rng) for _ in range(6)], rng)
-    encoder = comfy.utils.load_torch_file(
-        str(comfy_host.PACK / "demo" / "weights" / "easycache_demo_encoder.safetensors")
-    )
+    encoder = load_file(comfy_host.PACK / "demo" / "weights" / "easycache_demo_encoder.safetensors")
     latent = formats.Wan21().process_out(demo.codec.encode(videos, encoder["mean"], encoder["projection"]))
     painted = comfy.node("EasyCacheDemoDecode", {"samples": latent})[0]
     expected = videos.flatten(0, 1).movedim(1, -1)
