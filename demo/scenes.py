@@ -61,28 +61,30 @@ def _path(motion: str, u: torch.Tensor, rng: torch.Generator):
     def chance(low, high):
         return low + (high - low) * float(torch.rand(1, generator=rng))
 
-    radius = chance(0.38, 0.46)
+    # The network knows positions and times only relative to each other (rotary embeddings), so motions are told
+    # by how a shape moves, not by where or when.
+    radius = chance(0.36, 0.44)
     angle = chance(-0.12, 0.12)
-    x = torch.full_like(u, chance(-0.15, 0.15))
-    y = torch.full_like(u, chance(-0.15, 0.15))
-    sweep = chance(0.44, 0.54) * (2 * u - 1)
+    x = torch.full_like(u, chance(-0.4, 0.4))
+    y = torch.full_like(u, chance(-0.4, 0.4))
+    sweep = chance(0.75, 0.95) * (u - 0.5)
+    phase = 2 * math.pi * (u + chance(0, 1))
     if motion == "right":
-        x = sweep
+        x = 0.4 * x + sweep
     elif motion == "left":
-        x = -sweep
+        x = 0.4 * x - sweep
     elif motion == "down":
-        y = sweep
+        y = 0.4 * y + sweep
     elif motion == "up":
-        y = -sweep
+        y = 0.4 * y - sweep
     elif motion == "orbit":
-        phase = 2 * math.pi * (u + chance(-0.06, 0.06))
-        reach = chance(0.40, 0.46)
-        x, y = reach * torch.sin(phase), -reach * torch.cos(phase)
+        reach = chance(0.38, 0.46)
+        x, y = 0.3 * x + reach * torch.sin(phase), 0.3 * y - reach * torch.cos(phase)
     elif motion == "bounce":
-        y = 0.5 - chance(0.90, 1.00) * torch.sin(2 * math.pi * (u + chance(-0.03, 0.03))).abs()
+        y = 0.5 - chance(0.90, 1.00) * torch.sin(phase).abs()
     r = torch.full_like(u, radius)
     if motion == "pulse":
-        r = radius * (1 - 0.4 * torch.cos(2 * math.pi * (u + chance(-0.05, 0.05))))
+        r = radius * (1 + 0.4 * torch.sin(phase))
     a = torch.full_like(u, angle)
     if motion == "spin":
         a = angle + 2 * math.pi * u

@@ -24,8 +24,8 @@ HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "weights"
 
 WAN = dict(dim=256, ffn_dim=768, num_heads=2, num_layers=6, in_dim=16, out_dim=16)
-POOL = 1536  # videos held ready as latents; REFRESH of them are drawn anew each step
-REFRESH = 2
+POOL = 1024  # videos held ready as latents; REFRESH of them are drawn anew each step
+REFRESH = 3
 GUIDANCE_DROPOUT = 0.12
 SHIFT = 3.0  # training noise levels lean towards the noisy end as sampling does
 EMA = 0.998
