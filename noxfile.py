@@ -21,7 +21,7 @@ def comfyui(session: nox.Session, *extra: str) -> None:
     """An environment in which a real ComfyUI runs."""
     session.install(*TORCH)
     session.install(*extra)
-    session.run("python", "tools/comfy_host.py")
+    session.run_install("python", "tools/comfy_host.py")
 
 
 @nox.session

@@ -5,8 +5,6 @@ pictures are compared after decoding. Evaluations are counted by a hook on the n
 
     EasyCache (Adaptive)   this pack, at several thresholds and warm-ups
     fewer Euler steps      what one could do instead
-    built-in EasyCache     ComfyUI's own node, in fp32 as this model runs on a CPU, and in bf16 against an
-                           uncached run in bf16
 
 Writes benchmarks/results/fidelity.csv (a row a run) and prints the means.
 """
@@ -68,19 +66,14 @@ class Bench:
         cls = self.classes[kind]
         return cls.execute(*args).result if hasattr(cls, "define_schema") else getattr(cls(), cls.FUNCTION)(*args)
 
-    def scene(self, seed: int, dtype=None):
-        """(model, positive, negative, latent) of the seed's scene; dtype: compute in it instead of the default."""
+    def scene(self, seed: int):
+        """(model, positive, negative, latent) of the seed's scene."""
         demo = comfy_host.load_pack()
         from importlib import import_module
 
         scenes = import_module(f"{demo.__name__}.demo.scenes")
         scene = scenes.random_scene(self.torch.Generator().manual_seed(seed))
         model, positive, negative, latent = self.node("EasyCacheDemoModel", *scene.words, 1)
-        if dtype is not None:
-            import comfy.sd
-
-            weights = comfy_host.PACK / "demo" / "weights" / "easycache_demo_wan.safetensors"
-            model = comfy.sd.load_diffusion_model(str(weights), model_options={"dtype": dtype})
         model = self.node("ModelSamplingSD3", model, SHIFT)[0]
         model.model.diffusion_model.register_forward_pre_hook(self._count)
         return model, positive, negative, latent
@@ -131,13 +124,6 @@ def runs_of_seed(bench: Bench, seed: int, quick: bool):
         return
     for steps in (25, 22, 15):
         yield compare(f"{steps} Euler steps", seed, reference, bench.sample(scene, seed, steps=steps))
-    half = bench.scene(seed, bench.torch.bfloat16)
-    half_reference = bench.sample(half, seed)
-    for threshold in (0.1, 0.2):
-        for name, its_scene, its_reference in (("fp32", scene, reference), ("bf16", half, half_reference)):
-            built_in = bench.node("EasyCache", its_scene[0], threshold, 0.15, 0.95, False)[0]
-            method = f"built-in EasyCache, threshold {threshold:g}, {name}"
-            yield compare(method, seed, its_reference, bench.sample(its_scene, seed, built_in))
 
 
 def table(runs: list[Run]) -> str:
