@@ -1,4 +1,4 @@
-"""Which conditionings, ControlNets and hooks are at work at a noise level.
+"""Which conditionings, ControlNets, hooks and patches are at work at a noise level.
 
 A cached output answers for the conditioning it was computed with. Prompts, ControlNets and hooks can be
 switched on and off in the course of a run; when that happens the network has to be asked again.
@@ -13,6 +13,12 @@ def active_parts(conds: dict[str, list[dict] | None], sigma: float) -> tuple:
     return tuple(
         (name, tuple(_state(cond, sigma) for cond in entries or ())) for name, entries in sorted(conds.items())
     )
+
+
+def patched_layers(model_options: dict) -> tuple:
+    """Names of the layers that are replaced or skipped in a call to the network."""
+    replaced = model_options.get("transformer_options", {}).get("patches_replace", {})
+    return tuple(sorted((kind, str(layer)) for kind, layers in replaced.items() for layer in layers))
 
 
 def _state(cond: dict, sigma: float) -> tuple:

@@ -13,10 +13,12 @@ import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..easycache_core import CacheController
-from .activity import active_parts
+from .activity import active_parts, patched_layers
+from .parametrisation import Parametrisation
 from .settings import Settings
 from .steps import StepClock
 from .summary import summarise
+from .windows import CachedWindows
 
 KEY = "easycache_adaptive"
 log = logging.getLogger("easycache")
@@ -61,25 +63,24 @@ def sample_with_cache(
 class Run:
     """The cache's whole state during one sampling run.
 
-    In the terms of the engine, a branch is one conditioning of one call to calc_cond_batch, v is the
-    sampler's derivative d = (x - denoised) / sigma, which equals the network's output for flow and eps
-    models, and x is the latent as the network gets it (`model_sampling.calculate_input`).
+    In the terms of the engine, a branch is one conditioning of one call to calc_cond_batch, and x and v are
+    what the network gets and what it answers for that conditioning (see Parametrisation).
     """
 
     def __init__(self, settings: Settings, sigmas: list[float], model_sampling):
         self.settings = settings
         self.clock = StepClock()
         self._sigmas = sigmas
-        self._sampling = model_sampling
+        self._network = Parametrisation(model_sampling)
         self._highest = float(model_sampling.percent_to_sigma(settings.start_percent))
         self._lowest = float(model_sampling.percent_to_sigma(settings.end_percent))
         self._controller = CacheController(settings.config, total_steps=max(len(sigmas) - 1, 0))
         self._active_parts: tuple | None = None
-        self._obstacle: str | None = None
         # Of the current evaluation:
         self._x: torch.Tensor | None = None
         self._reusing = False
         self._calls = 0
+        self._computing = False
 
     def predict_noise(self, executor, x, timestep, model_options, *args, **kwargs):
         """PREDICT_NOISE wrapper, once an evaluation: decide.
@@ -87,45 +88,58 @@ class Run:
         x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,).
         """
         step = self.clock.tick()
-        force = self._must_compute(step, getattr(executor.class_obj, "conds", {}), model_options)
+        force = self._must_compute(step, getattr(executor.class_obj, "conds", {}))
         self._x, self._calls = x, 0
         self._reusing = not self._controller.begin(
-            self._sampling.calculate_input(timestep, x), sigma=timestep, step=step, force=force
+            self._network.network_input(x, timestep), sigma=timestep, step=step, force=force
         )
+        handler = model_options.get("context_handler")
+        if handler is not None:
+            model_options = {**model_options, "context_handler": CachedWindows(handler, self.conditions)}
         denoised = executor(x, timestep, model_options, *args, **kwargs)
         self._x = None
         if self.settings.verbose:
             self._log_evaluation()
         return denoised
 
-    def _must_compute(self, step: int, conds: dict, model_options: dict) -> bool:
+    def _must_compute(self, step: int, conds: dict) -> bool:
         """Whether something outside the engine's view rules out reuse at this step; looks at no device tensor."""
-        if model_options.get("context_handler") is not None:
-            self._obstacle = "context windows are in use, which are computed in full"
-            return True
         sigma = self._sigmas[min(step, len(self._sigmas) - 1)]
         before, self._active_parts = self._active_parts, active_parts(conds, sigma)
         return before != self._active_parts or not self._lowest <= sigma <= self._highest
 
     def calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
-        """CALC_COND_BATCH wrapper: denoised latents for a list of conditionings, computed or predicted.
+        """CALC_COND_BATCH wrapper: denoised latents for a list of conditionings, computed or predicted."""
 
-        Guidance add-ons (perturbed attention, skip-layer ...) call again within one evaluation; calls are told
-        apart by their order.
+        def compute():
+            return executor(model, conds, x, timestep, model_options)
+
+        return compute() if self._computing else self.conditions(compute, conds, x, timestep, model_options)
+
+    def conditions(self, compute, conds, x, timestep, model_options) -> list[torch.Tensor]:
+        """Denoised latents for a list of conditionings: predicted where possible, else from `compute()`.
+
+        Guidance add-ons (perturbed attention, skip-layer ...) call again within one evaluation. Calls are told
+        apart by their order and by the layers they patch, as an add-on may end on the way and the next one
+        move up.
         """
-        call, self._calls = self._calls, self._calls + 1
-        branches = {i: f"{call}/{i}" for i, cond in enumerate(conds) if cond is not None}
-        own_x = None if x is self._x else self._sampling.calculate_input(timestep, x)
-        sigma = timestep.reshape(-1, *[1] * (x.ndim - 1)).clamp_min(1e-6)
+        call, self._calls = f"{self._calls} {patched_layers(model_options)}", self._calls + 1
+        branches = {i: f"{call} {i}" for i, cond in enumerate(conds) if cond is not None}
+        own_x = None if x is self._x else self._network.network_input(x, timestep)
         if self._reusing and all(map(self._controller.knows, branches.values())):
+            predicted = {i: self._controller.predict(branch, own_x) for i, branch in branches.items()}
             return [
-                x - sigma * self._controller.predict(branches[i], own_x) if i in branches else torch.zeros_like(x)
+                self._network.denoised(predicted[i], x, timestep) if i in predicted else torch.zeros_like(x)
                 for i in range(len(conds))
             ]
-        denoised = executor(model, conds, x, timestep, model_options)
+        self._computing = True
+        try:
+            denoised = compute()
+        finally:
+            self._computing = False
         if not self._reusing:
             for i, branch in branches.items():
-                self._controller.store(branch, (x - denoised[i]) / sigma, own_x)
+                self._controller.store(branch, self._network.network_output(denoised[i], x, timestep), own_x)
         return denoised
 
     def _log_evaluation(self):
@@ -140,9 +154,7 @@ class Run:
         )
 
     def summary(self) -> str:
-        return summarise(
-            self.settings, self.clock.steps, self._controller.computed, self._controller.skipped, self._obstacle
-        )
+        return summarise(self.settings, self.clock.steps, self._controller.computed, self._controller.skipped)
 
     def close(self) -> None:
         """Let go of every tensor, even if somebody still holds this run."""

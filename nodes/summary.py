@@ -3,10 +3,10 @@
 from .settings import Settings
 
 
-def summarise(settings: Settings, steps: int, computed: int, skipped: int, obstacle: str | None) -> str:
+def summarise(settings: Settings, steps: int, computed: int, skipped: int) -> str:
     """What a run did, and if nothing was skipped, why.
 
-    steps: sampler steps of the run. obstacle: something found while sampling that kept the cache from working.
+    steps: sampler steps of the run.
     """
     config = settings.config
     evaluations = computed + skipped
@@ -18,7 +18,7 @@ def summarise(settings: Settings, steps: int, computed: int, skipped: int, obsta
     )
     if skipped:
         return line
-    return f"{line}. Nothing was skipped: {obstacle or _reason(settings, steps)}"
+    return f"{line}. Nothing was skipped: {_reason(settings, steps)}"
 
 
 def _reason(settings: Settings, steps: int) -> str:

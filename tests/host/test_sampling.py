@@ -204,13 +204,15 @@ def test_the_log_says_why_nothing_was_skipped(comfy, demo_scene, caplog, widgets
     assert "Nothing was skipped" in line and reason in line
 
 
-def test_context_windows_are_computed_in_full(comfy, demo_scene, caplog):
-    """Windows move over the latent; until they are cached they must at least stay right."""
-    handler = dict(context_length=3, context_overlap=1, context_schedule="standard_static", context_stride=1,
-                   closed_loop=False, fuse_method="pyramid", dim=2)  # fmt: skip
-    windowed = comfy.node("ContextWindowsManual", demo_scene.model, **handler)[0]
-    plain = comfy.sample(demo_scene, windowed, steps=6)
-    with caplog.at_level(logging.INFO):
-        cached = comfy.sample(demo_scene, comfy.cached(windowed, threshold=1.0, warmup_steps=1), steps=6)
-    assert torch.equal(plain, cached)
-    assert any("context windows" in message for message in caplog.messages)
+@pytest.mark.parametrize("schedule", ["standard_static", "standard_uniform"])
+def test_context_windows_are_skipped_too(comfy, demo_scene, schedule):
+    """Fixed windows and moving ones. Catches a window that is answered with another window's latent."""
+    windowed = comfy.node(
+        "ContextWindowsManual", demo_scene.model, context_length=3, context_overlap=1, context_schedule=schedule,
+        context_stride=1, closed_loop=False, fuse_method="pyramid", dim=2,
+    )[0]  # fmt: skip
+    plain, everywhere = demo_scene.counting(lambda: comfy.sample(demo_scene, windowed, steps=20))
+    cached, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, comfy.cached(windowed), steps=20))
+    assert len(everywhere) == 20 and len(levels) < 15
+    assert psnr(cached, plain) > 14
+    assert torch.equal(plain, comfy.sample(demo_scene, comfy.cached(windowed, threshold=0.0), steps=20))
