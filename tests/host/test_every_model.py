@@ -1,0 +1,81 @@
+"""Every model family of the host, each in its own architecture: nothing of the pack knows a model, so all must work."""
+
+from collections import Counter
+
+import comfy_host
+import pytest
+import tiny_models
+import torch
+
+FAMILIES = dict(tiny_models.families(comfy_host.find()))
+STEPS, WARMUP = 8, 2
+
+
+class Family:
+    """A tiny model and its uncached run."""
+
+    def __init__(self, comfy, name):
+        self._comfy = comfy
+        self.scene = tiny_models.build(name)
+        self.plain, self.evaluations = self.sample(self.scene.model)
+
+    def sample(self, model):
+        """(latent, how often the network was called at each noise level); the sampler's steps are told by the level."""
+        latent, _ = self.scene.counting(lambda: self._comfy.sample(self.scene, model, steps=STEPS, cfg=2.5))
+        return latent, Counter(sigma for _, sigma, _ in self.scene.calls)
+
+    def cached(self, threshold=1.0):
+        return self.sample(self._comfy.cached(self.scene.model, threshold=threshold, warmup_steps=WARMUP))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.skip(recipe.reason) if recipe.reason else ())
+        for name, recipe in FAMILIES.items()
+        if recipe
+    ],
+)
+def family(comfy, request):
+    return Family(comfy, request.param)
+
+
+def test_every_family_has_a_recipe(comfy):
+    """A model that a new ComfyUI brings must not go untested unnoticed."""
+    from comfy import supported_models
+
+    assert set(FAMILIES) == {family.__name__ for family in supported_models.models}
+    missing = [name for name, recipe in FAMILIES.items() if recipe is None]
+    assert not missing, f"no recipe in tests/support/tiny_models.py for {', '.join(missing)}"
+
+
+def test_reused_steps_do_not_reach_the_network(family):
+    shape = family.scene.latent["samples"].shape
+    assert family.plain.shape == shape and family.plain.isfinite().all()
+    assert len(family.evaluations) == STEPS, "every step without the node is computed"
+
+    latent, evaluations = family.cached()
+    assert latent.shape == shape and latent.isfinite().all()
+    assert len(evaluations) < STEPS, "nothing was reused"
+    levels = sorted(family.evaluations, reverse=True)
+    assert set(evaluations) >= {*levels[:WARMUP], levels[-1]}, "the warm-up and the last step are always computed"
+    assert evaluations == {level: family.evaluations[level] for level in evaluations}, "both branches or none"
+
+
+def test_threshold_0_changes_nothing(family):
+    latent, evaluations = family.cached(threshold=0.0)
+    assert torch.equal(latent, family.plain)
+    assert evaluations == family.evaluations
+
+
+def test_decisions_do_not_depend_on_free_memory(family, request, monkeypatch):
+    """With little of it cond and uncond are run one after the other."""
+    if FAMILIES[request.node.callspec.params["family"]].one_batch:
+        pytest.skip("ComfyUI itself can run this network only with cond and uncond in one batch")
+    _, together = family.cached()
+    assert all(len(kinds) == 2 for _, _, kinds in family.scene.calls)
+    monkeypatch.setattr(family.scene.model.model, "memory_required", lambda *args, **kwargs: 1e30)
+    latent, apart = family.cached()
+    assert all(len(kinds) == 1 for _, _, kinds in family.scene.calls), "the batch was really split"
+    assert latent.isfinite().all()
+    assert apart == {level: 2 * count for level, count in together.items()}

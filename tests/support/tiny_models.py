@@ -1,0 +1,381 @@
+"""Every model family the host knows, in its own architecture, tiny and with random weights.
+
+`families` lists the host's model classes; RECIPES says how each of them is built small and what sampling it
+needs; `build` makes a Scene of it. A host's new class has no recipe yet and is listed with None.
+"""
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from scene import Scene
+
+TEXT = (1, 6, 48)  # prompts of 6 tokens of width 48, for the networks that let us choose
+
+
+class Vision(dict):
+    """A CLIP vision model's output; shapes by attribute."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One family at a tiny size.
+
+    sizes: the network's arguments, on top of the class's own. latent: shape of what is sampled. text: shape of
+    the text embedding. cond: further entries of a conditioning, named as ComfyUI's nodes name them; in all of
+    these a tuple stands for random numbers of that shape. mask: a noise mask for the latent. checkpoint: what the
+    class itself reads from the checkpoint. trim: cuts down what the network has no argument for. one_batch: the
+    network takes cond and uncond only together. reason: why it cannot be built tiny; the rest is then unused.
+    """
+
+    sizes: dict = field(default_factory=dict)
+    latent: tuple | torch.Tensor = (1, 16, 16, 16)
+    text: tuple = TEXT
+    cond: dict = field(default_factory=dict)
+    mask: torch.Tensor | None = None
+    checkpoint: dict = field(default_factory=dict)
+    trim: Callable = lambda network: None
+    one_batch: bool = False
+    reason: str = ""
+
+
+def families(host: Path) -> Iterator[tuple[str, Recipe | None]]:
+    """(class name, recipe or None) of each class in the host's list, read from its source: ComfyUI can be
+    imported only once its base folder is known, and tests are collected earlier."""
+    source = (host / "comfy" / "supported_models.py").read_text(encoding="utf-8")
+    for statement in ast.parse(source).body:
+        target = getattr(statement, "target", None) or getattr(statement, "targets", [None])[0]
+        if isinstance(target, ast.Name) and target.id == "models":
+            for entry in statement.value.elts:
+                yield entry.id, RECIPES.get(entry.id)
+
+
+@torch.no_grad()
+def build(name: str, seed: int = 0) -> Scene:
+    """The family's model with conditionings and a random latent."""
+    import comfy.model_management as management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    recipe, family = RECIPES[name], getattr(comfy.supported_models, name)
+    rng = torch.Generator().manual_seed(seed)
+    config = family({**family.unet_config, **recipe.sizes})
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model(draw(recipe.checkpoint, rng), "", device=torch.device("cpu"))
+    recipe.trim(model.diffusion_model)
+    fill(model.diffusion_model, rng)
+    patcher = comfy.model_patcher.ModelPatcher(model, management.get_torch_device(), management.unet_offload_device())
+    positive, negative = ([draw([recipe.text, recipe.cond], rng)] for _ in range(2))
+    latent = {"samples": draw(recipe.latent, rng)}
+    if recipe.mask is not None:
+        latent["noise_mask"] = recipe.mask
+    return Scene(patcher, positive, negative, latent)
+
+
+def fill(network: torch.nn.Module, rng: torch.Generator) -> None:
+    """Random weights for all that a checkpoint would bring; norms scale by 1, and no output layer is zero."""
+    for name, weight in network.state_dict().items():
+        if weight.ndim == 1 and name.endswith(("weight", "scale", "gamma")):
+            weight.fill_(1.0)
+        else:
+            weight.normal_(std=0.05, generator=rng)
+
+
+def draw(spec, rng: torch.Generator):
+    """A conditioning entry with each shape in it replaced by random numbers."""
+    if isinstance(spec, tuple):
+        return torch.randn(spec, generator=rng)
+    if isinstance(spec, list):
+        return [draw(part, rng) for part in spec]
+    if isinstance(spec, dict):
+        drawn = {key: draw(part, rng) for key, part in spec.items()}
+        return SimpleNamespace(**drawn) if isinstance(spec, Vision) else drawn
+    return spec
+
+
+def ones(*shape: int) -> torch.Tensor:
+    """An attention mask that lets everything through."""
+    return torch.ones(shape, dtype=torch.long)
+
+
+def given_start(frames: int, side: int) -> torch.Tensor:
+    """The mask of a video whose first frame is given."""
+    mask = torch.ones(1, 1, frames, side, side)
+    mask[:, :, 0] = 0
+    return mask
+
+
+# Sizes that all families of an architecture share.
+
+IMAGE, VIDEO = (1, 16, 16, 16), (1, 16, 2, 8, 8)
+GIVEN_START = given_start(frames=2, side=8)
+
+UNET = dict(image_size=32, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[1, 1],
+            channel_mult=[1, 2], transformer_depth=[0, 1], transformer_depth_middle=1,
+            transformer_depth_output=[0, 0, 1, 1], context_dim=48, use_spatial_transformer=True,
+            use_checkpoint=False, legacy=False)  # fmt: skip
+LABELLED = UNET | dict(num_classes="sequential")
+SVD = LABELLED | dict(in_channels=8, extra_ff_mix_layer=True, use_spatial_context=True,
+                      merge_strategy="learned_with_images", merge_factor=0.0, video_kernel_size=[3, 1, 1],
+                      disable_temporal_crossattention=False)  # fmt: skip
+PIXART = dict(in_channels=4, hidden_size=96, depth=1, num_heads=2, caption_channels=48, pe_interpolation=1)
+HUNYUAN_DIT = dict(hidden_size=64, depth=4, num_heads=2, text_states_dim=48, text_states_dim_t5=64, text_len=6,
+                   text_len_t5=8)  # fmt: skip
+STREAMS = dict(hidden_size=64, num_heads=2, mlp_ratio=2.0, depth=1, depth_single_blocks=1, qkv_bias=True,
+               context_in_dim=48)  # fmt: skip
+FLUX = STREAMS | dict(in_channels=16, out_channels=16, vec_in_dim=32, axes_dim=[8, 12, 12], theta=10000, patch_size=2)
+FLUX_2 = FLUX | dict(in_channels=128, out_channels=128, vec_in_dim=None, axes_dim=[8, 8, 8, 8], theta=2000,
+                     patch_size=1, qkv_bias=False, guidance_embed=True, global_modulation=True, mlp_silu_act=True,
+                     ops_bias=False, default_ref_method="index", ref_index_scale=10.0)  # fmt: skip
+CHROMA = STREAMS | dict(in_channels=64, out_channels=64, axes_dim=[8, 12, 12], theta=10000, patch_size=2, in_dim=64,
+                        out_dim=64, hidden_dim=64, n_layers=1)  # fmt: skip
+RADIANCE = CHROMA | dict(in_channels=3, out_channels=3, patch_size=16, nerf_hidden_size=16, nerf_mlp_ratio=2,
+                         nerf_depth=1, nerf_max_freqs=4, nerf_tile_size=512, nerf_final_head_type="conv",
+                         nerf_embedder_dtype=torch.float32)  # fmt: skip
+HUNYUAN = STREAMS | dict(in_channels=16, out_channels=16, vec_in_dim=32, axes_dim=[8, 12, 12], theta=256,
+                         patch_size=[1, 2, 2], guidance_embed=False, byt5=False, meanflow=False,
+                         use_cond_type_embedding=False, vision_in_dim=None)  # fmt: skip
+HUNYUAN_15 = HUNYUAN | dict(in_channels=65, out_channels=32, vec_in_dim=None, patch_size=[1, 1, 1], byt5=True,
+                            use_cond_type_embedding=True, vision_in_dim=1152)  # fmt: skip
+COSMOS = dict(max_img_h=32, max_img_w=32, max_frames=8, out_channels=16, patch_spatial=2, patch_temporal=1,
+              concat_padding_mask=True, model_channels=64, num_blocks=1, num_heads=2, crossattn_emb_channels=48,
+              pos_emb_cls="rope3d", pos_emb_interpolation="crop", use_adaln_lora=True, adaln_lora_dim=16)  # fmt: skip
+COSMOS_1 = COSMOS | dict(block_config="FA-CA-MLP", block_x_format="THWBD", affline_emb_norm=True,
+                         extra_per_block_abs_pos_emb=True, extra_per_block_abs_pos_emb_type="learnable")  # fmt: skip
+COSMOS_2 = COSMOS | dict(pos_emb_learnable=True, rope_enable_fps_modulation=False)
+LUMINA = dict(patch_size=2, in_channels=16, dim=64, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=1,
+              multiple_of=32, axes_dims=[8, 12, 12], axes_lens=[64, 64, 64], qk_norm=True, cap_feat_dim=48)  # fmt: skip
+WAN = dict(dim=64, ffn_dim=128, freq_dim=32, text_dim=48, num_heads=2, num_layers=2, in_dim=16, out_dim=16)
+
+# Conditionings that several families share.
+
+XL = dict(pooled_output=(1, 1280))
+PAIR = dict(concat_latent_image=(1, 4, 16, 16))
+POOLED = dict(pooled_output=(1, 32))
+NO_POOLED = dict(pooled_output=None)  # what text encoders without one hand out
+PADDED = dict(attention_mask=ones(1, 6))
+GLYPHS = dict(conditioning_byt5small=(1, 4, 1472))
+START = dict(concat_latent_image=VIDEO, concat_mask=GIVEN_START)
+CLIP_IMAGE = dict(clip_vision_output=Vision(penultimate_hidden_states=(1, 5, 1280)))
+
+
+def unclip(width: int) -> dict:
+    """A picture as prompt; its width is fixed by the class."""
+    return dict(unclip_conditioning=[
+        dict(clip_vision_output=Vision(image_embeds=(1, width)), strength=1.0, noise_augmentation=0.1)
+    ])  # fmt: skip
+
+
+def seconds(name: str) -> dict:
+    """Stable Audio's embedding of a duration, as its checkpoints name it."""
+    part = f"conditioner.conditioners.{name}.embedder.embedding."
+    return {part + "0.weights": (128,), part + "1.weight": (768, 257), part + "1.bias": (768,)}
+
+
+def one_lyric_layer(network: torch.nn.Module) -> None:
+    """Six layers of width 1024 are the only lyric encoder there is."""
+    del network.lyric_encoder.encoders[1:]
+
+
+RECIPES = {
+    "SD15": Recipe(UNET, (1, 4, 16, 16)),
+    "SD15_instructpix2pix": Recipe(UNET | dict(in_channels=8), (1, 4, 16, 16), cond=PAIR),
+    "Stable_Zero123": Recipe(
+        UNET | dict(in_channels=8, context_dim=768),
+        (1, 4, 16, 16),
+        text=(1, 1, 772),  # a picture's embedding and the camera
+        cond=PAIR,
+        checkpoint={"cc_projection.weight": (768, 772), "cc_projection.bias": (768,)},
+    ),
+    "SD20": Recipe(UNET, (1, 4, 16, 16)),
+    "LotusD": Recipe(UNET | dict(num_head_channels=64), (1, 4, 16, 16)),
+    "SD21UnclipL": Recipe(LABELLED, (1, 4, 16, 16), cond=unclip(768)),
+    "SD21UnclipH": Recipe(LABELLED, (1, 4, 16, 16), cond=unclip(1024)),
+    "SD_X4Upscaler": Recipe(
+        UNET | dict(in_channels=7, num_res_blocks=[1] * 4, channel_mult=[1, 1, 1, 2], transformer_depth=[0, 0, 0, 1],
+                    transformer_depth_output=[0, 0, 0, 0, 0, 0, 1, 1]),
+        (1, 4, 16, 16),
+        cond=dict(concat_image=(1, 3, 16, 16), noise_augmentation=0.1),
+    ),
+    "SDXL": Recipe(LABELLED, (1, 4, 16, 16), cond=XL),
+    "SDXL_instructpix2pix": Recipe(LABELLED | dict(in_channels=8), (1, 4, 16, 16), cond=XL | PAIR),
+    "SDXLRefiner": Recipe(LABELLED, (1, 4, 16, 16), cond=XL),
+    "SSD1B": Recipe(LABELLED, (1, 4, 16, 16), cond=XL),
+    "Segmind_Vega": Recipe(LABELLED, (1, 4, 16, 16), cond=XL),
+    "KOALA_700M": Recipe(LABELLED, (1, 4, 16, 16), cond=XL),
+    "KOALA_1B": Recipe(LABELLED, (1, 4, 16, 16), cond=XL),
+    "SVD_img2vid": Recipe(SVD, (2, 4, 8, 8), text=(1, 1, 48), cond=PAIR),  # the frames are the batch
+    "SV3D_u": Recipe(SVD, (2, 4, 8, 8), text=(1, 1, 48), cond=PAIR),
+    "SV3D_p": Recipe(
+        SVD, (2, 4, 8, 8), text=(1, 1, 48), cond=PAIR | dict(elevation=[0.0, 10.0], azimuth=[0.0, 180.0])
+    ),
+    "Stable_Cascade_C": Recipe(
+        dict(c_cond=64, c_hidden=[64, 64], nhead=[2, 2], blocks=[[1, 1], [1, 1]], c_clip_text=48, c_clip_text_pooled=32),
+        cond=POOLED,
+    ),
+    "Stable_Cascade_B": Recipe(
+        dict(c_cond=64, c_hidden=[32, 64], nhead=[-1, 2], blocks=[[1, 1], [1, 1]], block_repeat=[[1, 1], [1, 1]],
+             level_config=["CT", "CTA"], c_clip=32),
+        (1, 4, 16, 16),
+        cond=POOLED | dict(stable_cascade_prior=(1, 16, 4, 4)),
+    ),
+    "SD3": Recipe(
+        dict(in_channels=16, out_channels=16, input_size=None, depth=1, num_blocks=2, adm_in_channels=32,
+             context_embedder_config=dict(target="torch.nn.Linear", params=dict(in_features=48, out_features=64)),
+             num_patches=64, pos_embed_max_size=8),
+        cond=POOLED,
+    ),
+    "StableAudio": Recipe(
+        dict(embed_dim=64, depth=1, num_heads=1, project_cond_tokens=True),
+        (1, 64, 32),
+        text=(1, 6, 768),
+        checkpoint=seconds("seconds_start") | seconds("seconds_total"),
+    ),
+    "AuraFlow": Recipe(
+        dict(dim=64, n_layers=2, n_double_layers=1, n_heads=2, global_conddim=64, cond_seq_dim=48, max_seq=64),
+        (1, 4, 16, 16),
+    ),
+    # Below 33 x 33 the positions are divided by zero.
+    "PixArtAlpha": Recipe(PIXART | dict(micro_condition=True), (1, 4, 34, 34), cond=dict(width=272, height=272)),
+    "PixArtSigma": Recipe(PIXART | dict(micro_condition=False), (1, 4, 34, 34)),
+    "HunyuanDiT": Recipe(
+        HUNYUAN_DIT,
+        (1, 4, 16, 16),
+        cond=PADDED | dict(conditioning_mt5xl=(1, 8, 64), attention_mask_mt5xl=ones(1, 8)),
+    ),
+    "HunyuanDiT1": Recipe(
+        HUNYUAN_DIT | dict(size_cond=True, use_style_cond=True),
+        (1, 4, 16, 16),
+        cond=PADDED | dict(conditioning_mt5xl=(1, 8, 64), attention_mask_mt5xl=ones(1, 8)),
+    ),
+    "Flux": Recipe(FLUX | dict(guidance_embed=True), cond=POOLED | dict(guidance=3.5)),
+    "FluxInpaint": Recipe(
+        FLUX | dict(guidance_embed=True, in_channels=96),
+        cond=POOLED | dict(concat_latent_image=IMAGE, concat_mask=torch.ones(1, 1, 128, 128)),
+    ),
+    "FluxSchnell": Recipe(FLUX | dict(guidance_embed=False), cond=POOLED),
+    "Flux2": Recipe(FLUX_2, (1, 128, 8, 8), cond=POOLED | dict(guidance=4.0, reference_latents=[(1, 128, 4, 4)])),
+    "Chroma": Recipe(CHROMA, cond=NO_POOLED),
+    "ChromaRadiance": Recipe(RADIANCE, (1, 3, 64, 64), cond=NO_POOLED),
+    # It insists on 12288 hidden features.
+    "GenmoMochi": Recipe(
+        dict(depth=2, num_heads=2, hidden_size_x=64, hidden_size_y=32, mlp_ratio_x=192.0, mlp_ratio_y=2.0,
+             learn_sigma=False, in_channels=12, qk_norm=True, qkv_bias=False, out_bias=True, attn_drop=0.0,
+             timestep_scale=1000.0, use_t5=True, t5_feat_dim=48, t5_token_length=6),
+        (1, 12, 2, 8, 8),
+        cond=PADDED,
+    ),
+    "LTXV": Recipe(
+        dict(num_layers=1, num_attention_heads=2, attention_head_dim=32, cross_attention_dim=64, caption_channels=48),
+        (1, 128, 2, 8, 8),
+        cond=PADDED | dict(frame_rate=24),
+        mask=GIVEN_START,
+    ),
+    "HunyuanVideo": Recipe(HUNYUAN | dict(guidance_embed=True), VIDEO, cond=POOLED | dict(guidance=6.0)),
+    "HunyuanVideoI2V": Recipe(
+        HUNYUAN | dict(in_channels=33), VIDEO, cond=POOLED | START
+    ),
+    "HunyuanVideoSkyreelsI2V": Recipe(
+        HUNYUAN | dict(in_channels=32), VIDEO, cond=POOLED | dict(concat_latent_image=VIDEO)
+    ),
+    "HunyuanImage21": Recipe(
+        HUNYUAN | dict(in_channels=64, out_channels=64, vec_in_dim=None, axes_dim=[16, 16], patch_size=[1, 1], byt5=True),
+        (1, 64, 8, 8),
+        cond=GLYPHS,
+    ),
+    "HunyuanImage21Refiner": Recipe(
+        HUNYUAN | dict(in_channels=128, out_channels=64, vec_in_dim=None, patch_size=[1, 1, 1], meanflow=True),
+        torch.zeros(1, 32, 1, 8, 8),  # ComfyUI stacks two frames into 64 channels, and fits an empty latent to that
+        cond=dict(concat_latent_image=(1, 32, 1, 8, 8)),
+    ),
+    "HunyuanVideo15": Recipe(
+        HUNYUAN_15,
+        (1, 32, 2, 8, 8),
+        cond=GLYPHS
+        | NO_POOLED
+        | dict(
+            concat_latent_image=(1, 32, 2, 8, 8),
+            concat_mask=GIVEN_START,
+            clip_vision_output=Vision(last_hidden_state=(1, 5, 1152)),
+        ),
+    ),
+    "HunyuanVideo15_SR_Distilled": Recipe(
+        HUNYUAN_15 | dict(in_channels=98, meanflow=True),
+        (1, 32, 2, 8, 8),
+        cond=GLYPHS | NO_POOLED | dict(concat_latent_image=(1, 66, 2, 8, 8)),
+    ),
+    "CosmosT2V": Recipe(COSMOS_1, VIDEO),
+    "CosmosI2V": Recipe(COSMOS_1, VIDEO, mask=GIVEN_START),
+    "CosmosT2IPredict2": Recipe(COSMOS_2, (1, 16, 1, 16, 16)),
+    "CosmosI2VPredict2": Recipe(COSMOS_2, VIDEO, mask=GIVEN_START),
+    "Lumina2": Recipe(LUMINA, cond=PADDED),
+    # Its modulation is 256 wide whatever the network's width.
+    "ZImage": Recipe(
+        LUMINA | dict(dim=256, n_kv_heads=2, axes_dims=[32, 48, 48], rope_theta=256.0, z_image_modulation=True,
+                      time_scale=1000.0, pad_tokens_multiple=32),
+        cond=PADDED,
+    ),
+    "WAN21_T2V": Recipe(WAN, VIDEO),
+    "WAN21_I2V": Recipe(WAN | dict(in_dim=36), VIDEO, cond=START | CLIP_IMAGE),
+    "WAN21_FunControl2V": Recipe(
+        WAN | dict(in_dim=48), VIDEO, cond=CLIP_IMAGE | dict(concat_latent_image=(1, 32, 2, 8, 8))
+    ),
+    "WAN21_Camera": Recipe(
+        WAN | dict(in_dim=32),
+        VIDEO,
+        cond=CLIP_IMAGE | dict(concat_latent_image=VIDEO, camera_conditions=(1, 24, 2, 64, 64)),
+    ),
+    "WAN22_Camera": Recipe(WAN | dict(in_dim=36), VIDEO, cond=START | dict(camera_conditions=(1, 24, 2, 64, 64))),
+    "WAN21_Vace": Recipe(
+        WAN | dict(vace_layers=1, vace_in_dim=96),
+        VIDEO,
+        cond=dict(vace_frames=[(1, 32, 2, 8, 8)], vace_mask=[torch.ones(1, 64, 2, 8, 8)], vace_strength=[1.0]),
+    ),
+    "WAN21_HuMo": Recipe(WAN, VIDEO, cond=dict(audio_embed=(1, 2, 8, 5, 1280), reference_latents=[(1, 16, 1, 8, 8)])),
+    "WAN22_T2V": Recipe(WAN | dict(in_dim=48, out_dim=48), (1, 48, 2, 8, 8), mask=GIVEN_START),
+    "WAN22_S2V": Recipe(
+        WAN | dict(audio_dim=32, audio_inject_layers=[0]),
+        VIDEO,
+        cond=dict(audio_embed=(1, 25, 32, 8), reference_latents=[(1, 16, 1, 8, 8)],
+                  reference_motion=(1, 16, 19, 8, 8), control_video=VIDEO),
+    ),
+    # Without the face video: its encoder wants 512 x 512 pixels.
+    "WAN22_Animate": Recipe(
+        WAN | dict(in_dim=36), VIDEO, cond=START | CLIP_IMAGE | dict(pose_video_latent=(1, 16, 1, 8, 8))
+    ),
+    "Hunyuan3Dv2": Recipe(STREAMS | dict(in_channels=64), (1, 64, 32)),
+    "Hunyuan3Dv2mini": Recipe(STREAMS | dict(in_channels=64), (1, 64, 32)),
+    "Hunyuan3Dv2_1": Recipe(
+        dict(in_channels=64, hidden_size=64, context_dim=48, depth=3, num_heads=2, num_moe_layers=1, num_experts=4,
+             guidance_cond_proj_dim=None),
+        (1, 64, 32),
+        one_batch=True,
+    ),
+    "HiDream": Recipe(
+        dict(patch_size=2, in_channels=16, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=32,
+             num_attention_heads=2, caption_channels=[48, 40], text_emb_dim=32, axes_dims_rope=[16, 8, 8],
+             max_resolution=[32, 32], llama_layers=[0, 1]),
+        cond=POOLED | dict(conditioning_llama3=(1, 2, 6, 40)),
+    ),
+    "ACEStep": Recipe(
+        dict(num_layers=1, attention_head_dim=32, num_attention_heads=2, mlp_ratio=2.0, max_position=256,
+             text_embedding_dim=48, ssl_latent_dims=[32, 32], lyric_encoder_vocab_size=64),
+        (1, 8, 16, 32),
+        cond=dict(conditioning_lyrics=torch.arange(5)[None]),
+        trim=one_lyric_layer,
+    ),
+    "Omnigen2": Recipe(
+        dict(hidden_size=64, num_layers=1, num_refiner_layers=1, num_attention_heads=2, num_kv_heads=1, multiple_of=32,
+             axes_dim_rope=[8, 12, 12], axes_lens=[64, 64, 64], text_feat_dim=48, timestep_scale=1000.0),
+        cond=PADDED | dict(reference_latents=[(1, 16, 8, 8)]),
+    ),
+    "QwenImage": Recipe(
+        dict(num_layers=1, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=48,
+             axes_dims_rope=[8, 12, 12]),
+        (1, 16, 1, 16, 16),
+        cond=dict(reference_latents=[(1, 16, 1, 8, 8)]),
+    ),
+}  # fmt: skip
