@@ -1,4 +1,4 @@
-"""Every model family of the host, each in its own architecture: nothing of the pack knows a model, so all must work."""
+"""Every model family of the host, tiny: nothing of the pack knows a model, so it has to work alike on all of them."""
 
 from collections import Counter
 
@@ -28,6 +28,15 @@ class Family:
         return self.sample(self._comfy.cached(self.scene.model, threshold=threshold, warmup_steps=WARMUP))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread(comfy):
+    """Networks this small lose more time in waiting for each other's threads than they take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(
     scope="module",
     params=[
@@ -36,7 +45,7 @@ class Family:
         if recipe
     ],
 )
-def family(comfy, request):
+def family(comfy, one_thread, request):
     return Family(comfy, request.param)
 
 

@@ -213,7 +213,8 @@ RECIPES = {
         SVD, (2, 4, 8, 8), text=(1, 1, 48), cond=PAIR | dict(elevation=[0.0, 10.0], azimuth=[0.0, 180.0])
     ),
     "Stable_Cascade_C": Recipe(
-        dict(c_cond=64, c_hidden=[64, 64], nhead=[2, 2], blocks=[[1, 1], [1, 1]], c_clip_text=48, c_clip_text_pooled=32),
+        dict(c_cond=64, c_hidden=[64, 64], nhead=[2, 2], blocks=[[1, 1], [1, 1]], c_clip_text=48,
+             c_clip_text_pooled=32),
         cond=POOLED,
     ),
     "Stable_Cascade_B": Recipe(
@@ -282,7 +283,8 @@ RECIPES = {
         HUNYUAN | dict(in_channels=32), VIDEO, cond=POOLED | dict(concat_latent_image=VIDEO)
     ),
     "HunyuanImage21": Recipe(
-        HUNYUAN | dict(in_channels=64, out_channels=64, vec_in_dim=None, axes_dim=[16, 16], patch_size=[1, 1], byt5=True),
+        HUNYUAN | dict(in_channels=64, out_channels=64, vec_in_dim=None, axes_dim=[16, 16], patch_size=[1, 1],
+                       byt5=True),
         (1, 64, 8, 8),
         cond=GLYPHS,
     ),
