@@ -20,7 +20,7 @@ class Family:
         self.plain, self.evaluations = self.sample(self.scene.model)
 
     def sample(self, model):
-        """(latent, how often the network was called at each noise level); the sampler's steps are told by the level."""
+        """(latent, how often the network was called at each noise level): one level is one step."""
         latent, _ = self.scene.counting(lambda: self._comfy.sample(self.scene, model, steps=STEPS, cfg=2.5))
         return latent, Counter(sigma for _, sigma, _ in self.scene.calls)
 
@@ -78,7 +78,7 @@ def test_threshold_0_changes_nothing(family):
 
 
 def test_decisions_do_not_depend_on_free_memory(family, request, monkeypatch):
-    """With little of it cond and uncond are run one after the other."""
+    """With little of it ComfyUI runs cond and uncond one after the other."""
     if FAMILIES[request.node.callspec.params["family"]].one_batch:
         pytest.skip("ComfyUI itself can run this network only with cond and uncond in one batch")
     _, together = family.cached()

@@ -17,18 +17,18 @@ TEXT = (1, 6, 48)  # prompts of 6 tokens of width 48, for the networks that let 
 
 
 class Vision(dict):
-    """A CLIP vision model's output; shapes by attribute."""
+    """A CLIP vision model's output: shapes by attribute."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One family at a tiny size.
+    """One family at a tiny size; a tuple stands for random numbers of that shape, except in `sizes`.
 
-    sizes: the network's arguments, on top of the class's own. latent: shape of what is sampled. text: shape of
-    the text embedding. cond: further entries of a conditioning, named as ComfyUI's nodes name them; in all of
-    these a tuple stands for random numbers of that shape. mask: a noise mask for the latent. checkpoint: what the
-    class itself reads from the checkpoint. trim: cuts down what the network has no argument for. one_batch: the
-    network takes cond and uncond only together. reason: why it cannot be built tiny; the rest is then unused.
+    sizes: the network's arguments, where they differ from the class's own. latent: what is sampled. text: the
+    prompt. cond: further entries of a conditioning, named as ComfyUI's nodes name them. mask: the latent's noise
+    mask. checkpoint: what the class itself, not its network, reads from a checkpoint. trim: cuts down what the
+    network has no argument for. one_batch: the network takes cond and uncond only together. reason: why the family
+    cannot be built tiny; the rest is then unused.
     """
 
     sizes: dict = field(default_factory=dict)
@@ -43,8 +43,10 @@ class Recipe:
 
 
 def families(host: Path) -> Iterator[tuple[str, Recipe | None]]:
-    """(class name, recipe or None) of each class in the host's list, read from its source: ComfyUI can be
-    imported only once its base folder is known, and tests are collected earlier."""
+    """(class name, recipe or None) of each class in the list of the ComfyUI in that folder.
+
+    Read from its source: tests are collected before ComfyUI can be imported, which takes a base folder.
+    """
     source = (host / "comfy" / "supported_models.py").read_text(encoding="utf-8")
     for statement in ast.parse(source).body:
         target = getattr(statement, "target", None) or getattr(statement, "targets", [None])[0]
@@ -101,17 +103,10 @@ def ones(*shape: int) -> torch.Tensor:
     return torch.ones(shape, dtype=torch.long)
 
 
-def given_start(frames: int, side: int) -> torch.Tensor:
-    """The mask of a video whose first frame is given."""
-    mask = torch.ones(1, 1, frames, side, side)
-    mask[:, :, 0] = 0
-    return mask
-
-
 # Sizes that all families of an architecture share.
 
-IMAGE, VIDEO = (1, 16, 16, 16), (1, 16, 2, 8, 8)
-GIVEN_START = given_start(frames=2, side=8)
+IMAGE, SMALL_IMAGE, VIDEO = (1, 16, 16, 16), (1, 4, 16, 16), (1, 16, 2, 8, 8)
+GIVEN_START = torch.tensor([0.0, 1.0]).reshape(1, 1, 2, 1, 1).repeat(1, 1, 1, 8, 8)  # the first frame is given
 
 UNET = dict(image_size=32, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[1, 1],
             channel_mult=[1, 2], transformer_depth=[0, 1], transformer_depth_middle=1,
@@ -153,7 +148,7 @@ WAN = dict(dim=64, ffn_dim=128, freq_dim=32, text_dim=48, num_heads=2, num_layer
 # Conditionings that several families share.
 
 XL = dict(pooled_output=(1, 1280))
-PAIR = dict(concat_latent_image=(1, 4, 16, 16))
+PAIR = dict(concat_latent_image=SMALL_IMAGE)
 POOLED = dict(pooled_output=(1, 32))
 NO_POOLED = dict(pooled_output=None)  # what text encoders without one hand out
 PADDED = dict(attention_mask=ones(1, 6))
@@ -181,32 +176,32 @@ def one_lyric_layer(network: torch.nn.Module) -> None:
 
 
 RECIPES = {
-    "SD15": Recipe(UNET, (1, 4, 16, 16)),
-    "SD15_instructpix2pix": Recipe(UNET | dict(in_channels=8), (1, 4, 16, 16), cond=PAIR),
+    "SD15": Recipe(UNET, SMALL_IMAGE),
+    "SD15_instructpix2pix": Recipe(UNET | dict(in_channels=8), SMALL_IMAGE, cond=PAIR),
     "Stable_Zero123": Recipe(
         UNET | dict(in_channels=8, context_dim=768),
-        (1, 4, 16, 16),
+        SMALL_IMAGE,
         text=(1, 1, 772),  # a picture's embedding and the camera
         cond=PAIR,
         checkpoint={"cc_projection.weight": (768, 772), "cc_projection.bias": (768,)},
     ),
-    "SD20": Recipe(UNET, (1, 4, 16, 16)),
-    "LotusD": Recipe(UNET | dict(num_head_channels=64), (1, 4, 16, 16)),
-    "SD21UnclipL": Recipe(LABELLED, (1, 4, 16, 16), cond=unclip(768)),
-    "SD21UnclipH": Recipe(LABELLED, (1, 4, 16, 16), cond=unclip(1024)),
+    "SD20": Recipe(UNET, SMALL_IMAGE),
+    "LotusD": Recipe(UNET | dict(num_head_channels=64), SMALL_IMAGE),
+    "SD21UnclipL": Recipe(LABELLED, SMALL_IMAGE, cond=unclip(768)),
+    "SD21UnclipH": Recipe(LABELLED, SMALL_IMAGE, cond=unclip(1024)),
     "SD_X4Upscaler": Recipe(
         UNET | dict(in_channels=7, num_res_blocks=[1] * 4, channel_mult=[1, 1, 1, 2], transformer_depth=[0, 0, 0, 1],
                     transformer_depth_output=[0, 0, 0, 0, 0, 0, 1, 1]),
-        (1, 4, 16, 16),
+        SMALL_IMAGE,
         cond=dict(concat_image=(1, 3, 16, 16), noise_augmentation=0.1),
     ),
-    "SDXL": Recipe(LABELLED, (1, 4, 16, 16), cond=XL),
-    "SDXL_instructpix2pix": Recipe(LABELLED | dict(in_channels=8), (1, 4, 16, 16), cond=XL | PAIR),
-    "SDXLRefiner": Recipe(LABELLED, (1, 4, 16, 16), cond=XL),
-    "SSD1B": Recipe(LABELLED, (1, 4, 16, 16), cond=XL),
-    "Segmind_Vega": Recipe(LABELLED, (1, 4, 16, 16), cond=XL),
-    "KOALA_700M": Recipe(LABELLED, (1, 4, 16, 16), cond=XL),
-    "KOALA_1B": Recipe(LABELLED, (1, 4, 16, 16), cond=XL),
+    "SDXL": Recipe(LABELLED, SMALL_IMAGE, cond=XL),
+    "SDXL_instructpix2pix": Recipe(LABELLED | dict(in_channels=8), SMALL_IMAGE, cond=XL | PAIR),
+    "SDXLRefiner": Recipe(LABELLED, SMALL_IMAGE, cond=XL),
+    "SSD1B": Recipe(LABELLED, SMALL_IMAGE, cond=XL),
+    "Segmind_Vega": Recipe(LABELLED, SMALL_IMAGE, cond=XL),
+    "KOALA_700M": Recipe(LABELLED, SMALL_IMAGE, cond=XL),
+    "KOALA_1B": Recipe(LABELLED, SMALL_IMAGE, cond=XL),
     "SVD_img2vid": Recipe(SVD, (2, 4, 8, 8), text=(1, 1, 48), cond=PAIR),  # the frames are the batch
     "SV3D_u": Recipe(SVD, (2, 4, 8, 8), text=(1, 1, 48), cond=PAIR),
     "SV3D_p": Recipe(
@@ -220,7 +215,7 @@ RECIPES = {
     "Stable_Cascade_B": Recipe(
         dict(c_cond=64, c_hidden=[32, 64], nhead=[-1, 2], blocks=[[1, 1], [1, 1]], block_repeat=[[1, 1], [1, 1]],
              level_config=["CT", "CTA"], c_clip=32),
-        (1, 4, 16, 16),
+        SMALL_IMAGE,
         cond=POOLED | dict(stable_cascade_prior=(1, 16, 4, 4)),
     ),
     "SD3": Recipe(
@@ -237,19 +232,19 @@ RECIPES = {
     ),
     "AuraFlow": Recipe(
         dict(dim=64, n_layers=2, n_double_layers=1, n_heads=2, global_conddim=64, cond_seq_dim=48, max_seq=64),
-        (1, 4, 16, 16),
+        SMALL_IMAGE,
     ),
     # Below 33 x 33 the positions are divided by zero.
     "PixArtAlpha": Recipe(PIXART | dict(micro_condition=True), (1, 4, 34, 34), cond=dict(width=272, height=272)),
     "PixArtSigma": Recipe(PIXART | dict(micro_condition=False), (1, 4, 34, 34)),
     "HunyuanDiT": Recipe(
         HUNYUAN_DIT,
-        (1, 4, 16, 16),
+        SMALL_IMAGE,
         cond=PADDED | dict(conditioning_mt5xl=(1, 8, 64), attention_mask_mt5xl=ones(1, 8)),
     ),
     "HunyuanDiT1": Recipe(
         HUNYUAN_DIT | dict(size_cond=True, use_style_cond=True),
-        (1, 4, 16, 16),
+        SMALL_IMAGE,
         cond=PADDED | dict(conditioning_mt5xl=(1, 8, 64), attention_mask_mt5xl=ones(1, 8)),
     ),
     "Flux": Recipe(FLUX | dict(guidance_embed=True), cond=POOLED | dict(guidance=3.5)),
