@@ -4,7 +4,11 @@ For each seed another scene is sampled uncached (50 Euler steps, shift 5, CFG 4)
 pictures are compared after decoding. Evaluations are counted by a hook on the network. The table's rows:
 
     EasyCache (Adaptive)   this pack, at several thresholds and warm-ups
+    built-in EasyCache     ComfyUI's own node, at its default threshold 0.2 and at 0.1
     fewer Euler steps      what one could do instead
+
+The first two also in bf16 (ModelComputeDtype), against an uncached run in bf16: the built-in node writes over
+the sampler's latent where a model computes in fp32, so fp32 alone would not be fair to it.
 
 Writes benchmarks/results/fidelity.csv (a row a run) and prints the means.
 """
@@ -25,6 +29,7 @@ sys.path.insert(0, str(HERE.parent / "tools"))
 import comfy_host  # noqa: E402
 
 STEPS, CFG, SHIFT = 50, 4.0, 5.0
+BUILT_IN = [0.1, 0.2]
 SETTINGS = [(0.05, 5), (0.05, 10), (0.1, 5), (0.1, 10), (0.1, 2), (0.2, 5), (0.2, 2)]
 
 
@@ -66,7 +71,7 @@ class Bench:
         cls = self.classes[kind]
         return cls.execute(*args).result if hasattr(cls, "define_schema") else getattr(cls(), cls.FUNCTION)(*args)
 
-    def scene(self, seed: int):
+    def scene(self, seed: int, dtype: str = "default"):
         """(model, positive, negative, latent) of the seed's scene."""
         demo = comfy_host.load_pack()
         from importlib import import_module
@@ -75,7 +80,10 @@ class Bench:
         scene = scenes.random_scene(self.torch.Generator().manual_seed(seed))
         model, positive, negative, latent = self.node("EasyCacheDemoModel", *scene.words, 1)
         model = self.node("ModelSamplingSD3", model, SHIFT)[0]
-        model.model.diffusion_model.register_forward_pre_hook(self._count)
+        # Counted inside the network: the built-in node skips within the network's own forward.
+        model.model.diffusion_model.blocks[0].register_forward_pre_hook(self._count)
+        if dtype != "default":
+            model = self.node("ModelComputeDtype", model, dtype)[0]
         return model, positive, negative, latent
 
     def _count(self, *_):
@@ -114,16 +122,32 @@ def compare(method, seed, reference, candidate) -> Run:
 
 def runs_of_seed(bench: Bench, seed: int, quick: bool):
     scene = bench.scene(seed)
-    model = scene[0]
     reference = bench.sample(scene, seed)
-    for threshold, warmup in SETTINGS[:2] if quick else SETTINGS:
-        cached = bench.node("EasyCacheAdaptive", model, threshold, warmup)[0]
+
+    def adaptive(threshold, warmup):
+        cached = bench.node("EasyCacheAdaptive", scene[0], threshold, warmup)[0]
         name = f"EasyCache (Adaptive), threshold {threshold:g}, warm-up {warmup}"
-        yield compare(name, seed, reference, bench.sample(scene, seed, cached))
+        return name, bench.sample(scene, seed, cached)
+
+    def built_in(threshold):
+        cached = bench.node("EasyCache", scene[0], threshold, 0.15, 0.95, False)[0]
+        return f"built-in EasyCache, threshold {threshold:g}", bench.sample(scene, seed, cached)
+
+    for settings in SETTINGS[:2] if quick else SETTINGS:
+        name, run = adaptive(*settings)
+        yield compare(name, seed, reference, run)
     if quick:
         return
+    for threshold in BUILT_IN:
+        name, run = built_in(threshold)
+        yield compare(name, seed, reference, run)
     for steps in (25, 22, 15):
         yield compare(f"{steps} Euler steps", seed, reference, bench.sample(scene, seed, steps=steps))
+
+    scene = bench.scene(seed, "bf16")
+    reference = bench.sample(scene, seed)
+    for name, run in (adaptive(*SETTINGS[0]), *map(built_in, BUILT_IN)):
+        yield compare(f"{name}, bf16", seed, reference, run)
 
 
 def table(runs: list[Run]) -> str:

@@ -1,7 +1,7 @@
 """The demo's way between pictures and latents, in the shape of Wan's VAE: 4 frames x 8 x 8 pixels to 16 channels.
 
-Encoding is linear and needed in training only: a blur, which makes neighbouring cells speak of each other and
-so is easier to learn than hard edges cut into blocks, then the 16 principal components of 4x8x8 RGB blocks.
+Encoding is linear and needed in training only: the first principal components of 4x8x8 RGB blocks (a cell's
+colour, how it changes in time, down and across), turned so that they spread over all channels.
 Decoding is a small learned 3D convolutional network that draws the sharp edges.
 
 As in Wan's VAE the first latent frame stands for one picture, so 4 n + 1 pictures make n + 1 latent frames.
@@ -12,36 +12,29 @@ from einops import rearrange
 from torch import nn
 
 CHANNELS = 16
+COMPONENTS = 8  # true dimensions of a latent cell; a network this small learns few loud ones better than many faint
 TIME, SPACE = 4, 8  # pictures and pixels a latent cell covers
-BLUR = 9  # pixels, the width of a box filter that is applied twice
-
-
-def _blur(pictures: torch.Tensor) -> torch.Tensor:
-    for window in ((1, BLUR), (BLUR, 1)) * 2:
-        padding = (window[0] // 2, window[1] // 2)
-        pictures = nn.functional.avg_pool2d(pictures, window, stride=1, padding=padding, count_include_pad=False)
-    return pictures
 
 
 def blocks(video: torch.Tensor) -> torch.Tensor:
-    """Cut (batch, 4n+1, 3, h, w) pictures in [0, 1] into blurred (batch, n+1, h/8, w/8, 768) blocks in [-1, 1]."""
-    blurred = _blur(video.flatten(0, 1)).view_as(video)
-    padded = torch.cat([blurred[:, :1].expand(-1, TIME - 1, -1, -1, -1), blurred], dim=1) * 2 - 1
+    """Cut (batch, 4n+1, 3, h, w) pictures in [0, 1] into (batch, n+1, h/8, w/8, 768) blocks in [-1, 1]."""
+    padded = torch.cat([video[:, :1].expand(-1, TIME - 1, -1, -1, -1), video], dim=1) * 2 - 1
     return rearrange(padded, "b (t p) c (h q) (w r) -> b t h w (c p q r)", p=TIME, q=SPACE, r=SPACE)
 
 
-def principal_components(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def principal_components(samples: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean (768,) and projection (768, 16) of sample blocks (any number, 768).
 
-    The first three components (a block's colour) get the same spread, 1.8; the others, which are zero but at
+    The first three components (a cell's colour) get the same spread, 1.8; the others, which are zero but at
     edges and where something moves, nearly keep their size relative to it. Full whitening would make that
     sparse detail as loud as the colours, and a small network slow to learn.
     """
     mean = samples.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov((samples - mean).T))
-    values, vectors = values[-CHANNELS:].flip(0), vectors[:, -CHANNELS:].flip(1)
+    values, vectors = values[-COMPONENTS:].flip(0), vectors[:, -COMPONENTS:].flip(1)
     spread = 1.8 * (values / values[2]).clamp(max=1) ** 0.45
-    return mean, vectors * (spread / values.sqrt())
+    turn, _ = torch.linalg.qr(torch.randn(CHANNELS, COMPONENTS, generator=rng))
+    return mean, vectors * (spread / values.sqrt()) @ turn.T
 
 
 def encode(video: torch.Tensor, mean: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:

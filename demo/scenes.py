@@ -65,18 +65,18 @@ def _path(motion: str, u: torch.Tensor, rng: torch.Generator):
     # by how a shape moves, not by where or when.
     radius = chance(0.36, 0.44)
     angle = chance(-0.12, 0.12)
-    x = torch.full_like(u, chance(-0.4, 0.4))
-    y = torch.full_like(u, chance(-0.4, 0.4))
+    x = torch.full_like(u, chance(-0.25, 0.25))
+    y = torch.full_like(u, chance(-0.25, 0.25))
     sweep = chance(0.75, 0.95) * (u - 0.5)
     phase = 2 * math.pi * (u + chance(0, 1))
     if motion == "right":
-        x = 0.4 * x + sweep
+        x = 0.5 * x + sweep
     elif motion == "left":
-        x = 0.4 * x - sweep
+        x = 0.5 * x - sweep
     elif motion == "down":
-        y = 0.4 * y + sweep
+        y = 0.5 * y + sweep
     elif motion == "up":
-        y = 0.4 * y - sweep
+        y = 0.5 * y - sweep
     elif motion == "orbit":
         reach = chance(0.38, 0.46)
         x, y = 0.3 * x + reach * torch.sin(phase), 0.3 * y - reach * torch.cos(phase)

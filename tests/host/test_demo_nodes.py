@@ -48,6 +48,15 @@ def test_the_colour_is_the_one_asked_for(comfy):
         assert wrong < 0.1 * pixels
 
 
+def test_the_shape_moves_as_asked(comfy):
+    """The centre of the shape travels; a still video would make caching look better than it is."""
+    column = torch.arange(128.0)
+    for motion, direction in (("right", 1), ("left", -1)):
+        mask = shape_mask(video_of(comfy, "red", "circle", motion, "paper"), 0).float()
+        centre = (mask.sum(1) * column).sum(1) / mask.sum((1, 2))
+        assert direction * (centre[-1] - centre[0]) > 25, motion
+
+
 def test_the_decoder_undoes_the_encoder(comfy, demo):
     """Catches a decoder for another latent scale: it is exported for latents as ComfyUI's sampler hands them out."""
     import comfy.latent_formats as formats
