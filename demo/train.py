@@ -1,8 +1,8 @@
 """Train the bundled demo model from nothing: a tiny Wan-architecture text-to-video network and its decoder.
 
     python demo/train.py denoiser --steps 3000      an hour on two CPU cores
-    python demo/train.py decoder --steps 1000       a quarter of an hour
-    python demo/train.py export                    writes demo/weights/*.safetensors
+    python demo/train.py decoder --steps 1000       twenty minutes
+    python demo/train.py export                     writes demo/weights/*.safetensors
 
 Data are drawn as they are needed (demo/scenes.py); every random number comes from --seed. Each stage keeps a
 checkpoint in --work and goes on from it when started again. The network class is ComfyUI's own, so that
@@ -160,7 +160,7 @@ def train_denoiser(demo, args):
     """Flow matching: x = (1 - sigma) z + sigma noise; the network learns noise - z."""
     torch.manual_seed(args.seed)
     network = wan_network()
-    # Muon learns the blocks' matrices in about half the steps AdamW needs.
+    # Muon learns faster than AdamW alone: a loss of 0.25 against 0.30 after 300 steps.
     matrices, others = [], []
     for name, parameter in network.named_parameters():
         (matrices if name.startswith("blocks") and parameter.ndim == 2 else others).append(parameter)
