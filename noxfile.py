@@ -3,7 +3,7 @@
 nox -s demo         watch EasyCache work in a real ComfyUI
 nox -s tests        the tests
 nox -s benchmark    the README's figures
-nox -s train        train the demo model anew (hours)
+nox -s train        train the demo model anew (an hour and a half)
 nox -s lint         style checks
 """
 

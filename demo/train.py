@@ -1,8 +1,8 @@
 """Train the bundled demo model from nothing: a tiny Wan-architecture text-to-video network and its decoder.
 
-    python demo/train.py denoiser --steps 3000      an hour on two CPU cores
-    python demo/train.py decoder --steps 1000       twenty minutes
-    python demo/train.py export                     writes demo/weights/*.safetensors
+    python demo/train.py denoiser     an hour on two CPU cores
+    python demo/train.py decoder      twenty minutes
+    python demo/train.py export       writes demo/weights/*.safetensors
 
 Data are drawn as they are needed (demo/scenes.py); every random number comes from --seed. Each stage keeps a
 checkpoint in --work and goes on from it when started again. The network class is ComfyUI's own, so that
@@ -245,12 +245,14 @@ def export(demo, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("denoiser", "decoder", "export"))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, help="default: 3000 for the denoiser, 1000 for the decoder")
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--seed", type=int, default=2507)
     parser.add_argument("--compile", action="store_true", help="compile the network first; needs a C++ compiler")
     parser.add_argument("--work", type=Path, default=HERE.parent / "output" / "training")
     args = parser.parse_args()
+    if args.steps is None:
+        args.steps = 1000 if args.stage == "decoder" else 3000
     args.work.mkdir(parents=True, exist_ok=True)
     comfy_host.import_comfy(args.work / "comfyui")
     pack = comfy_host.load_pack()
