@@ -1,11 +1,13 @@
 """A real ComfyUI in this process, with the pack loaded by ComfyUI's own loader. Nothing of it is mocked."""
 
 import asyncio
+import functools
 import gc
 import os
 
 import comfy_host
 import pytest
+import tiny_models
 from scene import Scene
 
 
@@ -58,6 +60,23 @@ def demo_scene(comfy):
     """The bundled video model."""
     model, positive, negative, latent = comfy.node("EasyCacheDemoModel", "red", "circle", "right", "sea", 1)
     return Scene(model, positive, negative, latent)
+
+
+@pytest.fixture(scope="session")
+def tiny(comfy):
+    """tiny(name): the Scene of the tiny model of that family, the same one each time."""
+    return functools.cache(tiny_models.build)
+
+
+@pytest.fixture(scope="module")
+def one_thread(comfy):
+    """Networks this small lose more time in waiting for each other's threads than they take."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

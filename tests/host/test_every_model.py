@@ -28,15 +28,6 @@ class Family:
         return self.sample(self._comfy.cached(self.scene.model, threshold=threshold, warmup_steps=WARMUP))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread(comfy):
-    """Networks this small lose more time in waiting for each other's threads than they take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(
     scope="module",
     params=[

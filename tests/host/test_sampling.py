@@ -1,15 +1,11 @@
 """What the node does to a KSampler run. Network evaluations are counted by hooks on the network itself."""
 
 import logging
-import math
 import re
 
 import pytest
 import torch
-
-
-def psnr(a, b):
-    return -10 * math.log10(((a - b) ** 2).mean().item() / b.std().item() ** 2)
+from closeness import psnr
 
 
 def test_threshold_zero_is_bit_identical(comfy, demo_scene):
