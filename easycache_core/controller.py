@@ -48,12 +48,12 @@ class CacheController:
         self._awaiting_tracked = False
         self._consecutive_skips = 0
 
-    def begin(self, x: torch.Tensor, *, sigma=None, step: int, force: bool = False) -> bool:
+    def begin(self, x: torch.Tensor, *, sigma=None, step: int, force: bool | torch.Tensor = False) -> bool:
         """Open evaluation n of sampler step `step` (from 0). True: run the network; False: `predict`.
 
         x: latent handed to the network, any shape; copied. sigma: its noise level, a number or a one-element
         tensor, for the trace. force: compute whatever the error says, as during warm-up (conditioning changed,
-        outside the part of the schedule where reuse is wanted).
+        outside the part of the schedule where reuse is wanted); a one-element tensor is asked along with the error.
 
         Waits for x's device at most once, and not at all when the answer does not depend on it: while warming
         up, at the last step, with threshold 0, when forced, and while no rate is known.
@@ -63,7 +63,8 @@ class CacheController:
         input_change = None if self._x is None else distance(x, self._x)
         self._x, self._device = keep(x, self.config.cache_device), x.device
 
-        reusable = not force and self._may_reuse(step) and self._within_threshold(input_change)
+        forced = not isinstance(force, torch.Tensor) and force
+        reusable = not forced and self._may_reuse(step) and self._within_threshold(input_change, force)
         self._consecutive_skips = self._consecutive_skips + 1 if reusable else 0
         self._awaiting_tracked = not reusable
         if not reusable:
@@ -89,11 +90,11 @@ class CacheController:
             and not (limit and self._consecutive_skips >= limit)
         )
 
-    def _within_threshold(self, input_change: torch.Tensor) -> bool:
+    def _within_threshold(self, input_change: torch.Tensor, force: bool | torch.Tensor) -> bool:
         """Let E grow by this evaluation's estimate and say whether it is still below the threshold."""
         change = relative_change(self._rate, input_change, self._output_norm)
         self._error = change if self._error is None else self._error + change
-        below, sound = ask(self._error, self.config.threshold, self._healthy & torch.isfinite(input_change))
+        below, sound = ask(self._error, self.config.threshold, self._healthy & torch.isfinite(input_change), force)
         if not sound and not self._warned:
             self._warned = True
             log.warning("EasyCache: NaN or inf in the latent or the network's output; such steps are not reused")

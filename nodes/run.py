@@ -13,7 +13,7 @@ import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..easycache_core import CacheController
-from .activity import active_parts, patched_layers
+from .activity import Switches, patched_layers
 from .parametrisation import Parametrisation
 from .settings import Settings
 from .steps import StepClock
@@ -38,7 +38,7 @@ def sample_with_cache(
 ):
     """OUTER_SAMPLE wrapper: opens a run and closes it whatever happens."""
     guider = executor.class_obj
-    run = Run(settings, sigmas.tolist(), guider.model_patcher.get_model_object("model_sampling"))
+    run = Run(settings, len(sigmas) - 1, guider.model_patcher.get_model_object("model_sampling"))
 
     def report(step, denoised, x, total_steps):
         run.clock.report(step)
@@ -67,15 +67,16 @@ class Run:
     what the network gets and what it answers for that conditioning (see Parametrisation).
     """
 
-    def __init__(self, settings: Settings, sigmas: list[float], model_sampling):
+    def __init__(self, settings: Settings, total_steps: int, model_sampling):
         self.settings = settings
         self.clock = StepClock()
-        self._sigmas = sigmas
+        self._total_steps = max(total_steps, 0)  # a schedule may be empty
         self._network = Parametrisation(model_sampling)
         self._highest = float(model_sampling.percent_to_sigma(settings.start_percent))
         self._lowest = float(model_sampling.percent_to_sigma(settings.end_percent))
-        self._controller = CacheController(settings.config, total_steps=max(len(sigmas) - 1, 0))
-        self._active_parts: tuple | None = None
+        self._controller = CacheController(settings.config, total_steps=self._total_steps)
+        self._switches: Switches | None = None
+        self._computed_at: torch.Tensor | None = None  # noise level of the last computed evaluation
         # Of the current evaluation:
         self._x: torch.Tensor | None = None
         self._reusing = False
@@ -88,11 +89,13 @@ class Run:
         x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,).
         """
         step = self.clock.tick()
-        force = self._must_compute(step, getattr(executor.class_obj, "conds", {}))
+        force = self._must_compute(timestep[0], getattr(executor.class_obj, "conds", {}))
         self._x, self._calls = x, 0
         self._reusing = not self._controller.begin(
             self._network.network_input(x, timestep), sigma=timestep, step=step, force=force
         )
+        if not self._reusing:
+            self._computed_at = timestep[0].clone()
         handler = model_options.get("context_handler")
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.conditions)}
@@ -102,11 +105,19 @@ class Run:
             self._log_evaluation()
         return denoised
 
-    def _must_compute(self, step: int, conds: dict) -> bool:
-        """Whether something outside the engine's view rules out reuse at this step; looks at no device tensor."""
-        sigma = self._sigmas[min(step, len(self._sigmas) - 1)]
-        before, self._active_parts = self._active_parts, active_parts(conds, sigma)
-        return before != self._active_parts or not self._lowest <= sigma <= self._highest
+    def _must_compute(self, sigma: torch.Tensor, conds: dict) -> torch.Tensor | bool:
+        """Whether something outside the engine's view rules out reuse at this noise level.
+
+        Samplers evaluate between the noise levels of the schedule, and some follow one of their own. Hence the level
+        itself is looked at, which is on the device, and so is the answer.
+        """
+        if self._computed_at is None:
+            self._switches = Switches(conds, sigma.device)
+            return True
+        force = self._switches.passed(self._computed_at, sigma)
+        if self.settings.start_percent > 0 or self.settings.end_percent < 1:
+            force = force | (sigma > self._highest) | (sigma < self._lowest)
+        return force
 
     def calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
         """CALC_COND_BATCH wrapper: denoised latents for a list of conditionings, computed or predicted."""
@@ -148,7 +159,7 @@ class Run:
 
         record = self._controller.trace[-1]
         log.info(
-            f"EasyCache: step {record['step'] + 1} of {len(self._sigmas) - 1}, sigma {shown(record['sigma'])}: "
+            f"EasyCache: step {record['step'] + 1} of {self._total_steps}, sigma {shown(record['sigma'])}: "
             f"{'computed' if record['computed'] else 'reused'}, error {shown(record['error'])} of "
             f"{self.settings.config.threshold:g}, transformation rate {shown(record['rate'])}"
         )
@@ -158,5 +169,5 @@ class Run:
 
     def close(self) -> None:
         """Let go of every tensor, even if somebody still holds this run."""
-        self._x = None
+        self._x = self._computed_at = self._switches = None
         self._controller.release()

@@ -18,7 +18,7 @@ def velocity(x, sigma, pull):
     return (x - pull * torch.tanh(x)) / (0.3 + sigma)
 
 
-def sample(config, *, dtype=torch.float32, steps=STEPS, per_step=1, after_begin=None, shape=SHAPE):
+def sample(config, *, dtype=torch.float32, steps=STEPS, per_step=1, after_begin=None, shape=SHAPE, force=False):
     """Run the loop; returns (controller, x, computed flags by evaluation)."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     sigmas = torch.linspace(1, 0, steps + 1)
@@ -27,7 +27,7 @@ def sample(config, *, dtype=torch.float32, steps=STEPS, per_step=1, after_begin=
     for step in range(steps):
         for _ in range(per_step):
             sigma = sigmas[step]
-            computed = controller.begin(x, sigma=sigma, step=step)
+            computed = controller.begin(x, sigma=sigma, step=step, force=force)
             flags.append(computed)
             if after_begin is not None:
                 after_begin()
@@ -82,7 +82,8 @@ def test_a_higher_threshold_skips_more_and_moves_further_away():
     assert distances == sorted(distances), distances
 
 
-def test_one_wait_for_the_device_an_evaluation_and_none_while_warming_up(monkeypatch):
+@pytest.mark.parametrize("force", [False, torch.tensor(False)])
+def test_one_wait_for_the_device_an_evaluation_and_none_while_warming_up(monkeypatch, force):
     """Each read of a tensor's value makes the sampler wait for the GPU; one tolist() asks everything at once."""
     waits = []
     original = torch.Tensor.tolist
@@ -97,7 +98,8 @@ def test_one_wait_for_the_device_an_evaluation_and_none_while_warming_up(monkeyp
         )
     monkeypatch.setattr(torch.Tensor, "tolist", counted)
     waits_by_evaluation = []
-    sample(CacheConfig(threshold=0.1, warmup_steps=6), after_begin=lambda: waits_by_evaluation.append(len(waits)))
+    config = CacheConfig(threshold=0.1, warmup_steps=6)
+    sample(config, after_begin=lambda: waits_by_evaluation.append(len(waits)), force=force)
     assert waits_by_evaluation[:6] == [0] * 6
     assert waits_by_evaluation[6:-1] == list(range(1, STEPS - 6)), "one wait an evaluation"
     assert waits_by_evaluation[-1] == waits_by_evaluation[-2], "the last step is computed without asking"
@@ -192,12 +194,13 @@ def test_limit_on_consecutive_skips():
     assert max(map(len, runs)) == 3
 
 
-def test_forced_evaluations_are_computed_and_start_the_error_anew():
+@pytest.mark.parametrize("known", [bool, torch.tensor], ids=["on the host", "on the device"])
+def test_forced_evaluations_are_computed_and_start_the_error_anew(known):
     controller = CacheController(CacheConfig(threshold=1.0, warmup_steps=2), total_steps=20)
     x = torch.randn(SHAPE)
     flags = []
     for step in range(10):
-        flags.append(controller.begin(x, step=step, force=step == 6))
+        flags.append(controller.begin(x, step=step, force=known(step == 6)))
         if flags[-1]:
             controller.store("cond", velocity(x, 0.5, 0.8))
         x = x * 0.98

@@ -1,0 +1,431 @@
+"""The ways people sample in, with the nodes that ComfyUI ships for them, on tiny models."""
+
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+import tiny_models
+import torch
+from closeness import psnr
+from safetensors.torch import save_file
+from steps import Steps
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Outcome(NamedTuple):
+    """Latents without the node and with it, and the noise levels at which the network ran."""
+
+    plain: torch.Tensor
+    cached: torch.Tensor
+    everywhere: list[float]
+    levels: list[float]
+
+
+@pytest.fixture
+def compare(comfy):
+    """compare(sample, *scenes): the Outcome of a way to sample, after the checks for all of them.
+
+    sample: makes a latent; called with the node, as a function of a model, or with something that does nothing.
+    """
+
+    def compare(sample, *scenes, closer_than=10.0, whole_steps=True, threshold=0.3, warmup_steps=3):
+        def run(**widgets):
+            for scene in scenes:
+                scene.calls.clear()
+            latent = sample(lambda model: comfy.cached(model, **widgets) if widgets else model)
+            return latent, Counter(sigma for scene in scenes for _, sigma, _ in scene.calls)
+
+        plain, everywhere = run()
+        same, calls = run(threshold=0.0)
+        assert torch.equal(same, plain) and calls == everywhere, "threshold 0 must change nothing"
+
+        cached, calls = run(threshold=threshold, warmup_steps=warmup_steps)
+        assert cached.shape == plain.shape and cached.isfinite().all()
+        assert calls.total() < everywhere.total(), "nothing was reused"
+        if whole_steps:
+            assert calls == {level: everywhere[level] for level in calls}, "a step is computed as a whole or not at all"
+        assert psnr(cached, plain) > closer_than
+        return Outcome(plain, cached, sorted(everywhere, reverse=True), sorted(calls, reverse=True))
+
+    return compare
+
+
+@pytest.fixture
+def custom(comfy):
+    """custom(guider, sigmas, latent): a SamplerCustomAdvanced run."""
+
+    def sample(guider, sigmas, latent, sampler="euler", noise="RandomNoise"):
+        noise = comfy.node(noise, *([5] if noise == "RandomNoise" else []))[0]
+        sampler = comfy.node("KSamplerSelect", sampler)[0]
+        return comfy.node("SamplerCustomAdvanced", noise, guider, sampler, sigmas, latent)[0]
+
+    return sample
+
+
+def prompt(seed, tokens=6):
+    """A conditioning for the tiny models whose prompts are 48 wide."""
+    return [[torch.randn(1, tokens, 48, generator=torch.Generator().manual_seed(seed)), {}]]
+
+
+# How many and what.
+
+
+def test_a_batch(comfy, tiny, compare):
+    """Catches one decision or one cached output for a batch that takes the first latent for all."""
+    scene = tiny("SD15")
+    latent = {"samples": torch.randn(3, 4, 16, 16)}
+    compare(lambda cache: comfy.sample(scene, cache(scene.model), latent_image=latent), scene)
+
+
+@pytest.mark.parametrize("name", ["Flux", "SD15", "WAN21_T2V"])
+def test_without_guidance(comfy, tiny, compare, name):
+    """Catches a cache that waits for a negative: at CFG 1 ComfyUI leaves it out."""
+    scene = tiny(name)
+    compare(lambda cache: comfy.sample(scene, cache(scene.model), cfg=1.0), scene)
+    assert all(kinds == (0,) for _, _, kinds in scene.calls)
+
+
+@pytest.mark.parametrize("name", ["SD15", "WAN21_T2V"])
+def test_partial_denoise(comfy, tiny, compare, name):
+    """Catches a warm-up or a start that is counted from the model's first noise level and not the run's."""
+    scene = tiny(name)
+    latent = {"samples": torch.randn(scene.latent["samples"].shape)}
+    outcome = compare(lambda cache: comfy.sample(scene, cache(scene.model), latent_image=latent, denoise=0.5), scene)
+    assert outcome.levels[:3] == outcome.everywhere[:3]
+
+
+@pytest.mark.parametrize("name", ["SD15", "Flux"])
+def test_inpainting(comfy, tiny, compare, name):
+    """Catches a cache outside the mask's blending: what is kept must stay exactly as it was."""
+    scene = tiny(name)
+    mask = torch.zeros(1, 16, 16)
+    mask[:, 4:12, 4:12] = 1.0
+    latent = comfy.node("SetLatentNoiseMask", {"samples": torch.randn(scene.latent["samples"].shape)}, mask)[0]
+    outcome = compare(lambda cache: comfy.sample(scene, cache(scene.model), latent_image=latent), scene)
+    kept = (mask == 0).expand(outcome.cached.shape)
+    torch.testing.assert_close(outcome.cached[kept], latent["samples"][kept], rtol=1e-3, atol=1e-3)
+
+
+# Several runs in one workflow.
+
+
+def stage(comfy, scene, model, latent, first, last):
+    """One KSamplerAdvanced of several that share 16 steps."""
+    return comfy.node(
+        "KSamplerAdvanced", model, "enable" if first == 0 else "disable", 5, 16, 4.0, "euler", "simple",
+        scene.positive, scene.negative, latent, first, last, "enable" if last < 16 else "disable",
+    )[0]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["SD15", "WAN21_T2V"])
+def test_two_stages(comfy, tiny, compare, name):
+    """Catches what the first run leaves behind for the second."""
+    scene = tiny(name)
+
+    def both(cache):
+        model = cache(scene.model)
+        return stage(comfy, scene, model, stage(comfy, scene, model, scene.latent, 0, 8), 8, 10000)["samples"]
+
+    outcome = compare(both, scene, threshold=1.0, closer_than=8.0)
+    for run in (slice(0, 8), slice(8, 16)):
+        everywhere = outcome.everywhere[run]
+        assert {*everywhere[:3], everywhere[-1]} <= set(outcome.levels), "each run warms up and ends for itself"
+
+
+def test_a_model_for_high_and_one_for_low_noise(comfy, tiny, compare):
+    """Wan 2.2's pair, each with its own node. Catches an output of one that answers for the other."""
+    high, low = tiny("WAN21_T2V"), tiny_models.build("WAN21_T2V", seed=1)
+
+    def both(cache):
+        latent = stage(comfy, high, cache(high.model), high.latent, 0, 8)
+        return stage(comfy, high, cache(low.model), latent, 8, 10000)["samples"]
+
+    outcome = compare(both, high, low, threshold=1.0)  # so that both skip
+    computed_by = [{sigma for _, sigma, _ in scene.calls} for scene in (high, low)]
+    assert computed_by[0] <= set(outcome.everywhere[:8]) and computed_by[1] <= set(outcome.everywhere[8:])
+    assert all(len(levels) < 8 for levels in computed_by), "both of them skip"
+
+
+def test_a_second_pass_at_another_size(comfy, tiny, compare):
+    """Catches cached tensors of the first size in the second run."""
+    scene = tiny("SD15")
+
+    def both(cache):
+        model = cache(scene.model)
+        small = {"samples": comfy.sample(scene, model)}
+        large = comfy.node("LatentUpscaleBy", small, "bilinear", 1.5)[0]
+        return comfy.sample(scene, model, latent_image=large, denoise=0.5, seed=6)
+
+    outcome = compare(both, scene, whole_steps=False)  # the passes share noise levels
+    assert outcome.cached.shape == (1, 4, 24, 24)
+
+
+def test_custom_and_split_sigmas(comfy, tiny, compare, custom):
+    """Catches a reliance on KSampler's own schedules, and on runs that end at noise level 0."""
+    scene = tiny("SD15")
+    sigmas = comfy.node("PolyexponentialScheduler", 16, 14.0, 0.03, 1.3)[0]
+    high, low = comfy.node("SplitSigmas", sigmas, 8)
+
+    def both(cache):
+        guider = comfy.node("CFGGuider", cache(scene.model), scene.positive, scene.negative, 4.0)[0]
+        return custom(guider, low, custom(guider, high, scene.latent), noise="DisableNoise")["samples"]
+
+    compare(both, scene)
+
+
+def test_flipped_sigmas(comfy, tiny, compare, custom):
+    """Catches a division by next to nothing: back to noise starts where the network has no say in the result."""
+    scene = tiny("SD15")
+    sigmas = comfy.node("FlipSigmas", comfy.node("BasicScheduler", scene.model, "simple", 16, 1.0)[0])[0]
+
+    def sample(cache):
+        guider = comfy.node("CFGGuider", cache(scene.model), scene.positive, scene.negative, 1.0)[0]
+        return custom(guider, sigmas, scene.latent, noise="DisableNoise")["samples"]
+
+    compare(sample, scene, threshold=1.0, closer_than=0.0)  # each step goes further than the one before
+
+
+# Guidance.
+
+GUIDERS = {
+    "DualCFGGuider, regular": lambda node, model, scene: node(
+        "DualCFGGuider", model, scene.positive, prompt(3), scene.negative, 4.0, 2.0, "regular"
+    ),
+    "DualCFGGuider, nested": lambda node, model, scene: node(
+        "DualCFGGuider", model, scene.positive, prompt(3), scene.negative, 4.0, 2.0, "nested"
+    ),
+    "PerpNegGuider": lambda node, model, scene: node(
+        "PerpNegGuider", model, scene.positive, scene.negative, prompt(3), 4.0, 1.0
+    ),
+    "BasicGuider": lambda node, model, scene: node("BasicGuider", model, scene.positive),
+}
+
+
+@pytest.mark.parametrize("guider", GUIDERS)
+def test_guiders(comfy, tiny, compare, custom, guider):
+    """Catches a cache that counts on exactly a positive and a negative."""
+    scene = tiny("SD15")
+
+    def sample(cache):
+        sigmas = comfy.node("BasicScheduler", scene.model, "simple", 16, 1.0)[0]
+        return custom(GUIDERS[guider](comfy.node, cache(scene.model), scene)[0], sigmas, scene.latent)["samples"]
+
+    compare(sample, scene)
+
+
+ADD_ONS = {
+    "perturbed attention": ("SD15", "PerturbedAttentionGuidance", dict(scale=3.0)),
+    "self-attention": ("SD15", "SelfAttentionGuidance", dict(scale=0.5, blur_sigma=2.0)),
+    "skipped layers": (
+        "Flux",
+        "SkipLayerGuidanceDiT",
+        dict(scale=3.0, start_percent=0.0, end_percent=1.0, double_layers="0", single_layers=""),
+    ),
+    "skipped layers, in the negative": (
+        "Flux",
+        "SkipLayerGuidanceDiTSimple",
+        dict(start_percent=0.0, end_percent=1.0, double_layers="0", single_layers=""),
+    ),
+    "skipped layers at high noise only": (
+        "Flux",
+        "SkipLayerGuidanceDiT",
+        dict(scale=3.0, start_percent=0.0, end_percent=0.5, double_layers="0", single_layers=""),
+    ),
+    "skipped layers at high noise only, in the negative": (
+        "Flux",
+        "SkipLayerGuidanceDiTSimple",
+        dict(start_percent=0.0, end_percent=0.5, double_layers="0", single_layers=""),
+    ),
+    "skipped layers of SD3": (
+        "SD3",
+        "SkipLayerGuidanceSD3",
+        dict(layers="0", scale=3.0, start_percent=0.01, end_percent=0.3),
+    ),
+    "a CFG that grows over the frames": ("SVD_img2vid", "VideoLinearCFGGuidance", dict(min_cfg=1.0)),
+}
+
+
+@pytest.mark.parametrize("cache_first", [False, True])
+@pytest.mark.parametrize("add_on", ADD_ONS)
+def test_guidance_add_ons(comfy, tiny, compare, add_on, cache_first):
+    """Some ask the network again within a step. Catches one call that is answered with another's output."""
+    name, kind, widgets = ADD_ONS[add_on]
+    scene = tiny(name)
+
+    def sample(cache):
+        model = cache(scene.model) if cache_first else scene.model
+        model = comfy.node(kind, model, **widgets)[0]
+        return comfy.sample(scene, model if cache_first else cache(model))
+
+    compare(sample, scene)
+
+
+# Conditionings.
+
+
+def combined(comfy, *conditionings):
+    """ConditioningCombine of all of them."""
+    first, *rest = conditionings
+    for other in rest:
+        first = comfy.node("ConditioningCombine", first, other)[0]
+    return first
+
+
+def test_areas_and_strengths(comfy, tiny, compare):
+    """Catches a cached output of an area's size, and areas whose order or weight is lost."""
+    scene = tiny("SD15")
+    positive = combined(
+        comfy,
+        comfy.node("ConditioningSetArea", prompt(3), 64, 128, 0, 0, 1.0)[0],
+        comfy.node("ConditioningSetAreaPercentage", prompt(4), 0.5, 0.5, 0.5, 0.5, 0.8)[0],
+        comfy.node("ConditioningSetAreaStrength", scene.positive, 0.5)[0],
+    )
+    compare(lambda cache: comfy.sample(scene, cache(scene.model), positive=positive), scene)
+
+
+def test_an_area_that_leaves_a_part_without_a_prompt(comfy, tiny, compare):
+    """Where no prompt is, ComfyUI's prediction is 0 whatever the noise level: no network output, but it is cached."""
+    scene = tiny("SD15")
+    left = comfy.node("ConditioningSetArea", prompt(3), 64, 128, 0, 0, 1.0)[0]
+    compare(lambda cache: comfy.sample(scene, cache(scene.model), positive=left), scene)
+
+
+@pytest.mark.parametrize("bounds", ["default", "mask bounds"])
+def test_masks(comfy, tiny, compare, bounds):
+    """Catches a mask that is applied twice or not at all."""
+    scene = tiny("SD15")
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :, 64:] = 1.0
+    positive = combined(
+        comfy,
+        comfy.node("ConditioningSetMask", prompt(3), mask, bounds, 0.7)[0],
+        comfy.node("ConditioningSetMask", prompt(4), 1 - mask, bounds, 1.0)[0],
+    )
+    compare(lambda cache: comfy.sample(scene, cache(scene.model), positive=positive), scene)
+
+
+def test_prompts_of_different_length(comfy, tiny, compare):
+    """Catches conditions of one prompt that are taken for the other's when ComfyUI cannot batch them."""
+    scene = tiny("SD15")
+    positive = combined(comfy, scene.positive, prompt(3, tokens=11))
+    compare(lambda cache: comfy.sample(scene, cache(scene.model), positive=positive), scene)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "dpm_fast", "euler_ancestral"])
+def test_prompts_that_take_turns(comfy, tiny, sampler):
+    """An output cached under one prompt must not answer for the next, at whichever noise levels a sampler asks."""
+    scene = tiny("SD15")
+    early = comfy.node("ConditioningSetTimestepRange", scene.positive, 0.0, 0.5)[0]
+    late = comfy.node("ConditioningSetTimestepRange", prompt(3), 0.5, 1.0)[0]
+    positive = combined(comfy, early, late)
+    switch = scene.model.get_model_object("model_sampling").percent_to_sigma(0.5)
+    plain = comfy.sample(scene, sampler_name=sampler, positive=positive)
+    same = comfy.sample(scene, comfy.cached(scene.model, threshold=0.0), sampler_name=sampler, positive=positive)
+    assert torch.equal(plain, same)
+
+    with Steps(comfy.cached(scene.model, threshold=1.0)) as steps:
+        comfy.sample(scene, steps.model, sampler_name=sampler, positive=positive)
+    cached_early = None
+    assert not all(step.computed for step in steps)
+    for step in steps:
+        is_early = float(step.sigma[0]) > switch
+        if step.computed:
+            cached_early = is_early
+        assert cached_early == is_early, f"at noise level {float(step.sigma[0]):.3f} the wrong prompt's output was used"
+
+
+# Networks beside the network, and changed weights.
+
+
+@pytest.fixture(scope="module")
+def controlnet(comfy, tiny):
+    """(a ControlNet for the tiny SD 1.5, noise levels of its network's calls)."""
+    import comfy.cldm.cldm as cldm
+    import comfy.controlnet
+    import comfy.model_management as management
+
+    network = cldm.ControlNet(hint_channels=3, **tiny("SD15").model.model.model_config.unet_config)
+    tiny_models.fill(network, torch.Generator().manual_seed(7))
+    calls = []
+    network.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(kwargs["timesteps"][0]), with_kwargs=True
+    )
+    return comfy.controlnet.ControlNet(network, load_device=management.get_torch_device()), calls
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.3, 0.6)])
+def test_controlnet(comfy, tiny, compare, controlnet, start, end):
+    """Catches a ControlNet that still runs on reused steps, and one whose start or end is slept through."""
+    scene, (net, calls) = tiny("SD15"), controlnet
+    sampling = scene.model.get_model_object("model_sampling")
+    picture = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(1))
+    positive, negative = comfy.node(
+        "ControlNetApplyAdvanced", scene.positive, scene.negative, net, picture, 1.0, start, end
+    )
+
+    def sample(cache):
+        calls.clear()
+        return comfy.sample(scene, cache(scene.model), positive=positive, negative=negative)
+
+    outcome = compare(sample, scene)
+    computed = [float(timestep) for timestep in calls]
+    assert not torch.equal(comfy.sample(scene), outcome.plain)
+    high, low = sampling.percent_to_sigma(start), sampling.percent_to_sigma(end)
+    active = [sigma for sigma in outcome.levels if low <= sigma <= high]
+    assert computed == [float(sampling.timestep(torch.tensor(sigma))) for sigma in active]
+    first_with = max(sigma for sigma in outcome.everywhere if sigma <= high)
+    first_without = max((sigma for sigma in outcome.everywhere if sigma < low), default=first_with)
+    assert {first_with, first_without} <= set(outcome.levels), "where it starts and has ended, the network is asked"
+
+
+@pytest.fixture(scope="module")
+def lora(comfy, tiny):
+    """File name of a LoRA for the tiny SD 1.5."""
+    from pathlib import Path
+
+    import folder_paths
+
+    rng = torch.Generator().manual_seed(9)
+    weights = {}
+    for name, weight in tiny("SD15").model.model.diffusion_model.state_dict().items():
+        if name.endswith(("to_q.weight", "to_v.weight")):
+            layer = "diffusion_model." + name.removesuffix(".weight")
+            weights[f"{layer}.lora_down.weight"] = torch.randn(4, weight.shape[1], generator=rng) * 0.3
+            weights[f"{layer}.lora_up.weight"] = torch.randn(weight.shape[0], 4, generator=rng) * 0.3
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "tiny.safetensors")
+    return "tiny.safetensors"
+
+
+@pytest.mark.parametrize("cache_first", [False, True])
+def test_lora(comfy, tiny, compare, lora, cache_first):
+    """Catches weights that a reused step leaves patched or unpatched."""
+    scene = tiny("SD15")
+
+    def sample(cache):
+        model = cache(scene.model) if cache_first else scene.model
+        model = comfy.node("LoraLoaderModelOnly", model, lora, 1.0)[0]
+        return comfy.sample(scene, model if cache_first else cache(model))
+
+    assert not torch.equal(comfy.sample(scene), compare(sample, scene).plain)
+
+
+def test_lora_that_is_scheduled(comfy, tiny, compare, lora):
+    """Hooks change its strength in the course of the run. Catches an output with the old strength after that."""
+    scene = tiny("SD15")
+    sampling = scene.model.get_model_object("model_sampling")
+    keyframes = comfy.node("CreateHookKeyframe", 1.0, 0.0)[0]
+    keyframes = comfy.node("CreateHookKeyframe", 0.0, 0.5, keyframes)[0]
+    hooks = comfy.node("SetHookKeyframes", comfy.node("CreateHookLoraModelOnly", lora, 1.0)[0], keyframes)[0]
+    positive, negative = (comfy.node("ConditioningSetProperties", cond, 1.0, "default", hooks=hooks)[0]
+                          for cond in (scene.positive, scene.negative))  # fmt: skip
+
+    def sample(cache):
+        return comfy.sample(scene, cache(scene.model), positive=positive, negative=negative)
+
+    outcome = compare(sample, scene)
+    assert not torch.equal(comfy.sample(scene), outcome.plain)
+    first_after = max(sigma for sigma in outcome.everywhere if sigma <= sampling.percent_to_sigma(0.5))
+    assert first_after in outcome.levels
