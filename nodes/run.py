@@ -106,13 +106,15 @@ class Run:
         return denoised
 
     def _must_compute(self, sigma: torch.Tensor, conds: dict) -> torch.Tensor | bool:
-        """Whether something outside the engine's view rules out reuse at this noise level.
+        """Whether something outside the engine's view rules out reuse of this evaluation, at noise level sigma.
 
         Samplers evaluate between the noise levels of the schedule, and some follow one of their own. Hence the level
         itself is looked at, which is on the device, and so is the answer.
         """
         if self._computed_at is None:
             self._switches = Switches(conds, sigma.device)
+            return True
+        if self.clock.unsettled:  # it may still be warm-up
             return True
         force = self._switches.passed(self._computed_at, sigma)
         if self.settings.start_percent > 0 or self.settings.end_percent < 1:

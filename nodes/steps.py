@@ -6,21 +6,22 @@ class StepClock:
 
     Samplers call back once a step, after the step's first evaluation (k-diffusion) or its only one (UniPC).
     With m evaluations a step, the m - 1 after a callback still belong to its step; m is learnt from the first
-    two callbacks. A sampler that never calls back is taken to evaluate once a step.
+    two callbacks, and between them nobody can tell (`unsettled`). A sampler that never calls back is taken to
+    evaluate once a step.
     """
 
     def __init__(self):
         self._evaluations = 0
         self._reported: int | None = None  # the last step called back for
         self._since_report = 0
-        self._per_step = 1
+        self._per_step: int | None = None  # m, once learnt
         self.steps = 0  # how many steps have been seen
 
     def tick(self) -> int:
         """Count one evaluation and return its step, from 0."""
         if self._reported is None:
             step = self._evaluations
-        elif self._since_report < self._per_step - 1:
+        elif self._since_report < (self._per_step or 1) - 1:
             step = self._reported
         else:
             step = self._reported + 1
@@ -28,6 +29,11 @@ class StepClock:
         self._evaluations += 1
         self._since_report += 1
         return step
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the evaluation just counted may belong to the first step or to the second."""
+        return self._reported is not None and self._per_step is None
 
     def report(self, step: int) -> None:
         """The sampler's callback for a step."""

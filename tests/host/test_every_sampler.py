@@ -1,0 +1,141 @@
+"""Every sampler of the host: they differ in evaluations a step, in when they call back, and some inject noise."""
+
+import ast
+import functools
+from typing import NamedTuple
+
+import comfy_host
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STEPS = 8
+MODELS = {"Flux": 1.0, "SD15": 2.5}  # CFG; flow matching without guidance, and eps with it
+CALLS_BACK_AFTER_THE_STEP = "dpm_adaptive"  # all others do so after its first evaluation
+
+TOLD_TOO_LATE = {
+    ("dpm_adaptive", 1): "before its first callback a step's three evaluations are taken for three steps",
+    ("dpm_adaptive", 2): "before its first callback a step's three evaluations are taken for three steps",
+    ("sa_solver_pece", 2): "its first step has one evaluation, and the next ones have two",
+}
+
+
+def sampler_names(host):
+    """KSampler.SAMPLERS from the host's source: tests are collected before ComfyUI can be imported."""
+    source = (host / "comfy" / "samplers.py").read_text(encoding="utf-8")
+    lists = {
+        statement.targets[0].id: statement.value
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+    }
+    constants = [*ast.walk(lists["KSAMPLER_NAMES"]), *ast.walk(lists["SAMPLER_NAMES"])]
+    return [node.value for node in constants if isinstance(node, ast.Constant)]
+
+
+SAMPLERS = sampler_names(comfy_host.find())
+
+
+class Run(NamedTuple):
+    """latent: the result. levels: noise level of each network call. reports: calls made at each of the callbacks."""
+
+    latent: torch.Tensor
+    levels: list[float]
+    reports: list[int]
+
+    def calls_before(self, step, sampler):
+        """How many network calls belong to the steps before `step`, which counts from 0."""
+        if sampler == CALLS_BACK_AFTER_THE_STEP:
+            step, first = step - 1, 0
+        else:
+            first = 1
+        return self.reports[step] - first if step < len(self.reports) else len(self.levels)
+
+
+def sample(comfy, scene, sampler, scheduler, cfg, **widgets) -> Run:
+    """A KSampler run; without widgets uncached."""
+    from comfy.patcher_extension import WrappersMP
+
+    reports = []
+
+    def count_at_callbacks(executor, guider, sigmas, extra_args, callback, *args, **kwargs):
+        def report(*state):
+            reports.append(len(scene.calls))
+            callback(*state)
+
+        return executor(guider, sigmas, extra_args, report, *args, **kwargs)
+
+    model = comfy.cached(scene.model, **widgets) if widgets else scene.model.clone()
+    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "reports", count_at_callbacks)
+    latent, _ = scene.counting(
+        lambda: comfy.sample(scene, model, sampler_name=sampler, scheduler=scheduler, steps=STEPS, cfg=cfg)
+    )
+    return Run(latent, [sigma for _, sigma, _ in scene.calls], reports)
+
+
+@pytest.fixture(scope="module")
+def uncached(comfy, tiny):
+    """uncached(name, sampler, scheduler): that Run; skips the test where ComfyUI itself cannot sample in this way."""
+
+    @functools.cache
+    def attempt(name, sampler, scheduler):
+        try:
+            return sample(comfy, tiny(name), sampler, scheduler, MODELS[name])
+        except Exception as error:
+            return f"ComfyUI itself fails here: {error!r}"
+
+    def uncached(name, sampler, scheduler="simple"):
+        run = attempt(name, sampler, scheduler)
+        if isinstance(run, str):
+            pytest.skip(run)
+        if not run.latent.isfinite().all():
+            pytest.skip("ComfyUI itself samples NaN or inf here")
+        return run
+
+    return uncached
+
+
+def test_no_sampler_is_left_out(comfy):
+    """Catches a host whose lists are no longer found in its source."""
+    import comfy.samplers
+
+    assert SAMPLERS == comfy.samplers.KSampler.SAMPLERS
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_threshold_0_changes_nothing(comfy, tiny, uncached, name, sampler):
+    """Catches a clock or a cache that disturbs a sampler, its noise or its callbacks."""
+    plain = uncached(name, sampler)
+    same = sample(comfy, tiny(name), sampler, "simple", MODELS[name], threshold=0.0)
+    assert torch.equal(same.latent, plain.latent)
+    assert (same.levels, same.reports) == (plain.levels, plain.reports)
+
+
+@pytest.mark.parametrize("scheduler", ["simple", "karras", "beta"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_result_stays_in_bounds(comfy, tiny, uncached, name, sampler, scheduler):
+    """Catches a sampler that a reused step makes diverge, and noise that is taken for a change of the output."""
+    plain = uncached(name, sampler)
+    try:
+        cached = sample(comfy, tiny(name), sampler, scheduler, MODELS[name], threshold=0.1, warmup_steps=2)
+    except Exception:
+        uncached(name, sampler, scheduler)
+        raise
+    assert cached.latent.shape == plain.latent.shape and cached.latent.isfinite().all()
+    assert cached.latent.std() < 2 * plain.latent.std()
+
+
+@pytest.mark.parametrize("warmup", [1, 2])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_warmup_counts_sampler_steps(comfy, tiny, uncached, sampler, warmup):
+    """A warm-up counted in evaluations would end too early. Up to the first reused step both runs are the same."""
+    if (sampler, warmup) in TOLD_TOO_LATE:
+        pytest.skip(TOLD_TOO_LATE[sampler, warmup])
+    plain = uncached("Flux", sampler)
+    cached = sample(comfy, tiny("Flux"), sampler, "simple", MODELS["Flux"], threshold=1.0, warmup_steps=warmup)
+    calls = plain.calls_before(warmup, sampler)
+    assert cached.levels[:calls] == plain.levels[:calls]
+    if len(plain.levels) > calls + 4:
+        assert len(cached.levels) < len(plain.levels), "nothing was reused"
