@@ -77,6 +77,7 @@ class Run:
         self._controller = CacheController(settings.config, total_steps=self._total_steps)
         self._switches: Switches | None = None
         self._computed_at: torch.Tensor | None = None  # noise level of the last computed evaluation
+        self._missed = False  # whether the last evaluation asked for something that was not in the cache
         # Of the current evaluation:
         self._x: torch.Tensor | None = None
         self._reusing = False
@@ -90,7 +91,7 @@ class Run:
         """
         step = self.clock.tick()
         force = self._must_compute(timestep[0], getattr(executor.class_obj, "conds", {}))
-        self._x, self._calls = x, 0
+        self._x, self._calls, self._missed = x, 0, False
         self._reusing = not self._controller.begin(
             self._network.network_input(x, timestep), sigma=timestep, step=step, force=force
         )
@@ -114,7 +115,7 @@ class Run:
         if self._computed_at is None:
             self._switches = Switches(conds, sigma.device)
             return True
-        if self.clock.unsettled:  # it may still be warm-up
+        if self._missed or self.clock.unsettled:  # unsettled: it may still be warm-up
             return True
         force = self._switches.passed(self._computed_at, sigma)
         if self.settings.start_percent > 0 or self.settings.end_percent < 1:
@@ -150,6 +151,7 @@ class Run:
             denoised = compute()
         finally:
             self._computing = False
+        self._missed |= self._reusing
         if not self._reusing:
             for i, branch in branches.items():
                 self._controller.store(branch, self._network.network_output(denoised[i], x, timestep), own_x)

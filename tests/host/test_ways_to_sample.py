@@ -1,5 +1,7 @@
 """The ways people sample in, with the nodes that ComfyUI ships for them, on tiny models."""
 
+import logging
+import re
 from collections import Counter
 from typing import NamedTuple
 
@@ -259,6 +261,19 @@ def test_guidance_add_ons(comfy, tiny, compare, add_on, cache_first):
         return comfy.sample(scene, model if cache_first else cache(model))
 
     compare(sample, scene)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.3), (0.3, 1.0)])
+def test_an_add_on_that_starts_or_ends_on_the_way(comfy, tiny, caplog, start, end):
+    """Its new calls are not in the cache. Catches steps that are called skipped while the network runs in each."""
+    scene = tiny("Flux")
+    widgets = dict(start_percent=start, end_percent=end, double_layers="0", single_layers="")
+    model = comfy.node("SkipLayerGuidanceDiTSimple", scene.model, **widgets)[0]
+    with Steps(comfy.cached(model, threshold=1.0)) as steps, caplog.at_level(logging.INFO):
+        comfy.sample(scene, steps.model, steps=30)
+    (line,) = [message for message in caplog.messages if message.startswith("EasyCache: computed")]
+    computed = int(re.search(r"computed (\d+) of", line)[1])
+    assert sum(step.computed for step in steps) <= computed + 1
 
 
 # Conditionings.
