@@ -21,7 +21,8 @@ class CacheController:
     branch (cond, uncond, ...), the tracked one first; if False, take every branch from `predict`.
 
     Memory: one output a branch, the input of the last computed evaluation and the previous input, all in the
-    dtype they came in; never the caller's own tensors. `release` lets go of them.
+    dtype they came in; never the caller's own tensors. `release` lets go of them. Where there is no room for them
+    the cache is given up, not the run: everything is computed until a rate is known again.
 
     Raises ValueError for a negative total_steps.
     """
@@ -33,10 +34,10 @@ class CacheController:
         self.total_steps = total_steps
         self._trace = Trace()
         self._warned = False
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
-        """Back to knowing nothing of the network."""
+    def forget(self) -> None:
+        """Let go of every tensor; the run goes on as if nothing were known of the network yet."""
         self._x: torch.Tensor | None = None  # x_(n-1), then x_n once `begin` is through
         self._device: torch.device | None = None  # where the caller's latent lives
         self._branches: dict[str, Snapshot] = {}
@@ -59,10 +60,8 @@ class CacheController:
         up, at the last step, with threshold 0, when forced, and while no rate is known.
         """
         if self._x is not None and (self._x.shape != x.shape or self._x.dtype != x.dtype):
-            self._forget()
-        input_change = None if self._x is None else distance(x, self._x)
-        self._x, self._device = keep(x, self.config.cache_device), x.device
-
+            self.forget()
+        input_change = self._next_input(x)
         forced = not isinstance(force, torch.Tensor) and force
         reusable = not forced and self._may_reuse(step) and self._within_threshold(input_change, force)
         self._consecutive_skips = self._consecutive_skips + 1 if reusable else 0
@@ -79,6 +78,20 @@ class CacheController:
             output_norm=self._output_norm,
         )
         return not reusable
+
+    def _next_input(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Put x in the place of the previous input and return ||x_n - x_(n-1)||, None if there was none."""
+        try:
+            change = None if self._x is None else distance(x, self._x)
+            self._x, self._device = keep(x, self.config.cache_device), x.device
+            return change
+        except torch.cuda.OutOfMemoryError:
+            self._give_up()
+            return None
+
+    def _give_up(self) -> None:
+        log.warning("EasyCache: no memory left for the cache; it starts anew")
+        self.forget()
 
     def _may_reuse(self, step: int) -> bool:
         """Whether the error is to be asked at all; known without a look at the device."""
@@ -106,6 +119,14 @@ class CacheController:
         The first branch stored in an evaluation is the tracked one: its rate decides. x: the branch's own
         input where it is not what `begin` was given (a part of it, say).
         """
+        if self._x is None:  # given up in this evaluation
+            return
+        try:
+            self._store(branch, output, x)
+        except torch.cuda.OutOfMemoryError:
+            self._give_up()
+
+    def _store(self, branch: str, output: torch.Tensor, x: torch.Tensor | None) -> None:
         norm = mean_abs(output)
         if self._awaiting_tracked:
             self._awaiting_tracked = False
@@ -138,6 +159,11 @@ class CacheController:
         return reuse(self._x.to(self._device) if x is None else x, self._branches[branch])
 
     @property
+    def holds_tensors(self) -> bool:
+        """Whether there is anything to free."""
+        return self._x is not None
+
+    @property
     def trace(self) -> list[Record]:
         """One record an evaluation; reading it waits for the device."""
         return self._trace.resolve()
@@ -154,5 +180,5 @@ class CacheController:
 
     def release(self) -> None:
         """Let go of every tensor; the trace stays, as numbers."""
-        self._forget()
+        self.forget()
         self._trace.resolve()

@@ -10,6 +10,7 @@ import logging
 
 import comfy.model_patcher
 import torch
+from comfy.model_management import OOM_EXCEPTION, soft_empty_cache
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..easycache_core import CacheController
@@ -141,21 +142,35 @@ class Run:
         branches = {i: f"{call} {i}" for i, cond in enumerate(conds) if cond is not None}
         own_x = None if x is self._x else self._network.network_input(x, timestep)
         if self._reusing and all(map(self._controller.knows, branches.values())):
-            predicted = {i: self._controller.predict(branch, own_x) for i, branch in branches.items()}
-            return [
-                self._network.denoised(predicted[i], x, timestep) if i in predicted else torch.zeros_like(x)
-                for i in range(len(conds))
-            ]
-        self._computing = True
-        try:
-            denoised = compute()
-        finally:
-            self._computing = False
+            try:
+                predicted = {i: self._controller.predict(branch, own_x) for i, branch in branches.items()}
+                return [
+                    self._network.denoised(predicted[i], x, timestep) if i in predicted else torch.zeros_like(x)
+                    for i in range(len(conds))
+                ]
+            except OOM_EXCEPTION:
+                self._controller.forget()
+        denoised = self._computed(compute)
         self._missed |= self._reusing
         if not self._reusing:
             for i, branch in branches.items():
                 self._controller.store(branch, self._network.network_output(denoised[i], x, timestep), own_x)
         return denoised
+
+    def _computed(self, compute) -> list[torch.Tensor]:
+        """compute(), a second time without the cache if there was no room for both."""
+        self._computing = True
+        try:
+            return compute()
+        except OOM_EXCEPTION:
+            if not self._controller.holds_tensors:
+                raise
+            log.warning("EasyCache: out of memory; the cache is freed and the evaluation done again")
+            self._controller.forget()
+        finally:
+            self._computing = False
+        soft_empty_cache()
+        return self._computed(compute)
 
     def _log_evaluation(self):
         def shown(value):

@@ -269,3 +269,24 @@ def test_cache_in_main_memory_gives_the_same_run():
     near = sample(CacheConfig(threshold=0.1))
     far = sample(CacheConfig(threshold=0.1, cache_device="cpu"))
     assert near[2] == far[2] and torch.equal(near[1], far[1])
+
+
+@pytest.mark.parametrize("moment", range(20, 26))
+def test_no_memory_for_the_cache_costs_the_cache_not_the_run(monkeypatch, caplog, moment):
+    """Wherever a copy fails to find room, the run goes on computing, and caches again once it can."""
+    from easycache_core import controller as module
+
+    copies = []
+
+    def keep(tensor, cache_device):
+        copies.append(None)
+        if len(copies) == moment:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return tensor.clone()
+
+    monkeypatch.setattr(module, "keep", keep)
+    with caplog.at_level(logging.WARNING):
+        controller, x, flags = sample(CacheConfig(threshold=0.1, warmup_steps=4))
+    assert len(caplog.messages) == 1 and "no memory left for the cache" in caplog.text
+    assert len(flags) == STEPS == controller.computed + controller.skipped and x.isfinite().all()
+    assert not all(flags[STEPS // 2 :]), "caching must resume"

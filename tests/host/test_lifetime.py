@@ -43,6 +43,33 @@ def test_nothing_is_left_after_a_failed_run(comfy, demo_scene, no_run_left, kind
     assert torch.equal(expected, comfy.sample(demo_scene, model))
 
 
+def test_out_of_memory_in_the_network_costs_the_cache_not_the_run(comfy, demo_scene, caplog, no_run_left):
+    """The evaluation is done again without the cache; catches a run that dies for the sake of a few latents."""
+    from comfy.model_management import OOM_EXCEPTION
+
+    plain = comfy.sample(demo_scene)
+    failures = [9, 10]
+
+    def fail(module, args, kwargs):
+        if len(demo_scene.calls) in failures:
+            failures.remove(len(demo_scene.calls))
+            raise OOM_EXCEPTION("no room")
+
+    handle = demo_scene.model.model.diffusion_model.register_forward_pre_hook(fail, with_kwargs=True)
+    try:
+        demo_scene.calls.clear()
+        with pytest.raises(OOM_EXCEPTION):  # there is nothing left to free the second time
+            comfy.sample(demo_scene, comfy.cached(demo_scene.model, threshold=0.0))
+        failures[:] = [9]
+        demo_scene.calls.clear()
+        again = comfy.sample(demo_scene, comfy.cached(demo_scene.model, threshold=0.0))
+    finally:
+        handle.remove()
+    assert torch.equal(again, plain) and not failures
+    assert "out of memory; the cache is freed" in caplog.text
+    assert no_run_left() == []
+
+
 def test_tensors_go_even_if_somebody_holds_the_run(comfy, demo_scene):
     """A debugger, a traceback or another pack's wrapper may keep the run object; not the latents in it."""
     from comfy.patcher_extension import WrappersMP
