@@ -23,7 +23,7 @@ def test_skips_network_calls_and_stays_close(comfy, demo_scene, caplog):
             lambda: comfy.sample(demo_scene, comfy.cached(demo_scene.model, threshold=0.05), steps=30)
         )
     assert len(levels) < 24
-    assert psnr(cached, plain) > 14, "half the evaluations must leave the latent recognisably the same"
+    assert psnr(cached, plain) > 20
     assert levels[:3] == sorted({sigma for _, sigma, _ in demo_scene.calls}, reverse=True)[:3]
     (line,) = [message for message in caplog.messages if message.startswith("EasyCache: computed")]
     computed, total, skipped, speedup = re.search(
@@ -72,7 +72,7 @@ def test_without_guidance(comfy, demo_scene):
     plain = comfy.sample(demo_scene, cfg=1.0)
     cached, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, comfy.cached(demo_scene.model), cfg=1.0))
     assert all(kinds == (0,) for _, _, kinds in demo_scene.calls)
-    assert len(levels) < 14 and psnr(cached, plain) > 14
+    assert len(levels) < 14 and psnr(cached, plain) > 20
 
 
 def test_a_batch_of_videos(comfy, demo_scene):
@@ -83,7 +83,7 @@ def test_a_batch_of_videos(comfy, demo_scene):
     assert cached.shape[0] == 3 and cached.isfinite().all() and len(levels) < 14
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "uni_pc", "euler_ancestral", "res_multistep", "ddim"])
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "uni_pc", "euler_ancestral", "res_multistep", "lcm", "ddim"])
 def test_samplers_with_one_evaluation_a_step(comfy, demo_scene, sampler):
     model = comfy.cached(demo_scene.model, threshold=1.0, warmup_steps=4)
     cached, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, model, sampler_name=sampler, steps=12))
@@ -109,6 +109,7 @@ def test_warmup_counts_steps_of_second_order_samplers(comfy, demo_scene, sampler
     computed = [sigma for _, sigma, _ in demo_scene.calls]
     assert len(every) > 1.5 * steps, "otherwise it is no second-order sampler"
     assert computed[:evaluations] == every[:evaluations]
+    assert computed[evaluations] != every[evaluations], "the warm-up is over"
     assert len(computed) < len(every) and cached.isfinite().all()
 
 
