@@ -8,7 +8,9 @@ def relative_change(rate, input_change, output_norm) -> torch.Tensor:
     return rate * (input_change / output_norm.clamp_min(torch.finfo(output_norm.dtype).tiny))
 
 
-def ask(error, threshold: float, healthy, force: bool | torch.Tensor = False) -> tuple[bool, bool]:
+def ask(
+    error: torch.Tensor, threshold: float, healthy: torch.Tensor, force: bool | torch.Tensor = False
+) -> tuple[bool, bool]:
     """(error < threshold, healthy) on the host: the one moment at which a decision waits for the device.
 
     A NaN error compares as not below, so it leads to a computed evaluation; so do ill health and force.

@@ -28,7 +28,8 @@ class Parametrisation:
     def network_output(self, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """The inverse of `denoised`."""
         one = torch.ones(len(x), *[1] * (x.ndim - 1), device=x.device, dtype=x.dtype)
-        slope = self._sampling.calculate_denoised(sigma, one, torch.zeros_like(one))
-        without = self._sampling.calculate_denoised(sigma, torch.zeros_like(x), x)
+        zero = torch.zeros_like(one)
+        slope = self._sampling.calculate_denoised(sigma, one, zero)
+        without = self._sampling.calculate_denoised(sigma, zero, x)
         # At sigma 0 the output has no say in the result, and any finite answer does.
         return (denoised - without) / torch.where(slope.abs() < 1e-6, torch.ones_like(slope), slope)

@@ -151,8 +151,9 @@ class Run:
             except OOM_EXCEPTION:
                 self._controller.forget()
         denoised = self._computed(compute)
-        self._missed |= self._reusing
-        if not self._reusing:
+        if self._reusing:
+            self._missed = True
+        else:
             for i, branch in branches.items():
                 self._controller.store(branch, self._network.network_output(denoised[i], x, timestep), own_x)
         return denoised

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import comfy_host
 import pytest
 import torch
+from host_source import assigned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,15 +23,13 @@ TOLD_TOO_LATE = {
 
 
 def sampler_names(host):
-    """KSampler.SAMPLERS from the host's source: tests are collected before ComfyUI can be imported."""
-    source = (host / "comfy" / "samplers.py").read_text(encoding="utf-8")
-    lists = {
-        statement.targets[0].id: statement.value
-        for statement in ast.parse(source).body
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
-    }
-    constants = [*ast.walk(lists["KSAMPLER_NAMES"]), *ast.walk(lists["SAMPLER_NAMES"])]
-    return [node.value for node in constants if isinstance(node, ast.Constant)]
+    """KSampler.SAMPLERS from the host's source."""
+    lists = [
+        value
+        for name in ("KSAMPLER_NAMES", "SAMPLER_NAMES")
+        for value in assigned(host / "comfy" / "samplers.py", name)
+    ]
+    return [node.value for names in lists for node in ast.walk(names) if isinstance(node, ast.Constant)]
 
 
 SAMPLERS = sampler_names(comfy_host.find())

@@ -70,6 +70,11 @@ def prompt(seed, tokens=6):
     return [[torch.randn(1, tokens, 48, generator=torch.Generator().manual_seed(seed)), {}]]
 
 
+def both_patches(cache, add, model, cache_first):
+    """A model with the cache and something else, in that order or the other."""
+    return add(cache(model)) if cache_first else cache(add(model))
+
+
 # How many and what.
 
 
@@ -216,28 +221,21 @@ def test_guiders(comfy, tiny, compare, custom, guider):
     compare(sample, scene)
 
 
+def skipped_layers(start, end):
+    """Widgets of the skip-layer nodes of double-stream networks."""
+    return dict(start_percent=start, end_percent=end, double_layers="0", single_layers="")
+
+
 ADD_ONS = {
     "perturbed attention": ("SD15", "PerturbedAttentionGuidance", dict(scale=3.0)),
     "self-attention": ("SD15", "SelfAttentionGuidance", dict(scale=0.5, blur_sigma=2.0)),
-    "skipped layers": (
-        "Flux",
-        "SkipLayerGuidanceDiT",
-        dict(scale=3.0, start_percent=0.0, end_percent=1.0, double_layers="0", single_layers=""),
-    ),
-    "skipped layers, in the negative": (
-        "Flux",
-        "SkipLayerGuidanceDiTSimple",
-        dict(start_percent=0.0, end_percent=1.0, double_layers="0", single_layers=""),
-    ),
-    "skipped layers at high noise only": (
-        "Flux",
-        "SkipLayerGuidanceDiT",
-        dict(scale=3.0, start_percent=0.0, end_percent=0.5, double_layers="0", single_layers=""),
-    ),
+    "skipped layers": ("Flux", "SkipLayerGuidanceDiT", skipped_layers(0.0, 1.0) | dict(scale=3.0)),
+    "skipped layers, in the negative": ("Flux", "SkipLayerGuidanceDiTSimple", skipped_layers(0.0, 1.0)),
+    "skipped layers at high noise only": ("Flux", "SkipLayerGuidanceDiT", skipped_layers(0.0, 0.5) | dict(scale=3.0)),
     "skipped layers at high noise only, in the negative": (
         "Flux",
         "SkipLayerGuidanceDiTSimple",
-        dict(start_percent=0.0, end_percent=0.5, double_layers="0", single_layers=""),
+        skipped_layers(0.0, 0.5),
     ),
     "skipped layers of SD3": (
         "SD3",
@@ -255,20 +253,17 @@ def test_guidance_add_ons(comfy, tiny, compare, add_on, cache_first):
     name, kind, widgets = ADD_ONS[add_on]
     scene = tiny(name)
 
-    def sample(cache):
-        model = cache(scene.model) if cache_first else scene.model
-        model = comfy.node(kind, model, **widgets)[0]
-        return comfy.sample(scene, model if cache_first else cache(model))
+    def add(model):
+        return comfy.node(kind, model, **widgets)[0]
 
-    compare(sample, scene)
+    compare(lambda cache: comfy.sample(scene, both_patches(cache, add, scene.model, cache_first)), scene)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 0.3), (0.3, 1.0)])
 def test_an_add_on_that_starts_or_ends_on_the_way(comfy, tiny, caplog, start, end):
     """Its new calls are not in the cache. Catches steps that are called skipped while the network runs in each."""
     scene = tiny("Flux")
-    widgets = dict(start_percent=start, end_percent=end, double_layers="0", single_layers="")
-    model = comfy.node("SkipLayerGuidanceDiTSimple", scene.model, **widgets)[0]
+    model = comfy.node("SkipLayerGuidanceDiTSimple", scene.model, **skipped_layers(start, end))[0]
     with Steps(comfy.cached(model, threshold=1.0)) as steps, caplog.at_level(logging.INFO):
         comfy.sample(scene, steps.model, steps=30)
     (line,) = [message for message in caplog.messages if message.startswith("EasyCache: computed")]
@@ -419,12 +414,11 @@ def test_lora(comfy, tiny, compare, lora, cache_first):
     """Catches weights that a reused step leaves patched or unpatched."""
     scene = tiny("SD15")
 
-    def sample(cache):
-        model = cache(scene.model) if cache_first else scene.model
-        model = comfy.node("LoraLoaderModelOnly", model, lora, 1.0)[0]
-        return comfy.sample(scene, model if cache_first else cache(model))
+    def add(model):
+        return comfy.node("LoraLoaderModelOnly", model, lora, 1.0)[0]
 
-    assert not torch.equal(comfy.sample(scene), compare(sample, scene).plain)
+    outcome = compare(lambda cache: comfy.sample(scene, both_patches(cache, add, scene.model, cache_first)), scene)
+    assert not torch.equal(comfy.sample(scene), outcome.plain)
 
 
 def test_lora_that_is_scheduled(comfy, tiny, compare, lora):

@@ -4,13 +4,13 @@
 needs; `build` makes a Scene of it. A host's new class has no recipe yet and is listed with None.
 """
 
-import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from host_source import assigned
 from scene import Scene
 
 TEXT = (1, 6, 48)  # prompts of 6 tokens of width 48, for the networks that let us choose
@@ -43,16 +43,10 @@ class Recipe:
 
 
 def families(host: Path) -> Iterator[tuple[str, Recipe | None]]:
-    """(class name, recipe or None) of each class in the list of the ComfyUI in that folder.
-
-    Read from its source: tests are collected before ComfyUI can be imported, which takes a base folder.
-    """
-    source = (host / "comfy" / "supported_models.py").read_text(encoding="utf-8")
-    for statement in ast.parse(source).body:
-        target = getattr(statement, "target", None) or getattr(statement, "targets", [None])[0]
-        if isinstance(target, ast.Name) and target.id == "models":
-            for entry in statement.value.elts:
-                yield entry.id, RECIPES.get(entry.id)
+    """(class name, recipe or None) of each class in the list of the ComfyUI in that folder."""
+    for models in assigned(host / "comfy" / "supported_models.py", "models"):
+        for entry in models.elts:
+            yield entry.id, RECIPES.get(entry.id)
 
 
 @torch.no_grad()
