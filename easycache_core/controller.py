@@ -1,6 +1,7 @@
 """One sampling run: ties rate, decision, prediction and storage together."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
@@ -24,14 +25,18 @@ class CacheController:
     dtype they came in; never the caller's own tensors. `release` lets go of them. Where there is no room for them
     the cache is given up, not the run: everything is computed until a rate is known again.
 
+    streams: sizes of the latents that are packed one after the other along the last axis of what `begin` is given
+    (video and its sound). Each has a rate and an error of its own, and the worst of them decides.
+
     Raises ValueError for a negative total_steps.
     """
 
-    def __init__(self, config: CacheConfig, total_steps: int):
+    def __init__(self, config: CacheConfig, total_steps: int, streams: Sequence[int] = ()):
         if total_steps < 0:
             raise ValueError(f"total_steps must not be negative, got {total_steps}")
         self.config = config
         self.total_steps = total_steps
+        self._streams = tuple(streams)
         self._trace = Trace()
         self._warned = False
         self.forget()
@@ -42,9 +47,11 @@ class CacheController:
         self._device: torch.device | None = None  # where the caller's latent lives
         self._branches: dict[str, Snapshot] = {}
         self._tracked: str | None = None
+        # An entry a stream:
         self._rate: torch.Tensor | None = None  # k
         self._output_norm: torch.Tensor | None = None  # ||v_i||
         self._error: torch.Tensor | None = None  # E; None stands for 0
+        self._worst: torch.Tensor | None = None  # index of the stream with the largest E when it was last asked for
         self._healthy: torch.Tensor | None = None  # no NaN or inf in what was stored last
         self._awaiting_tracked = False
         self._consecutive_skips = 0
@@ -72,17 +79,17 @@ class CacheController:
             step=step,
             sigma=sigma.detach().flatten()[0].clone() if isinstance(sigma, torch.Tensor) else sigma,
             computed=not reusable,
-            input_change=input_change,
-            rate=self._rate,
-            error=0.0 if self._error is None else self._error,
-            output_norm=self._output_norm,
+            input_change=self._of_worst(input_change),
+            rate=self._of_worst(self._rate),
+            error=0.0 if self._error is None else self._of_worst(self._error),
+            output_norm=self._of_worst(self._output_norm),
         )
         return not reusable
 
     def _next_input(self, x: torch.Tensor) -> torch.Tensor | None:
         """Put x in the place of the previous input and return ||x_n - x_(n-1)||, None if there was none."""
         try:
-            change = None if self._x is None else distance(x, self._x)
+            change = None if self._x is None else distance(x, self._x, self._streams)
             self._x, self._device = keep(x, self.config.cache_device), x.device
             return change
         except torch.cuda.OutOfMemoryError:
@@ -107,11 +114,19 @@ class CacheController:
         """Let E grow by this evaluation's estimate and say whether it is still below the threshold."""
         change = relative_change(self._rate, input_change, self._output_norm)
         self._error = change if self._error is None else self._error + change
-        below, sound = ask(self._error, self.config.threshold, self._healthy & torch.isfinite(input_change), force)
+        self._worst = self._error.nan_to_num(nan=torch.inf).argmax(keepdim=True)
+        healthy = self._healthy & torch.isfinite(input_change).all()
+        below, sound = ask(self._error, self.config.threshold, healthy, force)
         if not sound and not self._warned:
             self._warned = True
             log.warning("EasyCache: NaN or inf in the latent or the network's output; such steps are not reused")
         return below
+
+    def _of_worst(self, per_stream: torch.Tensor | None) -> torch.Tensor | None:
+        """The entry for the trace."""
+        if per_stream is None or len(per_stream) == 1:
+            return per_stream
+        return per_stream[:1] if self._worst is None else per_stream.index_select(0, self._worst)
 
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor | None = None) -> None:
         """Keep a branch's network output at an evaluation for which `begin` returned True; copied.
@@ -127,12 +142,12 @@ class CacheController:
             self._give_up()
 
     def _store(self, branch: str, output: torch.Tensor, x: torch.Tensor | None) -> None:
-        norm = mean_abs(output)
+        norm = mean_abs(output, self._streams)
         if self._awaiting_tracked:
             self._awaiting_tracked = False
             self._track(branch, output, self._x.to(output.device) if x is None else x, norm)
         else:
-            self._healthy = self._healthy & torch.isfinite(norm)
+            self._healthy = self._healthy & torch.isfinite(norm).all()
         own_x = self._x if x is None else keep(x, self.config.cache_device)
         self._branches[branch] = Snapshot(own_x, keep(output, self.config.cache_device))
 
@@ -141,11 +156,11 @@ class CacheController:
         if branch != self._tracked or last is None or last.output.shape != output.shape:
             self._rate = None
         else:
-            self._rate = transformation_rate(output, last.output, x, last.x, self._rate)
+            self._rate = transformation_rate(output, last.output, x, last.x, self._rate, self._streams)
         # What the network no longer computes must not be predicted from a stale output.
         self._branches.clear()
-        self._tracked, self._output_norm, self._healthy = branch, norm, torch.isfinite(norm)
-        self._trace.update(rate=self._rate, output_norm=norm)
+        self._tracked, self._output_norm, self._healthy = branch, norm, torch.isfinite(norm).all()
+        self._trace.update(rate=self._of_worst(self._rate), output_norm=self._of_worst(norm))
 
     def knows(self, branch: str) -> bool:
         """Whether `predict` has something to go on for this branch."""

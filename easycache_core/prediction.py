@@ -12,4 +12,4 @@ def reuse(x: torch.Tensor, last: Snapshot) -> torch.Tensor:
     Returns a new tensor of x's shape and device in the dtype of the network's output.
     """
     output, earlier_x = last.output.to(x.device), last.x.to(x.device)
-    return (wide(x) + (wide(output) - wide(earlier_x))).to(output.dtype)
+    return (wide(output) - wide(earlier_x)).add_(wide(x)).to(output.dtype)

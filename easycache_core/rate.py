@@ -1,7 +1,12 @@
 """The transformation rate: how far the network's output moves when its input moves (paper, section 3.2).
 
-All quantities are scalars on the tensors' own device; nothing here waits for a GPU.
+All quantities are vectors on the tensors' own device with one entry a stream; nothing here waits for a GPU.
+
+Streams are latents of different kinds that a model denoises together (video and its sound), packed one after the
+other along the last axis. `streams` are their sizes there; a tensor of any other size is one stream.
 """
+
+from collections.abc import Sequence
 
 import torch
 
@@ -11,23 +16,30 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def mean_abs(tensor: torch.Tensor) -> torch.Tensor:
-    """||a||: mean of absolute values, a scalar."""
-    return wide(tensor).abs().mean()
+def mean_abs(tensor: torch.Tensor, streams: Sequence[int] = ()) -> torch.Tensor:
+    """||a||: mean of absolute values."""
+    return _means(wide(tensor).abs(), streams)
 
 
-def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """||a - b||, a scalar on a's device."""
-    return mean_abs(wide(a) - wide(b.to(a.device)))
+def distance(a: torch.Tensor, b: torch.Tensor, streams: Sequence[int] = ()) -> torch.Tensor:
+    """||a - b||, on a's device."""
+    return _means((wide(a) - wide(b.to(a.device))).abs_(), streams)
 
 
-def transformation_rate(output, earlier_output, x, earlier_x, previous_rate=None) -> torch.Tensor:
+def transformation_rate(output, earlier_output, x, earlier_x, previous_rate=None, streams=()) -> torch.Tensor:
     """k = ||v_i - v_j|| / ||x_i - x_j|| between two computed evaluations j < i.
 
     Where the input did not move at all (a repeated noise level) the rate says nothing new: the previous one
-    stays, NaN if there was none.
+    stays, NaN if there was none. A stream that stands still while another moves (a soundtrack that is given)
+    has rate 0: it must not keep the others from being reused.
     """
-    moved = distance(x, earlier_x)
-    rate = distance(output, earlier_output) / moved
-    unknown = torch.full_like(rate, torch.nan) if previous_rate is None else previous_rate
-    return torch.where(moved > 0, rate, unknown)
+    moved = distance(x, earlier_x, streams)
+    rate = distance(output, earlier_output, streams) / moved
+    if previous_rate is None:
+        previous_rate = torch.where((moved > 0).any(), torch.zeros_like(rate), torch.full_like(rate, torch.nan))
+    return torch.where(moved > 0, rate, previous_rate)
+
+
+def _means(tensor: torch.Tensor, streams: Sequence[int]) -> torch.Tensor:
+    packed = sum(streams) == tensor.shape[-1]
+    return torch.stack([part.mean() for part in (tensor.split(list(streams), -1) if packed else [tensor])])

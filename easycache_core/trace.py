@@ -11,7 +11,8 @@ class Record(TypedDict):
 
     step: sampler step, from 0. sigma: noise level. computed: whether the network ran.
     input_change: ||x_n - x_(n-1)||. rate: k after the evaluation. error: E after it (0 where computed).
-    output_norm: ||v_i|| of the last computed output. None where a value is not known (or not finite).
+    output_norm: ||v_i|| of the last computed output. Of several streams, the values of the one whose E was largest
+    when last asked for. None where a value is not known (or not finite).
     """
 
     step: int

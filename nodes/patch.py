@@ -17,10 +17,5 @@ def with_cache(model, settings: Settings):
     if patched.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         log.warning("EasyCache: the model has been through an EasyCache (Adaptive) node already; the last one counts")
         patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    if "easycache" in patched.model_options.get("transformer_options", {}):
-        log.warning(
-            "EasyCache: the model also has ComfyUI's built-in EasyCache or LazyCache node; two caches add up "
-            "their errors, so use one of them"
-        )
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(sample_with_cache, settings))
     return patched

@@ -7,6 +7,8 @@ the cache. Model, node and module hold no state, so runs cannot disturb each oth
 """
 
 import logging
+import math
+from collections.abc import Sequence
 
 import comfy.model_patcher
 import torch
@@ -39,7 +41,13 @@ def sample_with_cache(
 ):
     """OUTER_SAMPLE wrapper: opens a run and closes it whatever happens."""
     guider = executor.class_obj
-    run = Run(settings, len(sigmas) - 1, guider.model_patcher.get_model_object("model_sampling"))
+    model_sampling = guider.model_patcher.get_model_object("model_sampling")
+    run = Run(settings, len(sigmas) - 1, model_sampling, packed_streams(*args, **kwargs))
+    if "easycache" in guider.model_options.get("transformer_options", {}):
+        log.warning(
+            "EasyCache: the model also has ComfyUI's built-in EasyCache or LazyCache node; two caches add up "
+            "their errors, so use one of them"
+        )
 
     def report(step, denoised, x, total_steps):
         run.clock.report(step)
@@ -61,6 +69,14 @@ def sample_with_cache(
         run.close()
 
 
+def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list[int]:
+    """Sizes of the streams of a latent, from the end of OUTER_SAMPLE's arguments.
+
+    Newer ComfyUI packs video and its sound into one tensor and hands on the shapes of both.
+    """
+    return [math.prod(shape[1:]) for shape in latent_shapes] if len(latent_shapes) > 1 else []
+
+
 class Run:
     """The cache's whole state during one sampling run.
 
@@ -68,20 +84,21 @@ class Run:
     what the network gets and what it answers for that conditioning (see Parametrisation).
     """
 
-    def __init__(self, settings: Settings, total_steps: int, model_sampling):
+    def __init__(self, settings: Settings, total_steps: int, model_sampling, streams: Sequence[int] = ()):
         self.settings = settings
         self.clock = StepClock()
         self._total_steps = max(total_steps, 0)  # a schedule may be empty
         self._network = Parametrisation(model_sampling)
         self._highest = float(model_sampling.percent_to_sigma(settings.start_percent))
         self._lowest = float(model_sampling.percent_to_sigma(settings.end_percent))
-        self._controller = CacheController(settings.config, total_steps=self._total_steps)
+        self._controller = CacheController(settings.config, self._total_steps, streams)
         self._switches: Switches | None = None
         self._computed_at: torch.Tensor | None = None  # noise level of the last computed evaluation
         self._missed = False  # whether the last evaluation asked for something that was not in the cache
         # Of the current evaluation:
         self._x: torch.Tensor | None = None
         self._reusing = False
+        self._positive: list[dict] | None = None
         self._calls = 0
         self._computing = False
 
@@ -90,24 +107,23 @@ class Run:
 
         x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,).
         """
-        step = self.clock.tick()
-        force = self._must_compute(timestep[0], getattr(executor.class_obj, "conds", {}))
-        self._x, self._calls, self._missed = x, 0, False
-        self._reusing = not self._controller.begin(
-            self._network.network_input(x, timestep), sigma=timestep, step=step, force=force
-        )
+        step, conds = self.clock.tick(), getattr(executor.class_obj, "conds", {})
+        force = self._must_compute(step, timestep[0], conds)
+        self._x, self._positive, self._calls, self._missed = x, conds.get("positive"), 0, False
+        network_x = self._with_room(self._network.network_input, x, timestep)
+        self._reusing = not self._controller.begin(network_x, sigma=timestep, step=step, force=force)
         if not self._reusing:
             self._computed_at = timestep[0].clone()
         handler = model_options.get("context_handler")
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.conditions)}
         denoised = executor(x, timestep, model_options, *args, **kwargs)
-        self._x = None
+        self._x = self._positive = None
         if self.settings.verbose:
             self._log_evaluation()
         return denoised
 
-    def _must_compute(self, sigma: torch.Tensor, conds: dict) -> torch.Tensor | bool:
+    def _must_compute(self, step: int, sigma: torch.Tensor, conds: dict) -> torch.Tensor | bool:
         """Whether something outside the engine's view rules out reuse of this evaluation, at noise level sigma.
 
         Samplers evaluate between the noise levels of the schedule, and some follow one of their own. Hence the level
@@ -119,6 +135,9 @@ class Run:
         if self._missed or self.clock.unsettled:  # unsettled: it may still be warm-up
             return True
         force = self._switches.passed(self._computed_at, sigma)
+        if step == self.settings.config.warmup_steps and self.clock.single:
+            # A corrector that looks again at the noise level of the last step of the warm-up belongs to that step.
+            force = force | (sigma == self._computed_at)
         if self.settings.start_percent > 0 or self.settings.end_percent < 1:
             force = force | (sigma > self._highest) | (sigma < self._lowest)
         return force
@@ -140,7 +159,7 @@ class Run:
         """
         call, self._calls = f"{self._calls} {patched_layers(model_options)}", self._calls + 1
         branches = {i: f"{call} {i}" for i, cond in enumerate(conds) if cond is not None}
-        own_x = None if x is self._x else self._network.network_input(x, timestep)
+        own_x = None if x is self._x else self._with_room(self._network.network_input, x, timestep)
         if self._reusing and all(map(self._controller.knows, branches.values())):
             try:
                 predicted = {i: self._controller.predict(branch, own_x) for i, branch in branches.items()}
@@ -153,25 +172,32 @@ class Run:
         denoised = self._computed(compute)
         if self._reusing:
             self._missed = True
-        else:
-            for i, branch in branches.items():
-                self._controller.store(branch, self._network.network_output(denoised[i], x, timestep), own_x)
+            return denoised
+        # The first one stored is the tracked one; some guiders list the negative first.
+        for i in sorted(branches, key=lambda i: conds[i] is not self._positive):
+            output = self._with_room(self._network.network_output, denoised[i], x, timestep)
+            self._controller.store(branches[i], output, own_x)
         return denoised
 
     def _computed(self, compute) -> list[torch.Tensor]:
-        """compute(), a second time without the cache if there was no room for both."""
+        """compute(), without looking at what it calls on its way."""
         self._computing = True
         try:
-            return compute()
+            return self._with_room(compute)
+        finally:
+            self._computing = False
+
+    def _with_room(self, make, *args):
+        """make(*args), a second time without the cache if there was no room for both."""
+        try:
+            return make(*args)
         except OOM_EXCEPTION:
             if not self._controller.holds_tensors:
                 raise
-            log.warning("EasyCache: out of memory; the cache is freed and the evaluation done again")
+            log.warning("EasyCache: out of memory; the cache is freed and what failed is done again")
             self._controller.forget()
-        finally:
-            self._computing = False
         soft_empty_cache()
-        return self._computed(compute)
+        return make(*args)
 
     def _log_evaluation(self):
         def shown(value):
@@ -189,5 +215,5 @@ class Run:
 
     def close(self) -> None:
         """Let go of every tensor, even if somebody still holds this run."""
-        self._x = self._computed_at = self._switches = None
+        self._x = self._positive = self._computed_at = self._switches = None
         self._controller.release()

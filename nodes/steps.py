@@ -4,11 +4,13 @@
 class StepClock:
     """Tells steps from evaluations by the sampler's own callbacks, so that no device tensor has to be read.
 
-    Samplers call back once a step, after the step's first evaluation (k-diffusion) or its only one (UniPC).
-    With m evaluations a step, the m - 1 after a callback still belong to its step; m is learnt from the first
-    two callbacks, and between them nobody can tell (`unsettled`). A sampler that never calls back is taken to
-    evaluate once a step.
+    Samplers call back once a step, after the step's first evaluation (k-diffusion), its only one (UniPC) or its last
+    one (DPM adaptive, of three). With m evaluations a step, the m - 1 after a callback still belong to its step; m is
+    learnt from the first two callbacks, and between them nobody can tell (`unsettled`). A sampler that has not called
+    back by then is taken to evaluate once a step.
     """
+
+    _LATEST_CALLBACK = 4  # evaluations
 
     def __init__(self):
         self._evaluations = 0
@@ -20,7 +22,7 @@ class StepClock:
     def tick(self) -> int:
         """Count one evaluation and return its step, from 0."""
         if self._reported is None:
-            step = self._evaluations
+            step = self._evaluations if self._evaluations >= self._LATEST_CALLBACK else 0
         elif self._since_report < (self._per_step or 1) - 1:
             step = self._reported
         else:
@@ -34,6 +36,11 @@ class StepClock:
     def unsettled(self) -> bool:
         """Whether the evaluation just counted may belong to the first step or to the second."""
         return self._reported is not None and self._per_step is None
+
+    @property
+    def single(self) -> bool:
+        """Whether the sampler seems to evaluate once a step."""
+        return self._per_step == 1
 
     def report(self, step: int) -> None:
         """The sampler's callback for a step."""

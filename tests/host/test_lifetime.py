@@ -1,10 +1,14 @@
 """Nothing of a run outlives it, and runs do not disturb each other."""
 
+import copy
 import gc
 import logging
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import tiny_models
 import torch
 
 
@@ -70,6 +74,36 @@ def test_out_of_memory_in_the_network_costs_the_cache_not_the_run(comfy, demo_sc
     assert no_run_left() == []
 
 
+@pytest.mark.parametrize("method", ["calculate_input", "calculate_denoised"])
+@pytest.mark.parametrize("moment", range(10, 18))
+def test_out_of_memory_between_sampler_and_network_costs_the_cache_not_the_run(
+    comfy, tiny, one_thread, caplog, no_run_left, method, moment
+):
+    """There the node makes latents of its own, to speak of the network in the network's terms."""
+    from comfy.model_management import OOM_EXCEPTION
+
+    scene = tiny("SD15")
+    scarce = scene.model.clone()
+    sampling = copy.copy(scene.model.get_model_object("model_sampling"))
+    calls = []
+
+    def fail_once(*args):
+        calls.append(None)
+        if len(calls) == moment:
+            raise OOM_EXCEPTION("no room")
+        return getattr(type(sampling), method)(sampling, *args)
+
+    setattr(sampling, method, fail_once)
+    scarce.add_object_patch("model_sampling", sampling)
+    exact = comfy.sample(scene, comfy.cached(scarce, threshold=0.0), steps=10)
+    assert torch.equal(exact, comfy.sample(scene, steps=10))
+    assert "the cache is freed" in caplog.text
+    calls.clear()
+    cached, levels = scene.counting(lambda: comfy.sample(scene, comfy.cached(scarce, threshold=1.0), steps=10))
+    assert cached.isfinite().all() and len(levels) < 10
+    assert no_run_left() == []
+
+
 def test_tensors_go_even_if_somebody_holds_the_run(comfy, demo_scene):
     """A debugger, a traceback or another pack's wrapper may keep the run object; not the latents in it."""
     from comfy.patcher_extension import WrappersMP
@@ -124,6 +158,37 @@ def test_two_samplers_share_one_patched_model(comfy, demo_scene):
     assert torch.equal(outer, outer_alone)
 
 
+def test_runs_in_two_threads_share_nothing(comfy, one_thread):
+    """Some servers execute prompts side by side. Both runs start together and meet again at every step."""
+    from comfy.patcher_extension import WrappersMP
+    from comfy.samplers import sampler_object
+
+    def sample(seed, meet):
+        """In the guider's terms, as ComfyUI's noise nodes seed a generator that threads share."""
+        scene = tiny_models.build("SD15", seed)
+        model = comfy.cached(scene.model)
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "meet", meet)
+        guider = comfy.node("CFGGuider", model, scene.positive, scene.negative, 4.0)[0]
+        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+        sigmas = comfy.node("BasicScheduler", model, "simple", 16, 1.0)[0]
+        with torch.inference_mode():
+            latent = guider.sample(noise, torch.zeros_like(noise), sampler_object("euler"), sigmas)
+        return latent, [sigma for _, sigma, _ in scene.calls]
+
+    barrier = threading.Barrier(2, timeout=60)
+
+    def meet(executor, *args, **kwargs):
+        barrier.wait()
+        return executor(*args, **kwargs)
+
+    alone = [sample(seed, lambda executor, *args, **kwargs: executor(*args, **kwargs)) for seed in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda seed: sample(seed, meet), (1, 2)))
+    for (latent, levels), (expected, expected_levels) in zip(together, alone, strict=True):
+        assert torch.equal(latent, expected) and levels == expected_levels
+        assert len(levels) < 16, "nothing was reused"
+
+
 def test_the_latent_may_change_shape_between_runs(comfy, demo_scene):
     model = comfy.cached(demo_scene.model)
     first = comfy.sample(demo_scene, model)
@@ -142,11 +207,17 @@ def test_two_nodes_in_a_row_the_last_one_counts(comfy, demo_scene, caplog):
     assert torch.equal(result, comfy.sample(demo_scene))
 
 
-def test_the_built_in_node_on_the_same_model_is_warned_of(comfy, demo_scene, caplog):
-    built_in = comfy.node("EasyCache", demo_scene.model, 0.2, 0.15, 0.95, False)[0]
+@pytest.mark.parametrize("kind", ["EasyCache", "LazyCache"])
+@pytest.mark.parametrize("ours_first", [False, True])
+def test_the_built_in_nodes_on_the_same_model_are_warned_of(comfy, demo_scene, caplog, kind, ours_first):
+    def built_in(model):
+        return comfy.node(kind, model, 0.2, 0.15, 0.95, False)[0]
+
+    both = built_in(comfy.cached(demo_scene.model)) if ours_first else comfy.cached(built_in(demo_scene.model))
     with caplog.at_level(logging.WARNING):
-        comfy.cached(built_in)
-    assert any("built-in EasyCache" in message for message in caplog.messages)
+        result = comfy.sample(demo_scene, both)
+    assert sum("built-in EasyCache or LazyCache" in message for message in caplog.messages) == 1
+    assert result.isfinite().all()
 
 
 def test_the_network_is_not_asked_for_state(comfy, demo_scene):

@@ -221,6 +221,32 @@ def test_guiders(comfy, tiny, compare, custom, guider):
     compare(sample, scene)
 
 
+def test_the_positive_prompt_decides(comfy, tiny, custom, caplog):
+    """Some guiders list the negative first. Its rate may be another: here the result does not depend on it at all."""
+    scene = tiny("SD15")
+
+    def rates(make_guider):
+        caplog.clear()
+        sigmas = comfy.node("BasicScheduler", scene.model, "simple", 10, 1.0)[0]
+        model = comfy.cached(scene.model, threshold=0.0, verbose=True)
+        with caplog.at_level(logging.INFO):
+            custom(make_guider(model), sigmas, scene.latent)
+        return [float(rate) for rate in re.findall(r"transformation rate ([\d.e-]+)", caplog.text)]
+
+    alone = rates(lambda model: comfy.node("BasicGuider", model, scene.positive)[0])
+    assert len(alone) == 9, "none after the first evaluation"
+    guiders = {
+        "nested": lambda model: comfy.node(
+            "DualCFGGuider", model, scene.positive, prompt(3), scene.negative, 1.0, 1.0, "nested"
+        )[0],
+        "positive first": lambda model: comfy.node(
+            "PerpNegGuider", model, scene.positive, prompt(4), prompt(3), 1.0, 0.0
+        )[0],
+    }
+    for name, make_guider in guiders.items():
+        assert rates(make_guider) == pytest.approx(alone, rel=1e-2), name
+
+
 def skipped_layers(start, end):
     """Widgets of the skip-layer nodes of double-stream networks."""
     return dict(start_percent=start, end_percent=end, double_layers="0", single_layers="")
