@@ -269,12 +269,28 @@ ADD_ONS = {
         dict(layers="0", scale=3.0, start_percent=0.01, end_percent=0.3),
     ),
     "a CFG that grows over the frames": ("SVD_img2vid", "VideoLinearCFGGuidance", dict(min_cfg=1.0)),
-}
+    "rescaled CFG": ("SD15", "RescaleCFG", dict(multiplier=0.7)),
+    "normalised CFG": ("Flux", "CFGNorm", dict(strength=1.0)),
+    "CFG-Zero*": ("Flux", "CFGZeroStar", {}),
+    "tangential CFG": ("SD15", "TCFG", {}),
+    "Mahiro": ("SD15", "Mahiro", {}),
+    "FreSca": ("SD15", "FreSca", dict(scale_low=1.0, scale_high=1.25, freq_cutoff=20)),
+    "FreeU": ("SD15", "FreeU_V2", dict(b1=1.3, b2=1.4, s1=0.9, s2=0.2)),
+    "merged tokens": ("SD15", "TomePatchModel", dict(ratio=0.3)),
+    "shrunk layers at high noise": (
+        "SD15",
+        "PatchModelAddDownscale",
+        dict(block_number=1, downscale_factor=2.0, start_percent=0.0, end_percent=0.35, downscale_after_skip=True,
+             downscale_method="bicubic", upscale_method="bicubic"),
+    ),
+    "zero-terminal SNR": ("SD15", "ModelSamplingDiscrete", dict(sampling="v_prediction", zsnr=True)),
+    "another shift": ("Flux", "ModelSamplingFlux", dict(max_shift=1.15, base_shift=0.5, width=1024, height=1024)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("cache_first", [False, True])
 @pytest.mark.parametrize("add_on", ADD_ONS)
-def test_guidance_add_ons(comfy, tiny, compare, add_on, cache_first):
+def test_nodes_that_patch_the_model(comfy, tiny, compare, add_on, cache_first):
     """Some ask the network again within a step. Catches one call that is answered with another's output."""
     name, kind, widgets = ADD_ONS[add_on]
     scene = tiny(name)
@@ -283,6 +299,71 @@ def test_guidance_add_ons(comfy, tiny, compare, add_on, cache_first):
         return comfy.node(kind, model, **widgets)[0]
 
     compare(lambda cache: comfy.sample(scene, both_patches(cache, add, scene.model, cache_first)), scene)
+
+
+def wrap_the_network(model, note):
+    def wrapper(apply_model, options):
+        note()
+        return apply_model(options["input"], options["timestep"], **options["c"]) * 0.9
+
+    model.set_model_unet_function_wrapper(wrapper)
+
+
+def replace_attention(model, note):
+    def attention(query, key, value, extra_options):
+        note()
+        return query + value.mean(1, keepdim=True)
+
+    model.set_model_attn1_replace(attention, "middle", 0)
+
+
+def change_what_attention_sees(model, note):
+    def patch(query, context, value, extra_options):
+        note()
+        return query, context, value * 0.5
+
+    model.set_model_attn2_patch(patch)
+
+
+def override_attention(model, note):
+    def attention(original, *args, **kwargs):
+        note()
+        return original(*args, **kwargs) * 0.5
+
+    model.model_options["transformer_options"]["optimized_attention_override"] = attention
+
+
+def wrap_the_forward(model, note):
+    from comfy.patcher_extension import WrappersMP
+
+    def wrapper(executor, *args, **kwargs):
+        note()
+        return executor(*args, **kwargs) * 0.9
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "another pack", wrapper)
+
+
+PATCHES = [wrap_the_network, replace_attention, change_what_attention_sees, override_attention, wrap_the_forward]
+
+
+@pytest.mark.parametrize("cache_first", [False, True])
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.__name__)
+def test_patches_of_other_packs(comfy, tiny, compare, patch, cache_first):
+    """Catches a patch that the cache drops, and one that still runs where nothing is computed."""
+    scene = tiny("SD15")
+    noted = []
+
+    def add(model):
+        patched = model.clone()
+        patch(patched, lambda: noted.append(len(scene.calls)))
+        return patched
+
+    outcome = compare(lambda cache: comfy.sample(scene, both_patches(cache, add, scene.model, cache_first)), scene)
+    assert not torch.equal(comfy.sample(scene), outcome.plain), "the patch must have an effect"
+    noted.clear()
+    scene.counting(lambda: comfy.sample(scene, both_patches(comfy.cached, add, scene.model, cache_first)))
+    per_call = len(noted) / len(scene.calls)
+    assert per_call and per_call == int(per_call), "as often in each network call, and never without one"
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 0.3), (0.3, 1.0)])
