@@ -1,5 +1,7 @@
 """A model to sample with: conditionings, an empty latent, and a count of the network's real calls."""
 
+from streams import streams
+
 
 class Scene:
     """The network's calls are counted by a hook on the network itself, not taken from the pack's own counter."""
@@ -11,7 +13,7 @@ class Scene:
 
     def _note(self, module, args, kwargs):
         options = kwargs["transformer_options"]
-        self.calls.append((len(args[0]), float(options["sigmas"][0]), tuple(options["cond_or_uncond"])))
+        self.calls.append((len(streams(args[0])[0]), float(options["sigmas"][0]), tuple(options["cond_or_uncond"])))
 
     def leave_alone(self):
         """Count no longer."""

@@ -5,13 +5,15 @@ needs; `build` makes a Scene of it. A host's new class has no recipe yet and is 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from host_source import assigned
 from scene import Scene
+from streams import nested
 
 TEXT = (1, 6, 48)  # prompts of 6 tokens of width 48, for the networks that let us choose
 
@@ -24,18 +26,18 @@ class Vision(dict):
 class Recipe:
     """One family at a tiny size; a tuple stands for random numbers of that shape, except in `sizes`.
 
-    sizes: the network's arguments, where they differ from the class's own. latent: what is sampled. text: the
-    prompt. cond: further entries of a conditioning, named as ComfyUI's nodes name them. mask: the latent's noise
-    mask. checkpoint: what the class itself, not its network, reads from a checkpoint. trim: cuts down what the
-    network has no argument for. one_batch: the network takes cond and uncond only together. reason: why the family
-    cannot be built tiny; the rest is then unused.
+    sizes: the network's arguments, where they differ from the class's own. latent: what is sampled; a list for
+    several streams. text: the prompt. cond: further entries of a conditioning, named as ComfyUI's nodes name them.
+    mask: the latent's noise mask, one for each stream. checkpoint: what the class itself, not its network, reads from
+    a checkpoint. trim: cuts down what the network has no argument for. one_batch: the network takes cond and uncond
+    only together. reason: why the family cannot be built tiny; the rest is then unused.
     """
 
     sizes: dict = field(default_factory=dict)
-    latent: tuple | torch.Tensor = (1, 16, 16, 16)
+    latent: tuple | torch.Tensor | list[tuple] = (1, 16, 16, 16)
     text: tuple = TEXT
     cond: dict = field(default_factory=dict)
-    mask: torch.Tensor | None = None
+    mask: torch.Tensor | list[torch.Tensor] | None = None
     checkpoint: dict = field(default_factory=dict)
     trim: Callable = lambda network: None
     one_batch: bool = False
@@ -58,17 +60,36 @@ def build(name: str, seed: int = 0) -> Scene:
 
     recipe, family = RECIPES[name], getattr(comfy.supported_models, name)
     rng = torch.Generator().manual_seed(seed)
-    config = family({**family.unet_config, **recipe.sizes})
+    config = family(known_arguments({**family.unet_config, **recipe.sizes}))
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model(draw(recipe.checkpoint, rng), "", device=torch.device("cpu"))
     recipe.trim(model.diffusion_model)
     fill(model.diffusion_model, rng)
     patcher = comfy.model_patcher.ModelPatcher(model, management.get_torch_device(), management.unet_offload_device())
     positive, negative = ([draw([recipe.text, recipe.cond], rng)] for _ in range(2))
-    latent = {"samples": draw(recipe.latent, rng)}
+    latent = {"samples": nested(draw(recipe.latent, rng))}
     if recipe.mask is not None:
-        latent["noise_mask"] = recipe.mask
+        latent["noise_mask"] = nested(recipe.mask)
     return Scene(patcher, positive, negative, latent)
+
+
+# By image model: where a network lists its arguments. It takes no others, and newer versions of ComfyUI ask for more.
+ARGUMENTS = {
+    "flux": ("comfy.ldm.flux.model", "FluxParams"),
+    "flux2": ("comfy.ldm.flux.model", "FluxParams"),
+    "hunyuan_video": ("comfy.ldm.hunyuan_video.model", "HunyuanVideoParams"),
+    "chroma": ("comfy.ldm.chroma.model", "ChromaParams"),
+    "chroma_radiance": ("comfy.ldm.chroma_radiance.model", "ChromaRadianceParams"),
+}
+
+
+def known_arguments(sizes: dict) -> dict:
+    """The sizes without those that this version of ComfyUI does not know yet."""
+    if sizes.get("image_model") not in ARGUMENTS:
+        return sizes
+    module, name = ARGUMENTS[sizes["image_model"]]
+    known = {"image_model", *(argument.name for argument in fields(getattr(import_module(module), name)))}
+    return {name: size for name, size in sizes.items() if name in known}
 
 
 def fill(network: torch.nn.Module, rng: torch.Generator) -> None:
@@ -115,20 +136,21 @@ HUNYUAN_DIT = dict(hidden_size=64, depth=4, num_heads=2, text_states_dim=48, tex
                    text_len_t5=8)  # fmt: skip
 STREAMS = dict(hidden_size=64, num_heads=2, mlp_ratio=2.0, depth=1, depth_single_blocks=1, qkv_bias=True,
                context_in_dim=48)  # fmt: skip
-FLUX = STREAMS | dict(in_channels=16, out_channels=16, vec_in_dim=32, axes_dim=[8, 12, 12], theta=10000, patch_size=2)
+FLUX = STREAMS | dict(in_channels=16, out_channels=16, vec_in_dim=32, axes_dim=[8, 12, 12], theta=10000, patch_size=2,
+                      txt_ids_dims=[])  # fmt: skip
 FLUX_2 = FLUX | dict(in_channels=128, out_channels=128, vec_in_dim=None, axes_dim=[8, 8, 8, 8], theta=2000,
                      patch_size=1, qkv_bias=False, guidance_embed=True, global_modulation=True, mlp_silu_act=True,
-                     ops_bias=False, default_ref_method="index", ref_index_scale=10.0)  # fmt: skip
+                     ops_bias=False, default_ref_method="index", ref_index_scale=10.0, txt_ids_dims=[3])  # fmt: skip
 CHROMA = STREAMS | dict(in_channels=64, out_channels=64, axes_dim=[8, 12, 12], theta=10000, patch_size=2, in_dim=64,
-                        out_dim=64, hidden_dim=64, n_layers=1)  # fmt: skip
+                        out_dim=64, hidden_dim=64, n_layers=1, txt_ids_dims=[], vec_in_dim=None)  # fmt: skip
 RADIANCE = CHROMA | dict(in_channels=3, out_channels=3, patch_size=16, nerf_hidden_size=16, nerf_mlp_ratio=2,
                          nerf_depth=1, nerf_max_freqs=4, nerf_tile_size=512, nerf_final_head_type="conv",
-                         nerf_embedder_dtype=torch.float32)  # fmt: skip
+                         nerf_embedder_dtype=torch.float32, use_x0=False)  # fmt: skip
 HUNYUAN = STREAMS | dict(in_channels=16, out_channels=16, vec_in_dim=32, axes_dim=[8, 12, 12], theta=256,
                          patch_size=[1, 2, 2], guidance_embed=False, byt5=False, meanflow=False,
-                         use_cond_type_embedding=False, vision_in_dim=None)  # fmt: skip
+                         use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False)  # fmt: skip
 HUNYUAN_15 = HUNYUAN | dict(in_channels=65, out_channels=32, vec_in_dim=None, patch_size=[1, 1, 1], byt5=True,
-                            use_cond_type_embedding=True, vision_in_dim=1152)  # fmt: skip
+                            use_cond_type_embedding=True, vision_in_dim=1152, meanflow_sum=True)  # fmt: skip
 COSMOS = dict(max_img_h=32, max_img_w=32, max_frames=8, out_channels=16, patch_spatial=2, patch_temporal=1,
               concat_padding_mask=True, model_channels=64, num_blocks=1, num_heads=2, crossattn_emb_channels=48,
               pos_emb_cls="rope3d", pos_emb_interpolation="crop", use_adaln_lora=True, adaln_lora_dim=16)  # fmt: skip
@@ -137,6 +159,9 @@ COSMOS_1 = COSMOS | dict(block_config="FA-CA-MLP", block_x_format="THWBD", affli
 COSMOS_2 = COSMOS | dict(pos_emb_learnable=True, rope_enable_fps_modulation=False)
 LUMINA = dict(patch_size=2, in_channels=16, dim=64, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=1,
               multiple_of=32, axes_dims=[8, 12, 12], axes_lens=[64, 64, 64], qk_norm=True, cap_feat_dim=48)  # fmt: skip
+LTX = dict(num_layers=1, num_attention_heads=2, attention_head_dim=32, cross_attention_dim=64, caption_channels=48)
+KANDINSKY = dict(in_text_dim=48, in_text_dim2=32, time_dim=32, model_dim=64, ff_dim=128, num_text_blocks=1,
+                 num_visual_blocks=2, axes_dims=(8, 12, 12))  # fmt: skip
 WAN = dict(dim=64, ffn_dim=128, freq_dim=32, text_dim=48, num_heads=2, num_layers=2, in_dim=16, out_dim=16)
 
 # Conditionings that several families share.
@@ -258,11 +283,13 @@ RECIPES = {
         (1, 12, 2, 8, 8),
         cond=PADDED,
     ),
-    "LTXV": Recipe(
-        dict(num_layers=1, num_attention_heads=2, attention_head_dim=32, cross_attention_dim=64, caption_channels=48),
-        (1, 128, 2, 8, 8),
+    "LTXV": Recipe(LTX, (1, 128, 2, 8, 8), cond=PADDED | dict(frame_rate=24), mask=GIVEN_START),
+    "LTXAV": Recipe(
+        LTX | dict(audio_num_attention_heads=2, audio_attention_head_dim=16, audio_cross_attention_dim=32),
+        [(1, 128, 2, 8, 8), (1, 8, 6, 16)],  # video and sound
+        text=(1, 6, 96),  # half of it for each of them
         cond=PADDED | dict(frame_rate=24),
-        mask=GIVEN_START,
+        mask=[GIVEN_START, torch.ones(1, 8, 6, 16)],
     ),
     "HunyuanVideo": Recipe(HUNYUAN | dict(guidance_embed=True), VIDEO, cond=POOLED | dict(guidance=6.0)),
     "HunyuanVideoI2V": Recipe(
@@ -369,4 +396,10 @@ RECIPES = {
         (1, 16, 1, 16, 16),
         cond=dict(reference_latents=[(1, 16, 1, 8, 8)]),
     ),
+    "Kandinsky5": Recipe(
+        KANDINSKY,
+        VIDEO,
+        cond=PADDED | POOLED | dict(time_dim_replace=(1, 16, 1, 8, 8), concat_mask=GIVEN_START),
+    ),
+    "Kandinsky5Image": Recipe(KANDINSKY, cond=PADDED | POOLED),
 }  # fmt: skip
