@@ -11,6 +11,7 @@ import torch
 from closeness import psnr
 from safetensors.torch import save_file
 from steps import Steps
+from streams import nested, streams
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -112,6 +113,30 @@ def test_inpainting(comfy, tiny, compare, name):
     outcome = compare(lambda cache: comfy.sample(scene, cache(scene.model), latent_image=latent), scene)
     kept = (mask == 0).expand(outcome.cached.shape)
     torch.testing.assert_close(outcome.cached[kept], latent["samples"][kept], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("given", ["nothing", "first frame", "video"])
+def test_video_with_sound(comfy, tiny, compare, given):
+    """Two streams in one latent. Catches one that the cache leaves out, and a mask that is laid over the other."""
+    from comfy import supported_models, utils
+
+    if not hasattr(supported_models, "LTXAV"):
+        pytest.skip("this ComfyUI has no audio-video model")
+    scene = tiny("LTXAV")
+    video, sound = streams(scene.latent["samples"])
+    mask = torch.ones(1, 1, 2, 8, 8)
+    mask[:, :, : ["nothing", "first frame", "video"].index(given)] = 0.0
+    latent = {"samples": scene.latent["samples"], "noise_mask": nested([mask, torch.ones_like(sound)])}
+
+    def sample(cache):
+        sampled = comfy.sample(scene, cache(scene.model), latent_image=latent)
+        return utils.pack_latents(streams(sampled))[0]
+
+    outcome = compare(sample, scene)
+    cached_video, cached_sound = utils.unpack_latents(outcome.cached, [video.shape, sound.shape])
+    kept = (mask == 0).expand(video.shape)
+    torch.testing.assert_close(cached_video[kept], video[kept], rtol=1e-3, atol=1e-3)
+    assert not torch.equal(cached_sound, sound)
 
 
 # Several runs in one workflow.
