@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+import inspect
 import os
 
 import comfy_host
@@ -32,11 +33,16 @@ class Comfy:
         self.display_names = nodes.NODE_DISPLAY_NAME_MAPPINGS
 
     def node(self, kind, *args, **inputs):
-        """Execute a node, old style or V3, and return its outputs."""
+        """Execute a node, old style or V3, and return its outputs. A widget that is left out has its default."""
         cls = self.classes[kind]
-        if hasattr(cls, "define_schema"):
-            return cls.execute(*args, **inputs).result
-        return getattr(cls(), cls.FUNCTION)(*args, **inputs)
+        v3 = hasattr(cls, "define_schema")
+        execute = cls.execute if v3 else getattr(cls(), cls.FUNCTION)
+        given = inspect.signature(execute).bind_partial(*args, **inputs).arguments
+        for name, (_, *widget) in cls.INPUT_TYPES().get("required", {}).items():
+            if name not in given and widget and "default" in widget[0]:
+                inputs.setdefault(name, widget[0]["default"])
+        outputs = execute(*args, **inputs)
+        return outputs.result if v3 else outputs
 
     def cached(self, model, **widgets):
         """The model behind an EasyCache (Adaptive) node."""

@@ -109,7 +109,8 @@ def test_warmup_counts_steps_of_second_order_samplers(comfy, demo_scene, sampler
     computed = [sigma for _, sigma, _ in demo_scene.calls]
     assert len(every) > 1.5 * steps, "otherwise it is no second-order sampler"
     assert computed[:evaluations] == every[:evaluations]
-    assert computed[evaluations] != every[evaluations], "the warm-up is over"
+    after = slice(evaluations, evaluations + 2)  # with noise, the first of them may be too far from the last step
+    assert computed[after] != every[after], "the warm-up is over"
     assert len(computed) < len(every) and cached.isfinite().all()
 
 
