@@ -12,12 +12,19 @@ FAMILIES = dict(tiny_models.families(comfy_host.find()))
 STEPS, WARMUP = 8, 2
 
 
+PRECISIONS = {
+    "bf16": dict(weights=torch.bfloat16),
+    "fp16": dict(weights=torch.float16),
+    "fp8 weights": dict(weights=torch.float8_e4m3fn, computed_in=torch.bfloat16),
+}
+
+
 class Family:
     """A tiny model and its uncached run."""
 
-    def __init__(self, comfy, name):
+    def __init__(self, comfy, name, **precision):
         self._comfy = comfy
-        self.scene = tiny_models.build(name)
+        self.scene = tiny_models.build(name, **precision)
         self.plain, self.evaluations = self.sample(self.scene.model)
 
     def sample(self, model):
@@ -29,14 +36,14 @@ class Family:
         return self.sample(self._comfy.cached(self.scene.model, threshold=threshold, warmup_steps=WARMUP))
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(name, marks=pytest.mark.skip(recipe.reason) if recipe.reason else ())
-        for name, recipe in FAMILIES.items()
-        if recipe
-    ],
-)
+NAMES = [
+    pytest.param(name, marks=pytest.mark.skip(recipe.reason) if recipe.reason else ())
+    for name, recipe in FAMILIES.items()
+    if recipe
+]
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def family(comfy, one_thread, request):
     return Family(comfy, request.param)
 
@@ -85,3 +92,21 @@ def test_decisions_do_not_depend_on_free_memory(family, request, monkeypatch):
     assert all(len(kinds) == 1 for _, _, kinds in family.scene.calls), "the batch was really split"
     assert all(stream.isfinite().all() for stream in latent)
     assert apart == {level: 2 * count for level, count in together.items()}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_precisions(comfy, one_thread, name, precision):
+    """Catches rates that overflow or stall in half precision, and cached outputs of another type."""
+    try:
+        family = Family(comfy, name, **PRECISIONS[precision])
+    except Exception as error:
+        pytest.skip(f"ComfyUI itself fails here: {error!r}")
+    if not all(stream.isfinite().all() for stream in family.plain):
+        pytest.skip("ComfyUI itself samples NaN or inf here")
+    same, _ = family.cached(threshold=0.0)
+    assert all(map(torch.equal, same, family.plain))
+    latent, evaluations = family.cached()
+    assert_sound(latent, [stream.shape for stream in family.plain])
+    assert {stream.dtype for stream in latent} == {stream.dtype for stream in family.plain}
+    assert len(evaluations) < STEPS, "nothing was reused"

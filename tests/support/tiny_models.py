@@ -52,8 +52,13 @@ def families(host: Path) -> Iterator[tuple[str, Recipe | None]]:
 
 
 @torch.no_grad()
-def build(name: str, seed: int = 0) -> Scene:
-    """The family's model with conditionings and a random latent."""
+def build(
+    name: str, seed: int = 0, weights: torch.dtype = torch.float32, computed_in: torch.dtype | None = None
+) -> Scene:
+    """The family's model with conditionings and a random latent.
+
+    weights: their type. computed_in: what they are cast to for each operation, if anything.
+    """
     import comfy.model_management as management
     import comfy.model_patcher
     import comfy.supported_models
@@ -61,7 +66,7 @@ def build(name: str, seed: int = 0) -> Scene:
     recipe, family = RECIPES[name], getattr(comfy.supported_models, name)
     rng = torch.Generator().manual_seed(seed)
     config = family(known_arguments({**family.unet_config, **recipe.sizes}))
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(weights, computed_in)
     model = config.get_model(draw(recipe.checkpoint, rng), "", device=torch.device("cpu"))
     recipe.trim(model.diffusion_model)
     fill(model.diffusion_model, rng)
@@ -96,9 +101,9 @@ def fill(network: torch.nn.Module, rng: torch.Generator) -> None:
     """Random weights for all that a checkpoint would bring; norms scale by 1, and no output layer is zero."""
     for name, weight in network.state_dict().items():
         if weight.ndim == 1 and name.endswith(("weight", "scale", "gamma")):
-            weight.fill_(1.0)
+            weight.copy_(torch.ones(weight.shape))
         else:
-            weight.normal_(std=0.05, generator=rng)
+            weight.copy_(torch.randn(weight.shape, generator=rng) * 0.05)  # not every type can be drawn
 
 
 def draw(spec, rng: torch.Generator):
