@@ -1,7 +1,7 @@
 """The project's commands; each makes its own environment and needs nothing but nox.
 
 nox -s demo         watch EasyCache work in a real ComfyUI
-nox -s tests        the tests
+nox -s tests        the tests; without arguments they also write what they verified to docs/verified
 nox -s benchmark    the README's figures
 nox -s train        train the demo model anew (an hour and a half)
 nox -s lint         style checks
@@ -33,7 +33,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     comfyui(session, *PICTURES, "pytest", "pytest-timeout")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", *(session.posargs or ("--verified", "docs/verified")))
 
 
 @nox.session

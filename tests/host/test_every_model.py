@@ -62,6 +62,7 @@ def assert_sound(latent, shapes):
     assert all(stream.isfinite().all() for stream in latent)
 
 
+@pytest.mark.verifies("models", "steps are skipped, the result is sound")
 def test_reused_steps_do_not_reach_the_network(family):
     shapes = [stream.shape for stream in streams(family.scene.latent["samples"])]
     assert_sound(family.plain, shapes)
@@ -75,25 +76,31 @@ def test_reused_steps_do_not_reach_the_network(family):
     assert evaluations == {level: family.evaluations[level] for level in evaluations}, "both branches or none"
 
 
+@pytest.mark.verifies("models", "threshold 0 is bit-identical")
 def test_threshold_0_changes_nothing(family):
     latent, evaluations = family.cached(threshold=0.0)
     assert all(map(torch.equal, latent, family.plain))
     assert evaluations == family.evaluations
 
 
+@pytest.mark.verifies("models", "the same decisions with cond and uncond apart")
 def test_decisions_do_not_depend_on_free_memory(family, request, monkeypatch):
     """With little of it ComfyUI runs cond and uncond one after the other."""
     if FAMILIES[request.node.callspec.params["family"]].one_batch:
         pytest.skip("ComfyUI itself can run this network only with cond and uncond in one batch")
-    _, together = family.cached()
-    assert all(len(kinds) == 2 for _, _, kinds in family.scene.calls)
+    together = {}
+    for threshold in (0.1, 1.0):
+        _, together[threshold] = family.cached(threshold)
+        assert all(len(kinds) == 2 for _, _, kinds in family.scene.calls)
     monkeypatch.setattr(family.scene.model.model, "memory_required", lambda *args, **kwargs: 1e30)
-    latent, apart = family.cached()
-    assert all(len(kinds) == 1 for _, _, kinds in family.scene.calls), "the batch was really split"
-    assert all(stream.isfinite().all() for stream in latent)
-    assert apart == {level: 2 * count for level, count in together.items()}
+    for threshold, evaluations in together.items():
+        latent, apart = family.cached(threshold)
+        assert all(len(kinds) == 1 for _, _, kinds in family.scene.calls), "the batch was really split"
+        assert all(stream.isfinite().all() for stream in latent)
+        assert apart == {level: 2 * count for level, count in evaluations.items()}
 
 
+@pytest.mark.verifies("models", "{precision}")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_precisions(comfy, one_thread, name, precision):

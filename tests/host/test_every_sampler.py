@@ -95,6 +95,7 @@ def test_no_sampler_is_left_out(comfy):
     assert SAMPLERS == comfy.samplers.KSampler.SAMPLERS
 
 
+@pytest.mark.verifies("samplers", "threshold 0 is bit-identical")
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", MODELS)
 def test_threshold_0_changes_nothing(comfy, tiny, uncached, name, sampler):
@@ -105,6 +106,7 @@ def test_threshold_0_changes_nothing(comfy, tiny, uncached, name, sampler):
     assert (same.levels, same.reports) == (plain.levels, plain.reports)
 
 
+@pytest.mark.verifies("samplers", "in bounds, {scheduler}")
 @pytest.mark.parametrize("scheduler", ["simple", "karras", "beta"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", MODELS)
@@ -120,6 +122,7 @@ def test_the_result_stays_in_bounds(comfy, tiny, uncached, name, sampler, schedu
     assert cached.latent.std() < 2 * plain.latent.std()
 
 
+@pytest.mark.verifies("samplers", "warm-up of {warmup}")
 @pytest.mark.parametrize("warmup", [1, 2])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_warmup_counts_sampler_steps(comfy, tiny, uncached, sampler, warmup):
