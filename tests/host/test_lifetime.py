@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tiny_models
 import torch
+from memory import Allocations
 
 
 def test_nothing_is_left_after_a_run(comfy, demo_scene, no_run_left):
@@ -102,6 +103,35 @@ def test_out_of_memory_between_sampler_and_network_costs_the_cache_not_the_run(
     cached, levels = scene.counting(lambda: comfy.sample(scene, comfy.cached(scarce, threshold=1.0), steps=10))
     assert cached.isfinite().all() and len(levels) < 10
     assert no_run_left() == []
+
+
+@pytest.mark.parametrize(("cfg", "branches"), [(4.0, 2), (1.0, 1)])
+def test_memory_is_one_latent_a_branch_and_two_more(comfy, tiny, one_thread, cfg, branches):
+    """What the node takes while the network runs, when memory is short, and at the run's worst moment."""
+    scene = tiny("WAN21_T2V")
+    memory, live = Allocations(), {}
+
+    def note(module, args, kwargs):
+        live[float(kwargs["transformer_options"]["sigmas"][0])] = memory.live
+
+    def sample(model):
+        live.clear()
+        memory.peak = memory.live = 0
+        with memory:
+            comfy.sample(scene, model, cfg=cfg, steps=10)
+        return dict(live), memory.peak
+
+    hook = scene.model.model.diffusion_model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        plain, plain_peak = sample(scene.model)
+        cached, cached_peak = sample(comfy.cached(scene.model))
+    finally:
+        hook.remove()
+    assert len(cached) < len(plain)
+    latent = scene.latent["samples"].nbytes
+    while_the_network_runs = max(live - plain[sigma] for sigma, live in cached.items())
+    assert round(while_the_network_runs / latent, 1) == branches + 2
+    assert round((cached_peak - plain_peak) / latent, 1) == branches + 2
 
 
 def test_tensors_go_even_if_somebody_holds_the_run(comfy, demo_scene):

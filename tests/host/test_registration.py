@@ -1,5 +1,6 @@
 """What ComfyUI's node list says about the pack."""
 
+import ast
 import json
 
 import comfy_host
@@ -67,3 +68,17 @@ def test_the_example_workflow_fits_the_nodes(comfy):
     sources = sorted(kinds[links[node["inputs"][0]["link"]][1]] for node in samplers)
     assert sources == ["EasyCacheAdaptive", "ModelSamplingSD3"], "one sampler uncached, one cached"
     assert len({json.dumps(node["widgets_values"]) for node in samplers}) == 1, "alike but for the cache"
+
+
+def test_the_pack_knows_no_model(comfy):
+    """What works by knowing a model breaks with the next one. Catches imports of networks and of their classes."""
+    imported = set()
+    for file in [*(comfy.pack_folder / "nodes").glob("*.py"), *(comfy.pack_folder / "easycache_core").glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+    assert any(name.startswith("comfy.") for name in imported), "otherwise nothing was looked at"
+    of_models = ("comfy.ldm", "comfy.model_base", "comfy.supported_models", "comfy.text_encoders", "comfy.cldm")
+    assert not [name for name in imported if name.startswith(of_models)]
