@@ -48,8 +48,8 @@ def pytest_sessionfinish(session):
 def _page(version, book):
     yield f"# Verified on ComfyUI {version}\n"
     yield (
-        "Written by the tests (`python3 -m nox -s tests`); a cell says yes where all of its tests passed. Each model is "
-        "built in its own architecture, tiny and with random weights. Samplers run on a flow and on an eps model.\n"
+        "Written by the tests (`python3 -m nox -s tests`); a cell says yes where all of its tests passed. Models are "
+        "built in their own architecture, tiny and with random weights. Samplers run on a flow and on an eps model.\n"
     )
     notes = {}
     for table, rows in book.items():
