@@ -10,15 +10,14 @@ ComfyUI's loader recognises the exported file as a Wan 2.1 text-to-video model.
 """
 
 import argparse
-import math
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import comfy_host  # noqa: E402
+from training import Stage, adamw, muon_and_adamw, noise_levels  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "weights"
@@ -28,7 +27,6 @@ POOL = 1024  # videos held ready as latents; REFRESH of them are drawn anew each
 REFRESH = 3
 GUIDANCE_DROPOUT = 0.12
 SHIFT = 5.0  # training noise levels lean towards the noisy end as sampling does
-EMA = 0.998
 
 
 class Latents:
@@ -85,61 +83,6 @@ def wan_network():
     return network
 
 
-class Stage:
-    """One resumable training run: a module, its optimiser, its step and its moving average on disk."""
-
-    def __init__(self, name, module, optimisers, args):
-        self.module, self.optimisers, self.args = module, optimisers, args
-        self.rates = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
-        self.file = args.work / f"{name}.pt"
-        self.average = {k: v.clone() for k, v in module.state_dict().items()}
-        self.step = 0
-        if self.file.exists():
-            saved = torch.load(self.file, weights_only=True)
-            module.load_state_dict(saved["module"])
-            for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
-                optimiser.load_state_dict(state)
-            self.average, self.step = saved["average"], saved["step"]
-            print(f"{name}: going on from step {self.step}")
-
-    def run(self, loss_of_next_batch):
-        started, recent = time.time(), []
-        while self.step < self.args.steps:
-            warm, done = min(1.0, (self.step + 1) / 100), self.step / self.args.steps
-            for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
-                optimiser.param_groups[0]["lr"] = rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-            loss = loss_of_next_batch()
-            self.module.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-            for optimiser in self.optimisers:
-                optimiser.step()
-            self.step += 1
-            keep = min(EMA, self.step / (self.step + 10))
-            with torch.no_grad():
-                for name, value in self.module.state_dict().items():
-                    self.average[name].lerp_(value, 1 - keep)
-            recent.append(loss.item())
-            if self.step % 50 == 0:
-                print(
-                    f"step {self.step} loss {sum(recent) / len(recent):.4f} {time.time() - started:.0f} s", flush=True
-                )
-                recent.clear()
-            if self.step % 200 == 0 or self.step == self.args.steps:
-                self._save()
-
-    def _save(self):
-        saved = {
-            "module": self.module.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "average": self.average,
-            "step": self.step,
-        }
-        partial = self.file.with_suffix(".partial")
-        torch.save(saved, partial)
-        partial.replace(self.file)
-
-
 def codec_of(demo, args):
     """Mean and projection of the latent space, from 256 videos; made once, the same for both stages."""
     file = args.work / "codec.pt"
@@ -152,23 +95,11 @@ def codec_of(demo, args):
     return saved["mean"], saved["projection"]
 
 
-def adamw(parameters, rate):
-    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
-
-
 def train_denoiser(demo, args):
     """Flow matching: x = (1 - sigma) z + sigma noise; the network learns noise - z."""
     torch.manual_seed(args.seed)
     network = wan_network()
-    # Muon learns faster than AdamW alone: a loss of 0.25 against 0.30 after 300 steps.
-    matrices, others = [], []
-    for name, parameter in network.named_parameters():
-        (matrices if name.startswith("blocks") and parameter.ndim == 2 else others).append(parameter)
-    optimisers = [
-        torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        adamw(others, rate=1e-3),
-    ]
-    stage = Stage("denoiser", network, optimisers, args)
+    stage = Stage("denoiser", network, muon_and_adamw(network, blocks=("blocks",)), args)
     if args.compile:
         network.compile()
     rng = torch.Generator().manual_seed(args.seed + 1 + stage.step)
@@ -176,10 +107,7 @@ def train_denoiser(demo, args):
 
     def loss_of_next_batch():
         latent, text = data.batch(args.batch)
-        # Noise levels are logit-normal, shifted, and spread evenly over each batch.
-        places = (torch.arange(args.batch) + torch.rand(args.batch, generator=rng)) / args.batch
-        uniform = torch.special.ndtri(places.clamp(1e-4, 1 - 1e-4)).sigmoid()
-        sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+        sigma = noise_levels(args.batch, SHIFT, rng)
         noise = torch.randn(latent.shape, generator=rng)
         level = sigma.view(-1, 1, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16):
