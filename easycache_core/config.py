@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-PREDICTORS = ("reuse",)
+PREDICTORS = ("reuse", "forecast")
 CACHE_DEVICES = ("gpu", "cpu")
 
 
@@ -11,10 +11,13 @@ CACHE_DEVICES = ("gpu", "cpu")
 class CacheConfig:
     """Settings of one cached run.
 
-    threshold: tau, 0 to 1. Reuse while the accumulated relative error stays below it. Higher: fewer network
-        evaluations, further from the uncached result. 0: nothing is reused.
+    threshold: tau, 0 to 1. Skip while the estimated relative error of the output stays below it. Higher: fewer network
+        evaluations, further from the uncached result. 0: nothing is skipped.
     warmup_steps: R, 1 to 50. The first R sampler steps are always computed.
-    predictor: how a skipped output is made. "reuse" is the paper's rule.
+    predictor: how a skipped output is made. "reuse" is the paper's rule, decision for decision; "forecast" follows the
+        denoised latent along the noise levels and repays its errors (forecast.py).
+    target_speedup: 0, or 1 to 10. Else at most ceil(N / target_speedup) of the run's N evaluations are computed, spread
+        over it; threshold has no say then, and warmup_steps is an upper bound.
     max_consecutive_skips: 0 to 50. Compute after that many reused evaluations in a row; 0 sets no limit.
     cache_device: "gpu" keeps cached tensors on the device of the latent, "cpu" in main memory, at the cost
         of one copy to and fro an evaluation.
@@ -24,7 +27,8 @@ class CacheConfig:
 
     threshold: float = 0.05
     warmup_steps: int = 5
-    predictor: str = "reuse"
+    predictor: str = "forecast"
+    target_speedup: float = 0.0
     max_consecutive_skips: int = 0
     cache_device: str = "gpu"
 
@@ -32,6 +36,7 @@ class CacheConfig:
         require_number("threshold", self.threshold, 0, 1)
         require_integer("warmup_steps", self.warmup_steps, 1, 50)
         require_choice("predictor", self.predictor, PREDICTORS)
+        require_speedup("target_speedup", self.target_speedup)
         require_integer("max_consecutive_skips", self.max_consecutive_skips, 0, 50)
         require_choice("cache_device", self.cache_device, CACHE_DEVICES)
 
@@ -41,6 +46,13 @@ def require_number(name: str, value, low: float, high: float) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or math.isnan(value) or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
+
+
+def require_speedup(name: str, value) -> None:
+    """Raise ValueError unless value is 0 (off) or a number in [1, 10]."""
+    require_number(name, value, 0, 10)
+    if 0 < value < 1:
+        raise ValueError(f"{name} must be 0 (off) or a number from 1 to 10, got {value!r}")
 
 
 def require_integer(name: str, value, low: int, high: int) -> None:

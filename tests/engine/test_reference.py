@@ -22,7 +22,9 @@ def test_decisions_rates_errors_and_outputs_are_the_authors(file):
     """Catches any departure from the published rule: another norm, another x to compare with, E reset wrongly."""
     run = np.load(file)
     steps = len(run["sigma"])
-    config = CacheConfig(threshold=round(float(run["threshold"]), 6), warmup_steps=int(run["warmup"]))
+    config = CacheConfig(
+        threshold=round(float(run["threshold"]), 6), warmup_steps=int(run["warmup"]), predictor="reuse"
+    )
     controller = CacheController(config, total_steps=steps)
     branches = [name for name in ("cond", "uncond") if f"out_{name}" in run]
     decisions = []

@@ -1,0 +1,224 @@
+"""Forecasts on a flow whose exact denoiser is known: an Euler loop of 40 steps."""
+
+import functools
+import math
+
+import pytest
+import torch
+from closeness import psnr
+from memory import Allocations
+
+from easycache_core import CacheConfig, CacheController
+
+STEPS, SHAPE = 40, (1, 8, 16, 16)
+Settings = functools.partial(CacheConfig, warmup_steps=3)
+
+
+def velocity(x, sigma, mode):
+    """v of the exact denoiser for data that are about `mode` or about -1 in each element, with a spread of 0.3."""
+    sigma = torch.as_tensor(sigma, dtype=torch.float32)
+    scale, variance = 1 - sigma, (1 - sigma) ** 2 * 0.09 + sigma**2
+    modes = torch.tensor([mode, -1.0]).view(2, *[1] * x.ndim)
+    weights = torch.softmax(-((x - scale * modes) ** 2) / (2 * variance), 0)
+    denoised = (weights * (modes + scale * 0.09 / variance * (x - scale * modes))).sum(0)
+    return (x - denoised) / sigma
+
+
+def noise_levels(steps=STEPS):
+    """A schedule with shift 3, as for flow models."""
+    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return (3 * t / (1 + 2 * t)).tolist()
+
+
+def sample(config, *, steps=STEPS, second_order=False, injected=0.0, disturb=0.0, changed_at=None):
+    """Returns (controller, x, computed flags by evaluation). injected: noise a step, times the change of the level."""
+    rng = torch.Generator().manual_seed(1)
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    sigmas = noise_levels(steps)
+    controller = CacheController(config, total_steps=steps)
+    flags = []
+
+    def derivative(x, sigma, step):
+        mode = 0.8 if changed_at is None or step < changed_at else 0.2
+        flags.append(controller.begin(x, sigma=sigma, step=step, changed=step == changed_at))
+        if not flags[-1]:
+            return controller.predict("cond")
+        v = velocity(x, sigma, mode)
+        v = v * (1 + disturb * torch.randn(SHAPE, generator=rng))
+        controller.store("cond", v)
+        return v
+
+    for step in range(steps):
+        change = sigmas[step + 1] - sigmas[step]
+        first = derivative(x, sigmas[step], step)
+        if second_order and sigmas[step + 1] > 0:
+            second = derivative(x + change * first, sigmas[step + 1], step)
+            first = (first + second) / 2
+        x = x + change * first
+        if injected:
+            x = x + injected * abs(change) * torch.randn(SHAPE, generator=rng)
+    return controller, x, flags
+
+
+@pytest.mark.parametrize("speedup", [2.0, 3.0, 4.0])
+def test_closer_than_the_papers_rule_for_the_same_evaluations(speedup):
+    """The reason for it: what it is worth over reuse, and that nothing of it is lost to placement."""
+    exact = sample(Settings(threshold=0.0))[1]
+    _, forecast, flags = sample(Settings(target_speedup=speedup))
+    _, reused, same_flags = sample(Settings(target_speedup=speedup, predictor="reuse"))
+    assert flags == same_flags
+    assert psnr(forecast, exact) > psnr(reused, exact) + 5
+
+
+def test_what_forecasts_got_wrong_is_repaid(monkeypatch):
+    """Without it errors add up: the correction must be of the right sign and size."""
+    from easycache_core import forecast as module
+
+    exact = sample(Settings(threshold=0.0))[1]
+    repaid = psnr(sample(Settings(target_speedup=3.0))[1], exact)
+    monkeypatch.setattr(module.Forecast, "repay", lambda self, denoised, part: denoised)
+    never = psnr(sample(Settings(target_speedup=3.0))[1], exact)
+    assert repaid > never + 1
+
+
+def test_threshold_zero_changes_nothing():
+    controller, x, flags = sample(Settings(threshold=0.0))
+    assert all(flags)
+    assert torch.equal(x, sample(Settings(threshold=0.0, predictor="reuse"))[1])
+
+
+def test_a_higher_threshold_skips_more_and_moves_further_away():
+    exact = sample(Settings(threshold=0.0))[1]
+    computed, closeness = [], []
+    for threshold in (0.01, 0.05, 0.3):
+        controller, x, flags = sample(Settings(threshold=threshold))
+        computed.append(sum(flags))
+        closeness.append(psnr(x, exact))
+        assert all(flags[:3]) and flags[-1]
+        assert all(0 <= record["error"] < threshold for record in controller.trace if not record["computed"])
+    assert computed == sorted(set(computed), reverse=True)
+    assert closeness == sorted(closeness, reverse=True)
+
+
+def test_more_steps_do_not_bring_more_error():
+    """The estimate is of the output, not of a step: twice the steps must not add up to twice the error."""
+    closeness = []
+    for steps in (30, 60):
+        exact = sample(Settings(threshold=0.0), steps=steps)[1]
+        closeness.append(psnr(sample(Settings(threshold=0.2), steps=steps)[1], exact))
+    assert closeness[1] > closeness[0]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [dict(injected=1.0), dict(disturb=0.02), dict(second_order=True)],
+    ids=lambda trouble: next(iter(trouble)),
+)
+def test_never_worse_than_reuse(trouble):
+    """Noise from the sampler, noisy outputs, two evaluations a step: history misleads there."""
+    exact = sample(Settings(threshold=0.0), **trouble)[1]
+    forecast = sample(Settings(target_speedup=2.5), **trouble)[1]
+    reused = sample(Settings(target_speedup=2.5, predictor="reuse"), **trouble)[1]
+    assert psnr(forecast, exact) > psnr(reused, exact) - 0.3
+
+
+def test_a_change_of_what_is_asked_starts_from_nothing():
+    """Another prompt: neither the old slope nor the old debt may be carried over."""
+    exact = sample(Settings(threshold=0.0), changed_at=20)[1]
+    controller, x, flags = sample(Settings(threshold=0.2), changed_at=20)
+    assert flags[20] and not all(flags)
+    assert psnr(x, exact) > psnr(sample(Settings(threshold=0.0))[1], exact) + 10, "it follows the new prompt"
+    linked = controller._forecasts["cond"].change
+    assert linked is not None and linked.abs().max() > 0
+
+
+@pytest.mark.parametrize("speedup", [1.0, 1.3, 2.2, 4.6, 10.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 30, 50])
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("predictor", ["reuse", "forecast"])
+def test_a_budget_is_kept(predictor, second_order, steps, speedup):
+    """At most ceil(N / target_speedup) of N evaluations, and where each step is one evaluation, just as many."""
+    config = CacheConfig(warmup_steps=50, target_speedup=speedup, predictor=predictor)
+    _, x, flags = sample(config, steps=steps, second_order=second_order)
+    allowed = math.ceil(len(flags) / speedup - 1e-9)
+    assert 1 <= sum(flags) <= allowed
+    assert flags[0] and x.isfinite().all()
+    if not second_order:
+        assert sum(flags) == allowed
+        assert flags[-1] or allowed == 1, "the last step draws the detail"
+
+
+def test_a_budget_waits_for_nothing(monkeypatch):
+    """It knows beforehand what to compute, so the host need not look at the device at all."""
+    levels = noise_levels()
+    monkeypatch.setitem(globals(), "noise_levels", lambda steps: levels)
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, lambda self, name=name: pytest.fail(f"Tensor.{name} waits"))
+    sample(Settings(target_speedup=3.0))
+
+
+def test_repeated_noise_levels_are_no_division_by_zero():
+    controller = CacheController(Settings(threshold=0.5), total_steps=20)
+    x = torch.randn(SHAPE)
+    for step, sigma in enumerate((1.0, 0.95, 0.95, 0.95, 0.9, 0.9)):
+        if controller.begin(x, sigma=sigma, step=step):
+            controller.store("cond", velocity(x, sigma, 0.8))
+        else:
+            assert controller.predict("cond").isfinite().all()
+    assert controller.skipped
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_nan_and_inf_do_not_stay(poison):
+    """History that a NaN got into would give NaN for the rest of the run."""
+    controller = CacheController(Settings(threshold=1.0), total_steps=40)
+    x, sigmas = torch.randn(SHAPE), noise_levels()
+    flags = []
+    for step in range(30):
+        flags.append(controller.begin(x, sigma=sigmas[step], step=step, force=step == 10))
+        if flags[-1]:
+            v = velocity(x, sigmas[step], 0.8)
+            if step == 10:
+                v[0, 0, 0, 0] = poison
+            controller.store("cond", v)
+            x = x + (sigmas[step + 1] - sigmas[step]) * velocity(x, sigmas[step], 0.8)
+        else:
+            v = controller.predict("cond")
+            assert v.isfinite().all()
+            x = x + (sigmas[step + 1] - sigmas[step]) * v
+    assert flags[11], "right after it the network is asked again"
+    assert not all(flags[14:])
+
+
+def test_cache_in_main_memory_gives_the_same_run():
+    near = sample(Settings(threshold=0.05))
+    far = sample(Settings(threshold=0.05, cache_device="cpu"))
+    assert near[2] == far[2] and torch.equal(near[1], far[1])
+
+
+def test_memory_is_three_tensors_a_branch_and_three_more():
+    """Pins what a run holds while the network runs, in latents."""
+    controller = CacheController(CacheConfig(target_speedup=2.0, warmup_steps=2), total_steps=20)
+    memory, latent = Allocations(), torch.zeros(SHAPE).nbytes
+    sigmas, held = noise_levels(20), []
+    for step in range(12):
+        x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * 0.98**step
+        with memory:
+            computed = controller.begin(x, sigma=sigmas[step], step=step)
+        held.append(memory.live // latent)
+        outputs = [velocity(x, sigmas[step], pull) for pull in (0.8, 0.5)]
+        with memory:
+            for branch, output in zip(("cond", "uncond"), outputs, strict=True):
+                if computed:
+                    controller.store(branch, output)
+                else:
+                    controller.predict(branch)
+        del outputs
+    assert max(held) == 3 * 2 + 3
+    controller.release()
+    assert memory.live < latent
+
+
+def test_the_noise_level_must_be_known():
+    with pytest.raises(ValueError, match="sigma must be given"):
+        CacheController(CacheConfig(), total_steps=5).begin(torch.zeros(SHAPE), step=0)
