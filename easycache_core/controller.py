@@ -257,7 +257,7 @@ class CacheController:
         if not self._forecasting:
             return reuse(x, self._branches[branch])
         branch = self._forecasts[branch]
-        denoised = branch.repay(branch.predict(self._course.lean, x.device), self._course.repay())
+        denoised = branch.repay(branch.predict(self._course.lean, x.device), self._course.repaid)
         return denoised.neg_().add_(wide(x)).div_(self._course.sigma).to(self._branches[self._tracked].output.dtype)
 
     @property

@@ -1,17 +1,18 @@
 """What stands in for the network's output under predictor "forecast": a forecast and the repayment of its errors.
 
-The denoised latent D = x - sigma v of each branch moves smoothly with the noise level, so a skipped evaluation gets
+The denoised latent D = x - sigma v of each branch moves smoothly along the noise levels. With the place of a level
+a = log(1 + sigma), linear where flow models live and logarithmic at the high levels of others, a skipped evaluation gets
 
-    D_n = D_i + LEAN r (D_i - D_j),   r = (sigma_n - sigma_i) / (sigma_i - sigma_j)
+    D_n = D_i + LEAN (a_n - a_i) / (a_i - a_j) (D_i - D_j)
 
-from the last two computed evaluations j < i. The next computed evaluation b shows where D really went. By then
-the sampler has moved x along the forecasts of the gap, and x is off by about
+from the last two computed evaluations j < i. The next computed evaluation b shows where D really went:
 
-    owed = sum over the gap of w_k / sigma_k (D_k - (D_i + (sigma_k - sigma_i) / (sigma_b - sigma_i) (D_b - D_i))),
+    D'_k = D_i + (a_k - a_i) / (a_b - a_i) (D_b - D_i)
 
-w_k being the stretch of noise levels that evaluation k stands for. The first forecasts after b lean the other way until
-that is paid back, as with the corrector of a multistep solver; no evaluation is spent on it, and what the network
-answers is never touched. This is what counts most: errors of forecasts otherwise add up along the run.
+would have been right for the evaluations k of the gap. A sampler moves y = x / sigma by D du with u = 1 / sigma, so by
+then y lacks what is owed = sum of (D'_k - D_k) (u_(k+1) - u_k). The first forecasts after b have that added, as with the
+corrector of a multistep solver; no evaluation is spent on it, and what the network answers is never touched. This is what
+counts most: errors of forecasts otherwise add up along the run.
 
 Working on D rather than on v keeps noise that a sampler injects out of the forecast.
 """
@@ -33,14 +34,15 @@ class Course:
 
     def __init__(self):
         self.sigma: torch.Tensor | None = None  # of this evaluation
-        self.last: torch.Tensor | None = None  # sigma_i
-        self._earlier: torch.Tensor | None = None  # sigma_j
-        self._arrival: torch.Tensor | None = None  # the change of the noise level up to this evaluation
-        self._stretch: torch.Tensor | None = None  # the last such change that was none of 0
-        self._astray: torch.Tensor | None = None  # (sigma_k - sigma_i) / sigma_k where evaluation k is skipped
-        self._gap: torch.Tensor | None = None  # sum of w_k (sigma_k - sigma_i) / sigma_k since the network ran
+        self._place: torch.Tensor | None = None  # a of this evaluation
+        self._last: torch.Tensor | None = None  # a_i
+        self._earlier: torch.Tensor | None = None  # a_j
+        self._arrival: torch.Tensor | None = None  # the change of u up to this evaluation
+        self._stretch: torch.Tensor | None = None  # the last change of sigma that was none of 0
+        self._astray: torch.Tensor | None = None  # a_k - a_i where evaluation k is skipped
+        self._gap: torch.Tensor | None = None  # sum of (a_k - a_i) (u_(k+1) - u_k) since the network ran
         self._due: torch.Tensor | None = None  # part of what is owed that is not repaid yet
-        self._repaying = False  # whether this evaluation's output carries some of that
+        self._repaying: torch.Tensor | None = None  # the change of u within which this evaluation would repay all
         # At the evaluation where the network ran last:
         self._passed: torch.Tensor | None = None  # how far it was from the one before
         self.lean_there: torch.Tensor | float = 0.0  # `lean`, by which it would have been forecast
@@ -49,42 +51,49 @@ class Course:
     def at(self, sigma: torch.Tensor) -> None:
         """Come to the next evaluation."""
         if self.sigma is not None:
-            change = sigma - self.sigma
-            # An evaluation stands for half of the way from its predecessor and half of the way to its successor, which
-            # is right for one evaluation a step and for two.
-            weight = change / 2 if self._arrival is None else (self._arrival + change) / 2
+            departure, change = _difference(sigma, self.sigma), sigma - self.sigma
             if self._astray is not None:
+                weight = self._weight(departure)
                 self._gap = self._gap + weight * self._astray
-            if self._repaying and self._stretch is not None:
-                self._due = (self._due * (1 - weight / self._stretch)).clamp(0, 1)
-            self._arrival = change
+                self._due = (self._due * (1 - _ratio(weight, self._repaying))).clamp(0, 1)
+            self._arrival = departure
             self._stretch = change if self._stretch is None else torch.where(change != 0, change, self._stretch)
-        self.sigma, self._astray, self._repaying = sigma, None, False
+        self.sigma, self._place, self._astray = sigma, torch.log1p(sigma), None
+
+    def _weight(self, departure: torch.Tensor) -> torch.Tensor:
+        """The change of u that an evaluation stands for: up to the next one, and half of it where two share a step."""
+        if self._arrival is None:
+            return departure
+        second = torch.where(departure == 0, self._arrival / 2, departure)
+        return torch.where(self._arrival == 0, departure / 2, second)
 
     def computed(self) -> None:
         """The network runs at this evaluation."""
         nothing = torch.zeros_like(self.sigma)
-        if self.last is not None:
-            self._passed = (self.sigma - self.last).abs()
+        if self._last is not None:
+            self._passed = (self._place - self._last).abs()
             self.lean_there = self.lean
-            leant = 0.0 if self._earlier is None else LEAN * _ratio(self._gap, self.last - self._earlier)
-            self.debts = (-_ratio(self._gap, self.sigma - self.last), leant, self._due)
-        self._earlier, self.last = self.last, self.sigma
+            leant = 0.0 if self._earlier is None else -LEAN * _ratio(self._gap, self._last - self._earlier)
+            self.debts = (_ratio(self._gap, self._place - self._last), leant, self._due)
+        self._earlier, self._last = self._last, self._place
         self._gap, self._due = nothing, nothing + 1
 
     def skipped(self) -> None:
         """The evaluation is forecast."""
-        self._astray = (self.sigma - self.last) / self.sigma
+        self._astray = self._place - self._last
+        # The next level is not known; the same change again is a guess, and rather too long a one.
+        ahead = torch.zeros_like(self.sigma) if self._stretch is None else self._stretch
+        self._repaying = _difference(torch.maximum(self.sigma + ahead, self.sigma / 4), self.sigma)
 
     @property
     def lean(self) -> torch.Tensor | float:
         """How much of (D_i - D_j) is added to D_i at this noise level."""
-        return 0.0 if self._earlier is None else LEAN * _ratio(self.sigma - self.last, self.last - self._earlier)
+        return 0.0 if self._earlier is None else LEAN * _ratio(self._place - self._last, self._last - self._earlier)
 
-    def repay(self) -> torch.Tensor | float:
-        """How much of what is owed (in x) to add to D at this noise level, so that it is repaid within one stretch."""
-        self._repaying = True
-        return 0.0 if self._stretch is None else -self._due * _ratio(self.sigma, self._stretch)
+    @property
+    def repaid(self) -> torch.Tensor:
+        """How much of what is owed is added to D where it is forecast."""
+        return _ratio(self._due, self._repaying)
 
     def slope(self, miss: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
         """How fast forecasts go wrong: miss is by how much one was off where the network ran last."""
@@ -93,14 +102,14 @@ class Course:
 
     def relative_error(self, slope: torch.Tensor, output_norm: torch.Tensor) -> torch.Tensor:
         """E: the expected miss of a forecast of v at this noise level relative to ||v_i||."""
-        miss = slope * (self.sigma - self.last).abs() / self.sigma
+        miss = slope * (self._place - self._last).abs() / self.sigma
         return miss / output_norm.clamp_min(torch.finfo(output_norm.dtype).tiny)
 
 
 class Forecast:
     """One branch: three tensors of a latent's size.
 
-    last: D_i. change: D_i - D_j, 0 where there is none to go on. owed: displacement of x, 0 likewise.
+    last: D_i. change: D_i - D_j, 0 where there is none to go on. owed: what x / sigma lacks, 0 likewise.
     """
 
     def __init__(self, denoised: torch.Tensor, cache_device: str):
@@ -140,3 +149,8 @@ class Forecast:
 def _ratio(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     """part / whole, 0 where whole is 0: a noise level that repeats tells nothing new."""
     return torch.where(whole != 0, part / whole, torch.zeros_like(whole))
+
+
+def _difference(sigma: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """The change of u = 1 / sigma."""
+    return (before - sigma) / (sigma * before)
