@@ -1,7 +1,8 @@
 """What stands in for the network's output under predictor "forecast": a forecast and the repayment of its errors.
 
 The denoised latent D = x - sigma v of each branch moves smoothly along the noise levels. With the place of a level
-a = log(1 + sigma), linear where flow models live and logarithmic at the high levels of others, a skipped evaluation gets
+a = log(1 + sigma), linear where flow models live and logarithmic at the high levels of others, a skipped evaluation
+gets
 
     D_n = D_i + LEAN (a_n - a_i) / (a_i - a_j) (D_i - D_j)
 
@@ -10,9 +11,9 @@ from the last two computed evaluations j < i. The next computed evaluation b sho
     D'_k = D_i + (a_k - a_i) / (a_b - a_i) (D_b - D_i)
 
 would have been right for the evaluations k of the gap. A sampler moves y = x / sigma by D du with u = 1 / sigma, so by
-then y lacks what is owed = sum of (D'_k - D_k) (u_(k+1) - u_k). The first forecasts after b have that added, as with the
-corrector of a multistep solver; no evaluation is spent on it, and what the network answers is never touched. This is what
-counts most: errors of forecasts otherwise add up along the run.
+then y lacks what is owed = sum of (D'_k - D_k) (u_(k+1) - u_k). The first forecasts after b have that added, as with
+the corrector of a multistep solver; no evaluation is spent on it, and what the network answers is never touched. This
+is what counts most: errors of forecasts otherwise add up along the run.
 
 Working on D rather than on v keeps noise that a sampler injects out of the forecast.
 """
