@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from collections import Counter
 from typing import NamedTuple
 
@@ -137,6 +138,15 @@ def test_video_with_sound(comfy, tiny, compare, given):
     kept = (mask == 0).expand(video.shape)
     torch.testing.assert_close(cached_video[kept], video[kept], rtol=1e-3, atol=1e-3)
     assert not torch.equal(cached_sound, sound)
+
+
+def test_streams_are_told_from_the_run(comfy):
+    """Catches sound that has no rate of its own. The shapes come by name or by position; old hosts have none."""
+    run = sys.modules[comfy.classes["EasyCacheAdaptive"].__module__.replace(".adaptive", ".run")]
+    video, sound = torch.Size([2, 128, 2, 8, 8]), torch.Size([2, 8, 6, 16])
+    assert run.packed_streams(False, 7, latent_shapes=[video, sound]) == [16384, 768]
+    assert run.packed_streams(False, 7, [video, sound]) == [16384, 768]
+    assert run.packed_streams(False, 7, latent_shapes=[video]) == run.packed_streams(False, 7) == []
 
 
 # Several runs in one workflow.
