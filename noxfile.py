@@ -4,6 +4,7 @@ nox -s demo         watch EasyCache work in a real ComfyUI
 nox -s tests        the tests; without arguments they also write what they verified to docs/verified
 nox -s benchmark    the README's figures
 nox -s train        train the demo model anew (an hour and a half)
+nox -s digits       train the benchmark's second model (twenty minutes)
 nox -s lint         style checks
 """
 
@@ -47,6 +48,12 @@ def train(session: nox.Session) -> None:
     comfyui(session)
     for stage in ("denoiser", "decoder", "export"):
         session.run("python", "demo/train.py", stage, *session.posargs)
+
+
+@nox.session
+def digits(session: nox.Session) -> None:
+    comfyui(session, "scikit-learn")
+    session.run("python", "benchmarks/digits/train.py", *session.posargs)
 
 
 @nox.session

@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import comfy_host  # noqa: E402
-from training import Stage, adamw, muon_and_adamw, noise_levels  # noqa: E402
+from training import Stage, adamw, flow_matching_loss, muon_and_adamw  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "weights"
@@ -96,7 +96,7 @@ def codec_of(demo, args):
 
 
 def train_denoiser(demo, args):
-    """Flow matching: x = (1 - sigma) z + sigma noise; the network learns noise - z."""
+    """Flow matching on endless procedural videos."""
     torch.manual_seed(args.seed)
     network = wan_network()
     stage = Stage("denoiser", network, muon_and_adamw(network, blocks=("blocks",)), args)
@@ -107,12 +107,7 @@ def train_denoiser(demo, args):
 
     def loss_of_next_batch():
         latent, text = data.batch(args.batch)
-        sigma = noise_levels(args.batch, SHIFT, rng)
-        noise = torch.randn(latent.shape, generator=rng)
-        level = sigma.view(-1, 1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
-            velocity = network((1 - level) * latent + level * noise, sigma * 1000, text)
-        return (velocity.float() - (noise - latent)).square().mean()
+        return flow_matching_loss(lambda x, sigma: network(x, sigma * 1000, text), latent, SHIFT, rng)
 
     stage.run(loss_of_next_batch)
 

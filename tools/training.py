@@ -1,4 +1,4 @@
-"""What training a tiny diffusion model takes: a stage that can be gone on with, optimisers, noise levels."""
+"""What training a tiny diffusion model takes: a stage that can be gone on with, optimisers, a loss."""
 
 import math
 import time
@@ -81,8 +81,18 @@ def muon_and_adamw(network, blocks: tuple[str, ...]):
     ]
 
 
-def noise_levels(count: int, shift: float, rng: torch.Generator) -> torch.Tensor:
+def _noise_levels(count: int, shift: float, rng: torch.Generator) -> torch.Tensor:
     """Sigmas (count,) of a batch for flow matching: logit-normal, shifted, and spread evenly."""
     places = (torch.arange(count) + torch.rand(count, generator=rng)) / count
     uniform = torch.special.ndtri(places.clamp(1e-4, 1 - 1e-4)).sigmoid()
     return shift * uniform / (1 + (shift - 1) * uniform)
+
+
+def flow_matching_loss(velocity, latent: torch.Tensor, shift: float, rng: torch.Generator) -> torch.Tensor:
+    """x = (1 - sigma) latent + sigma noise; velocity(x, sigma) is to be noise - latent."""
+    sigma = _noise_levels(len(latent), shift, rng)
+    noise = torch.randn(latent.shape, generator=rng)
+    level = sigma.view(-1, *[1] * (latent.ndim - 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = velocity((1 - level) * latent + level * noise, sigma)
+    return (answer.float() - (noise - latent)).square().mean()

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from einops import rearrange
 
-HERE = Path(__file__).resolve().parent
-WEIGHTS = HERE / "digits.safetensors"
+WEIGHTS = Path(__file__).resolve().parents[2] / "output" / "training" / "digits.safetensors"  # made by train.py
 
 CHANNELS, CELL, SIZE = 16, 4, 32
 COMPONENTS = 6  # beyond them there is next to nothing in enlarged pictures
