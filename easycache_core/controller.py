@@ -146,9 +146,10 @@ class CacheController:
     def _set_out(self, skipping: bool) -> None:
         if skipping:
             self._course.skipped()
-            return
-        self._course.computed()
-        self._earlier_forecasts, self._forecasts = self._forecasts, {}
+            self._earlier_forecasts = {}  # of branches that the network no longer computes
+        else:
+            self._course.computed()
+            self._earlier_forecasts, self._forecasts = self._forecasts, {}
 
     def _affordable(self, step: int, changed: bool | torch.Tensor) -> bool:
         """Whether the budget has the network run."""
@@ -209,15 +210,16 @@ class CacheController:
     def _store(self, branch: str, output: torch.Tensor, x: torch.Tensor | None) -> None:
         norm = mean_abs(output, self._streams)
         tracked, self._awaiting_tracked = self._awaiting_tracked, False
+        own_x = self._x.to(output.device) if x is None else x
         if tracked:
-            self._track(branch, output, self._x.to(output.device) if x is None else x, norm)
+            self._track(branch, output, own_x, norm)
         else:
             self._healthy = self._healthy & torch.isfinite(norm).all()
         if tracked or not self._forecasting:
-            own_x = self._x if x is None else keep(x, self.config.cache_device)
-            self._branches[branch] = Snapshot(own_x, keep(output, self.config.cache_device))
+            kept_x = self._x if x is None else keep(x, self.config.cache_device)
+            self._branches[branch] = Snapshot(kept_x, keep(output, self.config.cache_device))
         if self._forecasting:
-            self._store_forecast(branch, output, self._x.to(output.device) if x is None else x, norm, tracked)
+            self._store_forecast(branch, output, own_x, norm, tracked)
 
     def _track(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: torch.Tensor) -> None:
         last = self._branches.get(branch)

@@ -9,8 +9,8 @@ import torch
 from streams import streams
 
 FAMILIES = dict(tiny_models.families(comfy_host.find()))
+NAMES = [name for name, recipe in FAMILIES.items() if recipe]
 STEPS, WARMUP = 8, 2
-
 
 PRECISIONS = {
     "bf16": dict(weights=torch.bfloat16),
@@ -34,13 +34,6 @@ class Family:
 
     def cached(self, threshold=1.0):
         return self.sample(self._comfy.cached(self.scene.model, threshold=threshold, warmup_steps=WARMUP))
-
-
-NAMES = [
-    pytest.param(name, marks=pytest.mark.skip(recipe.reason) if recipe.reason else ())
-    for name, recipe in FAMILIES.items()
-    if recipe
-]
 
 
 @pytest.fixture(scope="module", params=NAMES)

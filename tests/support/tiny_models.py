@@ -30,7 +30,7 @@ class Recipe:
     several streams. text: the prompt. cond: further entries of a conditioning, named as ComfyUI's nodes name them.
     mask: the latent's noise mask, one for each stream. checkpoint: what the class itself, not its network, reads from
     a checkpoint. trim: cuts down what the network has no argument for. one_batch: the network takes cond and uncond
-    only together. reason: why the family cannot be built tiny; the rest is then unused.
+    only together.
     """
 
     sizes: dict = field(default_factory=dict)
@@ -41,7 +41,6 @@ class Recipe:
     checkpoint: dict = field(default_factory=dict)
     trim: Callable = lambda network: None
     one_batch: bool = False
-    reason: str = ""
 
 
 def families(host: Path) -> Iterator[tuple[str, Recipe | None]]:
