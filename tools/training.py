@@ -1,4 +1,4 @@
-"""What training a tiny diffusion model takes: a stage that can be gone on with, optimisers, a loss."""
+"""What training a tiny diffusion model takes: a stage that can be gone on with, optimisers, losses."""
 
 import math
 import time
@@ -81,10 +81,15 @@ def muon_and_adamw(network, blocks: tuple[str, ...]):
     ]
 
 
-def _noise_levels(count: int, shift: float, rng: torch.Generator) -> torch.Tensor:
-    """Sigmas (count,) of a batch for flow matching: logit-normal, shifted, and spread evenly."""
+def _places(count: int, rng: torch.Generator) -> torch.Tensor:
+    """Numbers (count,) between 0 and 1, spread evenly, so that each batch has all noise levels."""
     places = (torch.arange(count) + torch.rand(count, generator=rng)) / count
-    uniform = torch.special.ndtri(places.clamp(1e-4, 1 - 1e-4)).sigmoid()
+    return places.clamp(1e-4, 1 - 1e-4)
+
+
+def _noise_levels(count: int, shift: float, rng: torch.Generator) -> torch.Tensor:
+    """Sigmas (count,) of a batch for flow matching: logit-normal and shifted."""
+    uniform = torch.special.ndtri(_places(count, rng)).sigmoid()
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
@@ -96,3 +101,17 @@ def flow_matching_loss(velocity, latent: torch.Tensor, shift: float, rng: torch.
     with torch.autocast("cpu", torch.bfloat16):
         answer = velocity((1 - level) * latent + level * noise, sigma)
     return (answer.float() - (noise - latent)).square().mean()
+
+
+def noise_prediction_loss(noise_in, latent: torch.Tensor, model_sampling, rng: torch.Generator) -> torch.Tensor:
+    """x = latent + sigma noise, at the timesteps of ComfyUI's model_sampling and scaled by it.
+
+    noise_in(x, timestep) is to be the noise.
+    """
+    timestep = (_places(len(latent), rng) * len(model_sampling.sigmas)).long()
+    sigma = model_sampling.sigmas[timestep]
+    noise = torch.randn(latent.shape, generator=rng)
+    noisy = model_sampling.noise_scaling(sigma, noise, latent)
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = noise_in(model_sampling.calculate_input(sigma, noisy), timestep)
+    return (answer.float() - noise).square().mean()

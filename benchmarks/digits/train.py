@@ -1,9 +1,11 @@
-"""Train the digits model from nothing: about twenty minutes on a CPU core.
+"""Train the digits models from nothing: about twenty minutes each on a CPU core.
 
     python3 -m nox -s digits
+    python3 -m nox -s digits -- --architecture unet
 
-Flow matching on scikit-learn's digits; every random number comes from --seed. It keeps a checkpoint in --work and
-goes on from it when started again, and writes output/training/digits.safetensors, which no user of the pack needs.
+Flow matching or noise prediction on scikit-learn's digits; every random number comes from --seed. Each run keeps a
+checkpoint in --work and goes on from it when started again, and writes its weights, which no user of the pack needs, to
+output/training.
 """
 
 import argparse
@@ -17,14 +19,16 @@ from torch.overrides import TorchFunctionMode
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 import comfy_host  # noqa: E402
-from training import Stage, flow_matching_loss, muon_and_adamw  # noqa: E402
+from training import Stage, flow_matching_loss, muon_and_adamw, noise_prediction_loss  # noqa: E402
 
 SHIFT = 2.0
 GUIDANCE_DROPOUT = 0.12
+BLOCKS = ("double_blocks", "single_blocks", "input_blocks", "middle_block", "output_blocks")
+FIRST_ZERO = ("final_layer.linear", ".lin.", "adaLN", ".out_layers.3.", ".proj_out.", "out.2.")
 
 
 class OutOfPlace(TorchFunctionMode):
-    """FLUX's blocks add in place, which is fine for sampling, but not for gradients."""
+    """Blocks add in place, which is fine for sampling, but not for gradients."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function.__name__ == "add_":
@@ -36,46 +40,53 @@ def initialise(network):
     """ComfyUI's layers skip their own initialisation."""
     for name, parameter in network.named_parameters():
         if parameter.ndim == 1:
-            torch.nn.init.constant_(parameter, 1.0 if name.endswith("scale") else 0.0)
-        elif name.startswith("final_layer.linear") or ".lin." in name or "adaLN" in name:
+            torch.nn.init.constant_(parameter, 1.0 if name.endswith(("scale", "weight")) else 0.0)
+        elif any(part in name for part in FIRST_ZERO):
             torch.nn.init.zeros_(parameter)  # blocks start as identities
         else:
             torch.nn.init.xavier_uniform_(parameter)
 
 
-def train(args):
+def train(architecture, args):
     from safetensors.torch import save_file
 
     torch.manual_seed(args.seed)
-    network = model.build().diffusion_model
+    chosen = model.ARCHITECTURES[architecture]
+    built = model.build(architecture)
+    network = built.diffusion_model
     initialise(network)
-    stage = Stage("digits", network, muon_and_adamw(network, ("double_blocks", "single_blocks")), args)
+    stage = Stage(chosen.weights.stem, network, muon_and_adamw(network, BLOCKS), args)
     rng = torch.Generator().manual_seed(args.seed + 1 + stage.step)
     pictures, labels = model.real_pictures()
-    maps = model.codec(pictures)
+    maps = model.codec(pictures, chosen.spread)
     latents = model.encode(pictures, maps)
     context, pooled = model.prompts()
 
     def loss_of_next_batch():
-        chosen = torch.randint(len(latents), (args.batch,), generator=rng)
+        picked = torch.randint(len(latents), (args.batch,), generator=rng)
         dropped = torch.rand(args.batch, generator=rng) < GUIDANCE_DROPOUT
-        label = torch.where(dropped, 10, labels[chosen])
+        label = torch.where(dropped, 10, labels[picked])
+        prompt = (context[label], pooled[label]) if architecture == "flux" else (context[label],)
 
-        def velocity(x, sigma):
+        def answer(x, level):
             with OutOfPlace():
-                return network(x, sigma, context[label], pooled[label])
+                return network(x, level, *prompt)
 
-        return flow_matching_loss(velocity, latents[chosen], SHIFT, rng)
+        if architecture == "flux":
+            return flow_matching_loss(answer, latents[picked], SHIFT, rng)
+        return noise_prediction_loss(answer, latents[picked], built.model_sampling, rng)
 
     stage.run(loss_of_next_batch)
     weights = {f"network.{name}": value.half().contiguous() for name, value in stage.average.items()}
     weights |= {f"codec.{name}": value.contiguous() for name, value in maps.items()}
-    save_file(weights, model.WEIGHTS, metadata={"license": "Apache-2.0", "trained_by": "benchmarks/digits/train.py"})
-    print(f"{model.WEIGHTS.name}: {model.WEIGHTS.stat().st_size / 1e6:.1f} MB")
+    save_file(weights, chosen.weights, metadata={"license": "Apache-2.0", "trained_by": "benchmarks/digits/train.py"})
+    print(f"{chosen.weights.name}: {chosen.weights.stat().st_size / 1e6:.1f} MB")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = list(model.ARCHITECTURES)
+    parser.add_argument("--architecture", nargs="+", choices=known, default=known, help="default: all of them")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=2507)
@@ -83,7 +94,8 @@ def main():
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     comfy_host.import_comfy(args.work / "comfyui")
-    train(args)
+    for architecture in args.architecture:
+        train(architecture, args)
 
 
 if __name__ == "__main__":
