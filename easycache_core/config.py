@@ -27,7 +27,7 @@ class CacheConfig:
 
     threshold: float = 0.05
     warmup_steps: int = 5
-    predictor: str = "reuse"
+    predictor: str = "forecast"
     target_speedup: float = 0.0
     max_consecutive_skips: int = 0
     cache_device: str = "gpu"

@@ -7,13 +7,14 @@ import torch
 
 from .budget import Budget
 from .config import CacheConfig
-from .decision import ask, relative_change
-from .forecast import Course, Forecast
-from .prediction import reuse
-from .rate import distance, mean_abs, transformation_rate, wide
-from .storage import Snapshot, keep
+from .decision import ask
+from .forecast import Forecast
+from .rate import distance, mean_abs
+from .reuse import Reuse
+from .storage import keep
 from .trace import Record, Trace
 
+PREDICTORS = {"reuse": Reuse, "forecast": Forecast}
 log = logging.getLogger("easycache")
 
 
@@ -23,8 +24,7 @@ class CacheController:
     For each evaluation call `begin`. If it returns True, run the network and `store` the output of every
     branch (cond, uncond, ...), the tracked one first; if False, take every branch from `predict`.
 
-    Memory with "reuse": one output a branch, the input of the last computed evaluation and the previous input, all in
-    the dtype they came in; never the caller's own tensors. With "forecast" three tensors a branch and three more.
+    Beside what its predictor holds (Reuse, Forecast) it keeps the previous input, and never the caller's own tensors.
     `release` lets go of them. Where there is no room for them the cache is given up, not the run: everything is
     computed until enough is known again.
 
@@ -45,7 +45,6 @@ class CacheController:
         self._streams = tuple(streams)
         self._trace = Trace()
         self._warned = False
-        self._forecasting = config.predictor == "forecast"
         self._budget = (
             Budget(config.target_speedup, config.warmup_steps, total_steps) if config.target_speedup else None
         )
@@ -53,24 +52,14 @@ class CacheController:
 
     def forget(self) -> None:
         """Let go of every tensor; the run goes on as if nothing were known of the network yet."""
+        self._predictor = PREDICTORS[self.config.predictor](self.config.cache_device, self._streams)
         self._x: torch.Tensor | None = None  # x_(n-1), then x_n once `begin` is through
         self._device: torch.device | None = None  # where the caller's latent lives
-        self._branches: dict[str, Snapshot] = {}
-        self._tracked: str | None = None
-        # An entry a stream:
-        self._rate: torch.Tensor | None = None  # k
-        self._output_norm: torch.Tensor | None = None  # ||v_i||
-        self._error: torch.Tensor | None = None  # E; None stands for 0
         self._worst: torch.Tensor | None = None  # index of the stream with the largest E when it was last asked for
         self._healthy: torch.Tensor | None = None  # no NaN or inf in what was stored last
+        self._error: torch.Tensor | None = None  # E of this evaluation, an entry a stream, where it was asked for
         self._awaiting_tracked = False
         self._consecutive_skips = 0
-        # Of forecasts:
-        self._course = Course()
-        self._forecasts: dict[str, Forecast] = {}
-        self._earlier_forecasts: dict[str, Forecast] = {}  # those of the last computed evaluation, during the next
-        self._slope: torch.Tensor | None = None  # how fast forecasts of D go wrong, in each stream
-        self._linked: torch.Tensor | None = None  # whether this evaluation's outputs go on from the last ones
 
     def begin(
         self,
@@ -97,26 +86,24 @@ class CacheController:
         if self._x is not None and (self._x.shape != x.shape or self._x.dtype != x.dtype):
             self.forget()
         input_change = self._next_input(x)
-        if self._forecasting:
-            self._come_to(sigma, x.device, changed)
+        self._predictor.arrive(sigma, x.device, self._goes_on(changed))
+        self._error = None
+        force = _either(force, changed)
         if self._budget is None:
-            reusable = self._worth_reusing(step, input_change, _either(force, changed))
+            reusable = self._worth_reusing(step, input_change, force)
         else:
-            reusable = not self._affordable(step, changed)
+            reusable = not self._affordable(step, force)
         self._consecutive_skips = self._consecutive_skips + 1 if reusable else 0
         self._awaiting_tracked = not reusable
-        if not reusable:
-            self._error = None
-        if self._forecasting:
-            self._set_out(reusable)
+        self._predictor.leave(skipping=reusable)
         self._trace.open(
             step=step,
             sigma=sigma.detach().flatten()[0].clone() if isinstance(sigma, torch.Tensor) else sigma,
             computed=not reusable,
             input_change=self._of_worst(input_change),
-            rate=self._of_worst(self._rate),
-            error=0.0 if self._error is None else self._of_worst(self._error),
-            output_norm=self._of_worst(self._output_norm),
+            rate=self._of_worst(self._predictor.rate),
+            error=self._of_worst(self._error) if reusable else 0.0,
+            output_norm=self._of_worst(self._predictor.output_norm),
         )
         return not reusable
 
@@ -134,27 +121,19 @@ class CacheController:
         log.warning("EasyCache: no memory left for the cache; it starts anew")
         self.forget()
 
-    def _come_to(self, sigma, device: torch.device, changed: bool | torch.Tensor) -> None:
-        if sigma is None:
-            raise ValueError('sigma must be given: predictor "forecast" follows the noise level')
-        level = torch.as_tensor(sigma, dtype=torch.float32).flatten()[0]
-        self._course.at(level.to(device, non_blocking=True, copy=True))
-        changed = torch.as_tensor(changed)
-        healthy = torch.ones_like(changed) if self._healthy is None else self._healthy
-        self._linked = healthy & ~changed.to(healthy.device, non_blocking=True)
+    def _goes_on(self, changed: bool | torch.Tensor) -> bool | torch.Tensor:
+        """Whether outputs of this evaluation may be compared with those stored last."""
+        if self._healthy is None:
+            return True
+        if isinstance(changed, torch.Tensor):
+            return self._healthy & ~changed.to(self._healthy.device, non_blocking=True)
+        return self._healthy & (not changed)
 
-    def _set_out(self, skipping: bool) -> None:
-        if skipping:
-            self._course.skipped()
-            self._earlier_forecasts = {}  # of branches that the network no longer computes
-        else:
-            self._course.computed()
-            self._earlier_forecasts, self._forecasts = self._forecasts, {}
-
-    def _affordable(self, step: int, changed: bool | torch.Tensor) -> bool:
+    def _affordable(self, step: int, urgent: bool | torch.Tensor) -> bool:
         """Whether the budget has the network run."""
-        known = self._forecasts if self._forecasting else self._branches
-        runs = self._budget.wants(step, urgent=bool(changed)) or not known
+        limit = self.config.max_consecutive_skips
+        urgent = bool(limit and self._consecutive_skips >= limit) or bool(urgent)
+        runs = self._budget.wants(step, urgent) or self._predictor.empty
         if runs:
             self._budget.spend()
         return runs
@@ -169,17 +148,13 @@ class CacheController:
         return (
             self.config.threshold > 0
             and self.config.warmup_steps <= step < self.total_steps - 1
-            and (self._slope if self._forecasting else self._rate) is not None
+            and self._predictor.ready
             and not (limit and self._consecutive_skips >= limit)
         )
 
     def _within_threshold(self, input_change: torch.Tensor, force: bool | torch.Tensor) -> bool:
         """Estimate E at this evaluation and say whether it is still below the threshold."""
-        if self._forecasting:
-            self._error = self._course.relative_error(self._slope, self._output_norm)
-        else:
-            change = relative_change(self._rate, input_change, self._output_norm)
-            self._error = change if self._error is None else self._error + change
+        self._error = self._predictor.error(input_change)
         self._worst = self._error.nan_to_num(nan=torch.inf).argmax(keepdim=True)
         healthy = self._healthy & torch.isfinite(input_change).all()
         below, sound = ask(self._error, self.config.threshold, healthy, force)
@@ -210,57 +185,23 @@ class CacheController:
     def _store(self, branch: str, output: torch.Tensor, x: torch.Tensor | None) -> None:
         norm = mean_abs(output, self._streams)
         tracked, self._awaiting_tracked = self._awaiting_tracked, False
-        own_x = self._x.to(output.device) if x is None else x
+        healthy = torch.isfinite(norm).all()
+        self._healthy = healthy if tracked else self._healthy & healthy
+        kept_x = self._x if x is None else keep(x, self.config.cache_device)
+        self._predictor.store(branch, output, kept_x, norm, tracked)
         if tracked:
-            self._track(branch, output, own_x, norm)
-        else:
-            self._healthy = self._healthy & torch.isfinite(norm).all()
-        if tracked or not self._forecasting:
-            kept_x = self._x if x is None else keep(x, self.config.cache_device)
-            self._branches[branch] = Snapshot(kept_x, keep(output, self.config.cache_device))
-        if self._forecasting:
-            self._store_forecast(branch, output, own_x, norm, tracked)
-
-    def _track(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: torch.Tensor) -> None:
-        last = self._branches.get(branch)
-        if branch != self._tracked or last is None or last.output.shape != output.shape:
-            self._rate = None
-        else:
-            self._rate = transformation_rate(output, last.output, x, last.x, self._rate, self._streams)
-        # What the network no longer computes must not be predicted from a stale output.
-        self._branches.clear()
-        self._tracked, self._output_norm, self._healthy = branch, norm, torch.isfinite(norm).all()
-        self._trace.update(rate=self._of_worst(self._rate), output_norm=self._of_worst(norm))
-
-    def _store_forecast(self, branch: str, output, x, norm: torch.Tensor, tracked: bool) -> None:
-        denoised = (wide(x) - wide(output) * self._course.sigma).to(torch.promote_types(x.dtype, output.dtype))
-        before = self._earlier_forecasts.pop(branch, None)
-        if before is None or before.last.shape != denoised.shape:
-            self._forecasts[branch] = Forecast(denoised, self.config.cache_device)
-            if tracked:
-                self._slope = None
-            return
-        if tracked:
-            expected = before.predict(self._course.lean_there, denoised.device)
-            self._slope = self._course.slope(distance(denoised, expected, self._streams), self._slope)
-        linked = self._linked & torch.isfinite(norm).all()
-        self._forecasts[branch] = before.successor(denoised, self._course.debts, linked, self.config.cache_device)
+            self._trace.update(rate=self._of_worst(self._predictor.rate), output_norm=self._of_worst(norm))
 
     def knows(self, branch: str) -> bool:
         """Whether `predict` has something to go on for this branch."""
-        return branch in (self._forecasts if self._forecasting else self._branches)
+        return self._predictor.knows(branch)
 
     def predict(self, branch: str, x: torch.Tensor | None = None) -> torch.Tensor:
         """A new tensor in place of the branch's network output; x as in `store`, on its own device.
 
         Raises KeyError for a branch that was not stored at the last computed evaluation.
         """
-        x = self._x.to(self._device) if x is None else x
-        if not self._forecasting:
-            return reuse(x, self._branches[branch])
-        branch = self._forecasts[branch]
-        denoised = branch.repay(branch.predict(self._course.lean, x.device), self._course.repaid)
-        return denoised.neg_().add_(wide(x)).div_(self._course.sigma).to(self._branches[self._tracked].output.dtype)
+        return self._predictor.predict(branch, self._x.to(self._device) if x is None else x)
 
     @property
     def holds_tensors(self) -> bool:

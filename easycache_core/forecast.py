@@ -1,157 +1,223 @@
-"""What stands in for the network's output under predictor "forecast": a forecast and the repayment of its errors.
+"""Predictor "forecast": follow the denoised latent, and repay what forecasts got wrong.
 
 The denoised latent D = x - sigma v of each branch moves smoothly along the noise levels. With the place of a level
 a = log(1 + sigma), linear where flow models live and logarithmic at the high levels of others, a skipped evaluation
 gets
 
-    D_n = D_i + LEAN (a_n - a_i) / (a_i - a_j) (D_i - D_j)
+    D_n = D_i + LEAN (a_n - a_i) / (a_i - a_j) (D_i - D_j) + theta (x_n - line_n)
 
-from the last two computed evaluations j < i. The next computed evaluation b shows where D really went:
+from the last two computed evaluations j < i. line_n = D_i + sigma_n / sigma_i (x_i - D_i) is where x would be had it
+kept to v_i, and theta in [0, 1] is how much D has been seen to follow when x left that line. A trained network sees
+through the noise that a sampler injects (theta of 0.01 to 0.05) and gives way to guidance and to earlier forecasts
+(0.1 to 0.5); where a network does not look at its input at all, theta is 1 and forecasts go on with v instead of D. So
+this is the test of trust in D as well.
+
+The next computed evaluation b shows where D really went:
 
     D'_k = D_i + (a_k - a_i) / (a_b - a_i) (D_b - D_i)
 
-would have been right for the evaluations k of the gap. A sampler moves y = x / sigma by D du with u = 1 / sigma, so by
-then y lacks what is owed = sum of (D'_k - D_k) (u_(k+1) - u_k). The first forecasts after b have that added, as with
-the corrector of a multistep solver; no evaluation is spent on it, and what the network answers is never touched. This
-is what counts most: errors of forecasts otherwise add up along the run.
-
-Working on D rather than on v keeps noise that a sampler injects out of the forecast.
+would have been right for the evaluations k of the gap. By then y = x / sigma lacks what is owed = the sum of
+(D'_k - D_k) (u_(k+1) - u_k), u = 1 / sigma. The first forecasts after b have that added, as with the corrector of a
+multistep solver; no evaluation is spent on it, and what the network answers is never touched. This is what counts most:
+errors of forecasts otherwise add up along the run. What theta adds is left out of the books: it follows from where x
+is, and not from a guess of where D goes.
 """
+
+from collections.abc import Sequence
 
 import torch
 
-from .rate import wide
+from .course import Course, Debts, View, ratio
+from .rate import mean_abs, transformation_rate, wide
 from .storage import keep
 
-# Part of the linear step that is taken. 1 overshoots over long gaps, 0 repays more than it has to.
-LEAN = 0.25
-
-
-class Course:
-    """The noise levels of a run as far as forecasts need them; all device scalars, nothing waits.
-
-    Call `at` at each evaluation, then `computed` if the network is to run and `skipped` if not.
-    """
-
-    def __init__(self):
-        self.sigma: torch.Tensor | None = None  # of this evaluation
-        self._place: torch.Tensor | None = None  # a of this evaluation
-        self._last: torch.Tensor | None = None  # a_i
-        self._earlier: torch.Tensor | None = None  # a_j
-        self._arrival: torch.Tensor | None = None  # the change of u up to this evaluation
-        self._stretch: torch.Tensor | None = None  # the last change of sigma that was none of 0
-        self._astray: torch.Tensor | None = None  # a_k - a_i where evaluation k is skipped
-        self._gap: torch.Tensor | None = None  # sum of (a_k - a_i) (u_(k+1) - u_k) since the network ran
-        self._due: torch.Tensor | None = None  # part of what is owed that is not repaid yet
-        self._repaying: torch.Tensor | None = None  # the change of u within which this evaluation would repay all
-        # At the evaluation where the network ran last:
-        self._passed: torch.Tensor | None = None  # how far it was from the one before
-        self.lean_there: torch.Tensor | float = 0.0  # `lean`, by which it would have been forecast
-        self.debts: tuple = (0.0, 0.0, 0.0)  # see `Forecast.successor`
-
-    def at(self, sigma: torch.Tensor) -> None:
-        """Come to the next evaluation."""
-        if self.sigma is not None:
-            departure, change = _difference(sigma, self.sigma), sigma - self.sigma
-            if self._astray is not None:
-                weight = self._weight(departure)
-                self._gap = self._gap + weight * self._astray
-                self._due = (self._due * (1 - _ratio(weight, self._repaying))).clamp(0, 1)
-            self._arrival = departure
-            self._stretch = change if self._stretch is None else torch.where(change != 0, change, self._stretch)
-        self.sigma, self._place, self._astray = sigma, torch.log1p(sigma), None
-
-    def _weight(self, departure: torch.Tensor) -> torch.Tensor:
-        """The change of u that an evaluation stands for: up to the next one, and half of it where two share a step."""
-        if self._arrival is None:
-            return departure
-        second = torch.where(departure == 0, self._arrival / 2, departure)
-        return torch.where(self._arrival == 0, departure / 2, second)
-
-    def computed(self) -> None:
-        """The network runs at this evaluation."""
-        nothing = torch.zeros_like(self.sigma)
-        if self._last is not None:
-            self._passed = (self._place - self._last).abs()
-            self.lean_there = self.lean
-            leant = 0.0 if self._earlier is None else -LEAN * _ratio(self._gap, self._last - self._earlier)
-            self.debts = (_ratio(self._gap, self._place - self._last), leant, self._due)
-        self._earlier, self._last = self._last, self._place
-        self._gap, self._due = nothing, nothing + 1
-
-    def skipped(self) -> None:
-        """The evaluation is forecast."""
-        self._astray = self._place - self._last
-        # The next level is not known; the same change again is a guess, and rather too long a one.
-        ahead = torch.zeros_like(self.sigma) if self._stretch is None else self._stretch
-        self._repaying = _difference(torch.maximum(self.sigma + ahead, self.sigma / 4), self.sigma)
-
-    @property
-    def lean(self) -> torch.Tensor | float:
-        """How much of (D_i - D_j) is added to D_i at this noise level."""
-        return 0.0 if self._earlier is None else LEAN * _ratio(self._place - self._last, self._last - self._earlier)
-
-    @property
-    def repaid(self) -> torch.Tensor:
-        """How much of what is owed is added to D where it is forecast."""
-        return _ratio(self._due, self._repaying)
-
-    def slope(self, miss: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-        """How fast forecasts go wrong: miss is by how much one was off where the network ran last."""
-        unknown = torch.full_like(miss, torch.nan) if before is None else before
-        return torch.where(self._passed > 0, miss / self._passed, unknown)
-
-    def relative_error(self, slope: torch.Tensor, output_norm: torch.Tensor) -> torch.Tensor:
-        """E: the expected miss of a forecast of v at this noise level relative to ||v_i||."""
-        miss = slope * (self._place - self._last).abs() / self.sigma
-        return miss / output_norm.clamp_min(torch.finfo(output_norm.dtype).tiny)
+# Movements of x off its line below this part (squared) of what else changed D say nothing on theta.
+NOTICEABLE = 1e-3
+# What remains of what was seen of theta before, at each computed evaluation.
+MEMORY = 0.5
 
 
 class Forecast:
-    """One branch: three tensors of a latent's size.
+    """Outputs are the sampler's derivative v: the velocity of flow models, the noise of eps models.
 
-    last: D_i. change: D_i - D_j, 0 where there is none to go on. owed: what x / sigma lacks, 0 likewise.
+    Holds three tensors a branch and the input of the last computed evaluation.
+
+    rate, output_norm: k and ||v_i|| of the tracked branch, an entry a stream; None until known.
     """
 
-    def __init__(self, denoised: torch.Tensor, cache_device: str):
+    def __init__(self, cache_device: str, streams: Sequence[int]):
+        self._cache_device, self._streams = cache_device, streams
+        self.rate: torch.Tensor | None = None
+        self.output_norm: torch.Tensor | None = None
+        self._course = Course()
+        self._trust = Trust()
+        self._slope: torch.Tensor | None = None  # how fast forecasts of D go wrong, in each stream
+        self._linked: torch.Tensor | bool = True  # whether this evaluation's outputs go on from the last ones
+        self._branches: dict[str, Branch] = {}
+        self._earlier: dict[str, Branch] = {}  # those of the last computed evaluation, during the next
+        self._tracked: str | None = None
+        self._dtype = torch.float32
+        self._skipped, self._longest = 0, 1  # evaluations of this gap, and how many they may become
+
+    def arrive(self, sigma, device: torch.device, linked: torch.Tensor | bool) -> None:
+        """Come to the next evaluation.
+
+        linked: whether the network is asked the same as before, and answered with numbers.
+
+        Raises ValueError without a sigma.
+        """
+        if sigma is None:
+            raise ValueError('sigma must be given: predictor "forecast" follows the noise level')
+        level = torch.as_tensor(sigma, dtype=torch.float32).flatten()[0]
+        self._course.at(level.to(device, non_blocking=True, copy=True))
+        self._linked = linked
+
+    def leave(self, skipping: bool) -> None:
+        """What was decided there."""
+        if skipping:
+            self._course.skipped()
+            self._skipped += 1
+            self._earlier = {}  # of branches that the network no longer computes
+        else:
+            self._course.computed()
+            self._skipped, self._longest = 0, self._skipped + 1
+            self._earlier, self._branches = self._branches, {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether an error can be estimated: from a gap of m evaluations not for one of more than m + 1.
+
+        At high noise D hardly moves, over many orders of magnitude even, and that tells nothing of what comes next.
+        """
+        return self._slope is not None and self._skipped < self._longest
+
+    def error(self, input_change: torch.Tensor) -> torch.Tensor:
+        """E: the expected miss of a forecast of v at this noise level, relative to ||v_i||."""
+        tiny = torch.finfo(self.output_norm.dtype).tiny
+        return self._slope * self._course.distance() / self._course.sigma / self.output_norm.clamp_min(tiny)
+
+    def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: torch.Tensor, tracked: bool) -> None:
+        """A branch's output; x: its input as it was kept, norm: ||output||."""
+        own_x = x.to(output.device)
+        denoised = torch.addcmul(wide(own_x), wide(output), -self._course.sigma).to(
+            torch.promote_types(x.dtype, output.dtype)
+        )
+        before = self._earlier.pop(branch, None)
+        if before is not None and before.last.shape != denoised.shape:
+            before = None
+        linked = self._linked & torch.isfinite(norm).all()
+        if before is None:
+            self._branches[branch] = Branch(x, denoised, self._cache_device)
+        else:
+            self._branches[branch] = before.successor(x, denoised, self._course.debts, linked, self._cache_device)
+        if not tracked:
+            return
+        if before is None or branch != self._tracked:
+            self.rate = self._slope = None
+        else:
+            self.rate = self._rate_since(before, output, own_x)
+            miss = self._trust.learn(*before.surprise(own_x, denoised, self._course.view_there), linked)
+            slope = self._course.slope(mean_abs(miss, self._streams), self._slope)
+            self._slope = slope if self._slope is None else torch.where(linked, slope, self._slope)
+        self._tracked, self.output_norm, self._dtype = branch, norm, output.dtype
+
+    def _rate_since(self, before: "Branch", output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """k, as the paper has it; forecasts do not go by it."""
+        earlier_x = before.x.to(x.device)
+        earlier_output = (wide(earlier_x) - wide(before.last.to(x.device))) * self._course.view_there.onward
+        earlier_output /= self._course.sigma
+        return transformation_rate(output, earlier_output, x, earlier_x, self.rate, self._streams)
+
+    def knows(self, branch: str) -> bool:
+        return branch in self._branches
+
+    @property
+    def empty(self) -> bool:
+        return not self._branches
+
+    def predict(self, branch: str, x: torch.Tensor) -> torch.Tensor:
+        """A new tensor of x's shape and device in the dtype of the network's output.
+
+        Raises KeyError for a branch that was not stored at the last computed evaluation.
+        """
+        course, sigma = self._course, self._course.sigma
+        denoised = self._branches[branch].forecast(x, course.view, self._trust.theta, course.repaid)
+        return denoised.neg_().add_(wide(x)).mul_(torch.where(sigma > 0, 1 / sigma, 0)).to(self._dtype)
+
+
+class Trust:
+    """theta: how much D follows where x leaves its line. Least squares over the run; later movements count more.
+
+    It is the tracked branch's and holds for all of them: guidance lives on the difference of branches, which forecasts
+    that follow x by different parts would spoil (by 3 dB with a theta for each).
+    """
+
+    def __init__(self):
+        self.theta: torch.Tensor | float = 0.0
+        self._followed: torch.Tensor | float = 0.0
+        self._left: torch.Tensor | float = 0.0
+
+    def learn(self, off_line: torch.Tensor, off_lean: torch.Tensor, linked: torch.Tensor) -> torch.Tensor:
+        """Look at a `Branch.surprise`, and return what was missed of D with the theta so far."""
+        miss = off_lean - off_line * self.theta
+        followed = MEMORY * self._followed + (off_line * off_lean).sum()
+        left = MEMORY * self._left + off_line.square().sum() + NOTICEABLE * off_lean.square().sum()
+        self._followed = torch.where(linked, followed, self._followed)
+        self._left = torch.where(linked, left, self._left)
+        self.theta = ratio(self._followed, self._left).clamp(0, 1)
+        return miss
+
+
+class Branch:
+    """One branch: three tensors of a latent's size, and its input, which branches may share.
+
+    last: D_i. x: x_i. change: D_i - D_j, 0 where there is none to go on. owed: what x / sigma lacks, 0 likewise.
+    """
+
+    def __init__(self, x: torch.Tensor, denoised: torch.Tensor, cache_device: str):
+        self.x = x
         self.last = keep(denoised, cache_device)
         self.change: torch.Tensor | None = None
         self.owed: torch.Tensor | None = None
 
-    def predict(self, lean: torch.Tensor | float, device: torch.device) -> torch.Tensor:
-        """D_n, a new tensor on that device."""
-        denoised = wide(self.last).to(device, copy=True)
-        return denoised if self.change is None else denoised.add_(wide(self.change.to(device)) * lean)
+    def surprise(self, x: torch.Tensor, denoised: torch.Tensor, view: View) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the network ran next: by how much x was off its line, and D off its lean."""
+        return wide(x) - self._line(view, x.device), wide(denoised) - self._lean(view, x.device)
 
-    def repay(self, denoised: torch.Tensor, part: torch.Tensor | float) -> torch.Tensor:
-        """D, in place, with a part of what is owed."""
-        return denoised if self.owed is None else denoised.add_(wide(self.owed.to(denoised.device)) * part)
+    def _line(self, view: View, device: torch.device) -> torch.Tensor:
+        """Where x would be had it kept to v_i."""
+        last = wide(self.last.to(device))
+        return (wide(self.x.to(device)) - last).mul_(view.onward).add_(last)
 
-    def successor(self, denoised: torch.Tensor, debts: tuple, linked: torch.Tensor, cache_device: str) -> "Forecast":
+    def _lean(self, view: View, device: torch.device) -> torch.Tensor:
+        """D_i and the part of the linear step."""
+        last = wide(self.last.to(device))
+        return last if self.change is None else last + wide(self.change.to(device)) * view.lean
+
+    def forecast(self, x: torch.Tensor, view: View, theta: torch.Tensor | float, repaid: torch.Tensor) -> torch.Tensor:
+        """D_n, a new tensor on x's device."""
+        kept_to = view.onward * theta
+        denoised = wide(self.last.to(x.device)) * (1 - theta + kept_to)
+        denoised.addcmul_(wide(x), kept_to.new_ones(()) * theta).addcmul_(wide(self.x.to(x.device)), -kept_to)
+        if self.change is not None:
+            denoised.addcmul_(wide(self.change.to(x.device)), view.lean)
+            denoised.addcmul_(wide(self.owed.to(x.device)), repaid)
+        return denoised
+
+    def successor(
+        self, x: torch.Tensor, denoised: torch.Tensor, debts: Debts, linked: torch.Tensor, cache_device: str
+    ) -> "Branch":
         """The branch after a computed evaluation.
 
-        debts: parts of (D_b - D_i), of (D_i - D_j) and of what was owed before that add up to what is owed now.
-        linked: whether it may be compared with the one before (both are finite, and of the same prompt).
+        linked: whether it may be compared with the one before.
         """
-        branch = Forecast(denoised, cache_device)
+        branch = Branch(x, denoised, cache_device)
         change = wide(denoised) - wide(self.last.to(denoised.device))
-        off, leant, still_owed = debts
-        owed = change * off
+        owed = change * debts.off
         if self.change is not None:
-            owed.add_(wide(self.change.to(denoised.device)) * leant)
-        if self.owed is not None:
-            owed.add_(wide(self.owed.to(denoised.device)) * still_owed)
+            owed.addcmul_(wide(self.change.to(denoised.device)), debts.leant)
+            owed.addcmul_(wide(self.owed.to(denoised.device)), debts.still_owed)
         nothing = torch.zeros((), device=denoised.device, dtype=owed.dtype)
         branch.change = keep(torch.where(linked, change, nothing).to(denoised.dtype), cache_device)
         branch.owed = keep(torch.where(linked, owed, nothing).to(denoised.dtype), cache_device)
         return branch
-
-
-def _ratio(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """part / whole, 0 where whole is 0: a noise level that repeats tells nothing new."""
-    return torch.where(whole != 0, part / whole, torch.zeros_like(whole))
-
-
-def _difference(sigma: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """The change of u = 1 / sigma."""
-    return (before - sigma) / (sigma * before)

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..easycache_core import CacheConfig
-from ..easycache_core.config import CACHE_DEVICES
+from ..easycache_core.config import CACHE_DEVICES, PREDICTORS
 from .patch import with_cache
 from .settings import Settings
 
@@ -26,8 +26,9 @@ class EasyCacheAdaptive(io.ComfyNode):
                     max=1.0,
                     step=0.005,
                     display_mode=io.NumberDisplay.slider,
-                    tooltip="How much estimated error may build up before the network is asked again. Higher: more "
-                    "steps are skipped, and the result moves away from the uncached one. 0: nothing is skipped.",
+                    tooltip="How large the estimated error of a skipped step may be before the network is asked again. "
+                    "Higher: more steps are skipped, and the result moves away from the uncached one. 0: nothing is "
+                    "skipped.",
                 ),
                 io.Int.Input(
                     "warmup_steps",
@@ -37,6 +38,23 @@ class EasyCacheAdaptive(io.ComfyNode):
                     display_mode=io.NumberDisplay.slider,
                     tooltip="The first steps are always computed: they lay out the picture. Higher: safer "
                     "composition, less speed-up. Take about a tenth to a fifth of the sampler's steps.",
+                ),
+                io.Combo.Input(
+                    "predictor",
+                    options=list(PREDICTORS),
+                    default="forecast",
+                    tooltip="How skipped steps are filled in. forecast: follow the denoised latent, and pay back what "
+                    "forecasts got wrong; much closer to the uncached result. reuse: the EasyCache paper's rule.",
+                ),
+                io.Float.Input(
+                    "target_speedup",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="Compute at most one step in so many, spread over the run: 2 for every second one, 3 for "
+                    "every third. Higher: faster, and further from the uncached result. 0: off, the threshold decides. "
+                    "When it is on, threshold is ignored and warmup_steps is an upper bound.",
                 ),
                 io.Int.Input(
                     "max_consecutive_skips",
@@ -87,6 +105,8 @@ class EasyCacheAdaptive(io.ComfyNode):
         model,
         threshold: float,
         warmup_steps: int,
+        predictor: str = "forecast",
+        target_speedup: float = 0.0,
         max_consecutive_skips: int = 0,
         start_percent: float = 0.0,
         end_percent: float = 1.0,
@@ -96,6 +116,8 @@ class EasyCacheAdaptive(io.ComfyNode):
         config = CacheConfig(
             threshold=threshold,
             warmup_steps=warmup_steps,
+            predictor=predictor,
+            target_speedup=target_speedup,
             max_consecutive_skips=max_consecutive_skips,
             cache_device=cache_device,
         )

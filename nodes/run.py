@@ -17,7 +17,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..easycache_core import CacheController
 from .activity import Switches, patched_layers
-from .parametrisation import Parametrisation
+from .parametrisation import Derivative, Parametrisation
 from .settings import Settings
 from .steps import StepClock
 from .summary import summarise
@@ -80,15 +80,17 @@ def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list
 class Run:
     """The cache's whole state during one sampling run.
 
-    In the terms of the engine, a branch is one conditioning of one call to calc_cond_batch, and x and v are
-    what the network gets and what it answers for that conditioning (see Parametrisation).
+    In the terms of the engine, a branch is one conditioning of one call to calc_cond_batch. x and v are what the
+    network gets and what it answers for that conditioning (Parametrisation), or, for forecasts, the sampler's latent
+    and by what it moves (Derivative).
     """
 
     def __init__(self, settings: Settings, total_steps: int, model_sampling, streams: Sequence[int] = ()):
         self.settings = settings
         self.clock = StepClock()
         self._total_steps = max(total_steps, 0)  # a schedule may be empty
-        self._network = Parametrisation(model_sampling)
+        forecasting = settings.config.predictor == "forecast"
+        self._network = Derivative() if forecasting else Parametrisation(model_sampling)
         self._highest = float(model_sampling.percent_to_sigma(settings.start_percent))
         self._lowest = float(model_sampling.percent_to_sigma(settings.end_percent))
         self._controller = CacheController(settings.config, self._total_steps, streams)
@@ -108,10 +110,10 @@ class Run:
         x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,).
         """
         step, conds = self.clock.tick(), getattr(executor.class_obj, "conds", {})
-        force = self._must_compute(step, timestep[0], conds)
+        force, changed = self._must_compute(step, timestep[0], conds)
         self._x, self._positive, self._calls, self._missed = x, conds.get("positive"), 0, False
         network_x = self._with_room(self._network.network_input, x, timestep)
-        self._reusing = not self._controller.begin(network_x, sigma=timestep, step=step, force=force)
+        self._reusing = not self._controller.begin(network_x, sigma=timestep, step=step, force=force, changed=changed)
         if not self._reusing:
             self._computed_at = timestep[0].clone()
         handler = model_options.get("context_handler")
@@ -123,24 +125,26 @@ class Run:
             self._log_evaluation()
         return denoised
 
-    def _must_compute(self, step: int, sigma: torch.Tensor, conds: dict) -> torch.Tensor | bool:
-        """Whether something outside the engine's view rules out reuse of this evaluation, at noise level sigma.
+    def _must_compute(self, step: int, sigma: torch.Tensor, conds: dict):
+        """(whether something outside the engine's view rules out reuse of this evaluation, whether the network is asked
+        something new), at noise level sigma.
 
         Samplers evaluate between the noise levels of the schedule, and some follow one of their own. Hence the level
-        itself is looked at, which is on the device, and so is the answer.
+        itself is looked at, which is on the device, and so are the answers.
         """
         if self._computed_at is None:
             self._switches = Switches(conds, sigma.device)
-            return True
-        if self._missed or self.clock.unsettled:  # unsettled: it may still be warm-up
-            return True
-        force = self._switches.passed(self._computed_at, sigma)
+            return True, False
+        changed = self._missed or self._switches.passed(self._computed_at, sigma)
+        if self.clock.unsettled:  # it may still be warm-up
+            return True, changed
+        force = False
         if step == self.settings.config.warmup_steps and self.clock.single:
             # A corrector that looks again at the noise level of the last step of the warm-up belongs to that step.
-            force = force | (sigma == self._computed_at)
+            force = sigma == self._computed_at
         if self.settings.start_percent > 0 or self.settings.end_percent < 1:
             force = force | (sigma > self._highest) | (sigma < self._lowest)
-        return force
+        return force, changed
 
     def calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
         """CALC_COND_BATCH wrapper: denoised latents for a list of conditionings, computed or predicted."""

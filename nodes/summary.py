@@ -14,15 +14,23 @@ def summarise(settings: Settings, steps: int, computed: int, skipped: int) -> st
         return "EasyCache: nothing was sampled, the run had no steps"
     line = (
         f"EasyCache: computed {computed} of {evaluations} evaluations, skipped {skipped} "
-        f"({evaluations / max(computed, 1):.2f}x), threshold {config.threshold:g}, warm-up {config.warmup_steps}"
+        f"({evaluations / max(computed, 1):.2f}x), {config.predictor}, {_rule(config)}, warm-up {config.warmup_steps}"
     )
     if skipped:
         return line
     return f"{line}. Nothing was skipped: {_reason(settings, steps)}"
 
 
+def _rule(config) -> str:
+    if config.target_speedup:
+        return f"target speed-up {config.target_speedup:g}"
+    return f"threshold {config.threshold:g}"
+
+
 def _reason(settings: Settings, steps: int) -> str:
     config = settings.config
+    if config.target_speedup:
+        return f"target_speedup {config.target_speedup:g} allows each of them to be computed"
     if config.threshold == 0:
         return "threshold is 0"
     if steps <= config.warmup_steps + 1:

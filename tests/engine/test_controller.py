@@ -1,5 +1,6 @@
 """The engine on a smooth toy network, an Euler flow-matching loop of 30 steps."""
 
+import functools
 import gc
 import logging
 
@@ -9,6 +10,7 @@ from memory import Allocations
 
 from easycache_core import CacheConfig, CacheController
 
+Settings = functools.partial(CacheConfig, predictor="reuse")  # forecasts: test_forecast.py
 STEPS = 30
 SHAPE = (1, 4, 2, 8, 8)
 
@@ -42,22 +44,22 @@ def sample(config, *, dtype=torch.float32, steps=STEPS, per_step=1, after_begin=
 
 
 def test_threshold_zero_computes_everything():
-    _, _, flags = sample(CacheConfig(threshold=0.0, warmup_steps=1))
+    _, _, flags = sample(Settings(threshold=0.0, warmup_steps=1))
     assert all(flags)
 
 
 def test_warmup_and_the_last_step_are_computed():
-    _, _, flags = sample(CacheConfig(threshold=1.0, warmup_steps=7))
+    _, _, flags = sample(Settings(threshold=1.0, warmup_steps=7))
     assert all(flags[:7]) and flags[-1]
     assert not any(flags[7:-1]), "with the highest threshold everything between should be reused here"
 
 
 def test_a_higher_threshold_skips_more_and_moves_further_away():
     """Catches a threshold that is compared the wrong way round."""
-    exact = sample(CacheConfig(threshold=0.0))[1]
+    exact = sample(Settings(threshold=0.0))[1]
     skipped, distances = [], []
     for threshold in (0.02, 0.1, 0.5):
-        controller, x, _ = sample(CacheConfig(threshold=threshold, warmup_steps=3))
+        controller, x, _ = sample(Settings(threshold=threshold, warmup_steps=3))
         skipped.append(controller.skipped)
         distances.append((x - exact).abs().mean().item())
     assert skipped == sorted(set(skipped)), skipped
@@ -80,7 +82,7 @@ def test_one_wait_for_the_device_an_evaluation_and_none_while_warming_up(monkeyp
         )
     monkeypatch.setattr(torch.Tensor, "tolist", counted)
     waits_by_evaluation = []
-    config = CacheConfig(threshold=0.1, warmup_steps=6)
+    config = Settings(threshold=0.1, warmup_steps=6)
     sample(config, after_begin=lambda: waits_by_evaluation.append(len(waits)), force=force)
     assert waits_by_evaluation[:6] == [0] * 6
     assert waits_by_evaluation[6:-1] == list(range(1, STEPS - 6)), "one wait an evaluation"
@@ -91,20 +93,20 @@ def test_one_wait_for_the_device_an_evaluation_and_none_while_warming_up(monkeyp
 def test_half_precision_measures_as_float32(dtype):
     """Sums over a latent taken in half precision would stall at 256 or overflow; the rate would be garbage."""
     shape = (1, 16, 4, 32, 32)
-    config = CacheConfig(threshold=0.0)
+    config = Settings(threshold=0.0)
     reference, half = sample(config, shape=shape)[0], sample(config, dtype=dtype, shape=shape)[0]
     for name, tolerance in (("output_norm", 0.05), ("input_change", 0.1), ("rate", 0.2)):
         for a, b in zip(half.trace, reference.trace, strict=True):
             assert a[name] == (None if b[name] is None else pytest.approx(b[name], rel=tolerance)), name
 
-    controller, x, _ = sample(CacheConfig(threshold=0.1, warmup_steps=4), dtype=dtype, shape=shape)
+    controller, x, _ = sample(Settings(threshold=0.1, warmup_steps=4), dtype=dtype, shape=shape)
     assert controller.skipped > 5
     assert x.dtype is controller.predict("cond").dtype is dtype and x.isfinite().all()
 
 
 def test_cached_tensors_do_not_alias_the_callers():
     """Samplers and networks write into their tensors; a cache that shared them would predict rubbish."""
-    controller = CacheController(CacheConfig(threshold=1.0, warmup_steps=1), total_steps=10)
+    controller = CacheController(Settings(threshold=1.0, warmup_steps=1), total_steps=10)
     x = torch.randn(SHAPE)
     for step in range(2):
         assert controller.begin(x, step=step)
@@ -126,7 +128,7 @@ def test_memory_is_one_tensor_a_branch_and_two_inputs():
 
     held: while the network runs, which is when memory is short. most: at any moment, predictions handed out included.
     """
-    controller = CacheController(CacheConfig(threshold=1.0, warmup_steps=2), total_steps=20)
+    controller = CacheController(Settings(threshold=1.0, warmup_steps=2), total_steps=20)
     memory, latent = Allocations(), torch.zeros(SHAPE).nbytes
     held, most = [], []
     for step in range(6):
@@ -154,7 +156,7 @@ def test_memory_is_one_tensor_a_branch_and_two_inputs():
 def test_release_lets_go_of_every_tensor_and_keeps_the_trace():
     memory = Allocations()
     with memory:
-        controller, x, flags = sample(CacheConfig(threshold=0.1))
+        controller, x, flags = sample(Settings(threshold=0.1))
         del x
         assert memory.live > 0
         controller.release()
@@ -164,7 +166,7 @@ def test_release_lets_go_of_every_tensor_and_keeps_the_trace():
 
 
 def test_trace_tells_what_happened():
-    controller, _, flags = sample(CacheConfig(threshold=0.1, warmup_steps=4))
+    controller, _, flags = sample(Settings(threshold=0.1, warmup_steps=4))
     trace = controller.trace
     names = {"step", "sigma", "computed", "input_change", "rate", "error", "output_norm"}
     assert len(trace) == STEPS and all(set(record) == names for record in trace)
@@ -177,14 +179,14 @@ def test_trace_tells_what_happened():
 
 def test_several_evaluations_a_step():
     """Second-order samplers: warm-up counts steps, so all evaluations of the first R steps are computed."""
-    _, _, flags = sample(CacheConfig(threshold=1.0, warmup_steps=4), per_step=2)
+    _, _, flags = sample(Settings(threshold=1.0, warmup_steps=4), per_step=2)
     assert all(flags[:8]) and all(flags[-2:])
     assert not any(flags[8:-2])
 
 
 def test_an_input_that_does_not_move_is_no_division_by_zero():
     """Repeated noise levels: ||x_i - x_j|| = 0 must not make the rate infinite or NaN for good."""
-    controller = CacheController(CacheConfig(threshold=0.5, warmup_steps=4), total_steps=20)
+    controller = CacheController(Settings(threshold=0.5, warmup_steps=4), total_steps=20)
     x = torch.randn(SHAPE)
     for step, factor in enumerate((1.0, 0.95, 0.95, 0.9, 0.85, 0.8)):
         if controller.begin(x * factor, step=step):
@@ -194,14 +196,14 @@ def test_an_input_that_does_not_move_is_no_division_by_zero():
 
 
 def test_limit_on_consecutive_skips():
-    _, _, flags = sample(CacheConfig(threshold=1.0, warmup_steps=2, max_consecutive_skips=3))
+    _, _, flags = sample(Settings(threshold=1.0, warmup_steps=2, max_consecutive_skips=3))
     runs = "".join("c" if flag else "s" for flag in flags).split("c")
     assert max(map(len, runs)) == 3
 
 
 @pytest.mark.parametrize("known", [bool, torch.tensor], ids=["on the host", "on the device"])
 def test_forced_evaluations_are_computed_and_start_the_error_anew(known):
-    controller = CacheController(CacheConfig(threshold=1.0, warmup_steps=2), total_steps=20)
+    controller = CacheController(Settings(threshold=1.0, warmup_steps=2), total_steps=20)
     x = torch.randn(SHAPE)
     flags = []
     for step in range(10):
@@ -215,7 +217,7 @@ def test_forced_evaluations_are_computed_and_start_the_error_anew(known):
 
 def test_a_latent_of_another_shape_starts_from_nothing():
     """Catches a crash, or worse a broadcast, when the latent changes within a run."""
-    controller, _, _ = sample(CacheConfig(threshold=1.0, warmup_steps=2), steps=10)
+    controller, _, _ = sample(Settings(threshold=1.0, warmup_steps=2), steps=10)
     assert controller.begin(torch.randn(1, 4, 2, 16, 16), step=5)
     assert not controller.knows("cond")
     with pytest.raises(KeyError):
@@ -224,7 +226,7 @@ def test_a_latent_of_another_shape_starts_from_nothing():
 
 def test_a_branch_that_is_no_longer_computed_is_forgotten():
     """Its old output belongs to another noise level; predicting from it would bring back a stale picture."""
-    controller = CacheController(CacheConfig(warmup_steps=1), total_steps=9)
+    controller = CacheController(Settings(warmup_steps=1), total_steps=9)
     for step, branches in enumerate((("cond", "uncond"), ("cond",))):
         controller.begin(torch.randn(SHAPE), step=step)
         for branch in branches:
@@ -234,7 +236,7 @@ def test_a_branch_that_is_no_longer_computed_is_forgotten():
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
 def test_runs_shorter_than_the_warmup(steps):
-    controller, _, flags = sample(CacheConfig(threshold=1.0, warmup_steps=50), steps=steps)
+    controller, _, flags = sample(Settings(threshold=1.0, warmup_steps=50), steps=steps)
     assert flags == [True] * steps and controller.trace == controller.trace
 
 
@@ -242,7 +244,7 @@ def test_runs_shorter_than_the_warmup(steps):
 @pytest.mark.parametrize("where", ["latent", "cond", "uncond"])
 def test_nan_and_inf_are_recomputed_and_told_once(poison, where, caplog):
     """A NaN that got into E would freeze the decision; one that got into the cache would be repeated."""
-    controller = CacheController(CacheConfig(threshold=1.0, warmup_steps=3), total_steps=40)
+    controller = CacheController(Settings(threshold=1.0, warmup_steps=3), total_steps=40)
     x = torch.randn(SHAPE)
     flags = []
     with caplog.at_level(logging.WARNING):
@@ -271,8 +273,8 @@ def test_nan_and_inf_are_recomputed_and_told_once(poison, where, caplog):
 
 
 def test_cache_in_main_memory_gives_the_same_run():
-    near = sample(CacheConfig(threshold=0.1))
-    far = sample(CacheConfig(threshold=0.1, cache_device="cpu"))
+    near = sample(Settings(threshold=0.1))
+    far = sample(Settings(threshold=0.1, cache_device="cpu"))
     assert near[2] == far[2] and torch.equal(near[1], far[1])
 
 
@@ -291,7 +293,7 @@ def test_no_memory_for_the_cache_costs_the_cache_not_the_run(monkeypatch, caplog
 
     monkeypatch.setattr(module, "keep", keep)
     with caplog.at_level(logging.WARNING):
-        controller, x, flags = sample(CacheConfig(threshold=0.1, warmup_steps=4))
+        controller, x, flags = sample(Settings(threshold=0.1, warmup_steps=4))
     assert len(caplog.messages) == 1 and "no memory left for the cache" in caplog.text
     assert len(flags) == STEPS == controller.computed + controller.skipped and x.isfinite().all()
     assert not all(flags[STEPS // 2 :]), "caching must resume"
@@ -305,7 +307,7 @@ PICTURE, SOUND = 4096, 64
 def sample_packed(**settings):
     """A large calm stream and a small lively one, denoised together; returns (controller, x, computed flags)."""
     x = torch.randn(1, 1, PICTURE + SOUND, generator=torch.Generator().manual_seed(0))
-    return denoise(x, CacheController(CacheConfig(threshold=0.03, warmup_steps=3), total_steps=STEPS, **settings))
+    return denoise(x, CacheController(Settings(threshold=0.03, warmup_steps=3), total_steps=STEPS, **settings))
 
 
 def denoise(x, controller):
@@ -335,7 +337,7 @@ def test_the_worst_stream_decides():
 
 def test_a_stream_that_stands_still_keeps_nobody_from_being_reused():
     """A given soundtrack: its rate is 0 / 0."""
-    controller = CacheController(CacheConfig(threshold=1.0, warmup_steps=2), total_steps=20, streams=(PICTURE, SOUND))
+    controller = CacheController(Settings(threshold=1.0, warmup_steps=2), total_steps=20, streams=(PICTURE, SOUND))
     sound, flags = torch.randn(1, 1, SOUND), []
     for step in range(6):
         x = torch.cat([torch.full((1, 1, PICTURE), 0.95**step), sound], -1)

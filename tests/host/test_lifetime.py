@@ -80,7 +80,7 @@ def test_out_of_memory_in_the_network_costs_the_cache_not_the_run(comfy, demo_sc
 def test_out_of_memory_between_sampler_and_network_costs_the_cache_not_the_run(
     comfy, tiny, one_thread, caplog, no_run_left, method, moment
 ):
-    """There the node makes latents of its own, to speak of the network in the network's terms."""
+    """There the node makes latents of its own for "reuse", which speaks of the network in the network's terms."""
     from comfy.model_management import OOM_EXCEPTION
 
     scene = tiny("SD15")
@@ -96,17 +96,19 @@ def test_out_of_memory_between_sampler_and_network_costs_the_cache_not_the_run(
 
     setattr(sampling, method, fail_once)
     scarce.add_object_patch("model_sampling", sampling)
-    exact = comfy.sample(scene, comfy.cached(scarce, threshold=0.0), steps=10)
+    exact = comfy.sample(scene, comfy.cached(scarce, threshold=0.0, predictor="reuse"), steps=10)
     assert torch.equal(exact, comfy.sample(scene, steps=10))
     assert "the cache is freed" in caplog.text
     calls.clear()
-    cached, levels = scene.counting(lambda: comfy.sample(scene, comfy.cached(scarce, threshold=1.0), steps=10))
+    reusing = comfy.cached(scarce, threshold=1.0, predictor="reuse")
+    cached, levels = scene.counting(lambda: comfy.sample(scene, reusing, steps=10))
     assert cached.isfinite().all() and len(levels) < 10
     assert no_run_left() == []
 
 
+@pytest.mark.parametrize(("predictor", "of_a_branch"), [("reuse", 1), ("forecast", 3)])
 @pytest.mark.parametrize(("cfg", "branches"), [(4.0, 2), (1.0, 1)])
-def test_memory_is_one_latent_a_branch_and_two_more(comfy, tiny, one_thread, cfg, branches):
+def test_memory_is_pinned(comfy, tiny, one_thread, cfg, branches, predictor, of_a_branch):
     """What the node takes while the network runs, when memory is short, and at the run's worst moment."""
     scene = tiny("WAN21_T2V")
     memory, live = Allocations(), {}
@@ -124,14 +126,14 @@ def test_memory_is_one_latent_a_branch_and_two_more(comfy, tiny, one_thread, cfg
     hook = scene.model.model.diffusion_model.register_forward_pre_hook(note, with_kwargs=True)
     try:
         plain, plain_peak = sample(scene.model)
-        cached, cached_peak = sample(comfy.cached(scene.model))
+        cached, cached_peak = sample(comfy.cached(scene.model, predictor=predictor))
     finally:
         hook.remove()
     assert len(cached) < len(plain)
     latent = scene.latent["samples"].nbytes
     while_the_network_runs = max(live - plain[sigma] for sigma, live in cached.items())
-    assert round(while_the_network_runs / latent, 1) == branches + 2
-    assert round((cached_peak - plain_peak) / latent, 1) == branches + 2
+    assert round(while_the_network_runs / latent, 1) == of_a_branch * branches + 2
+    assert round((cached_peak - plain_peak) / latent, 1) == of_a_branch * branches + 2
 
 
 def test_tensors_go_even_if_somebody_holds_the_run(comfy, demo_scene):
@@ -158,7 +160,7 @@ def test_tensors_go_even_if_somebody_holds_the_run(comfy, demo_scene):
             todo += thing.values()
         elif isinstance(thing, list | tuple):
             todo += thing
-        elif type(thing).__name__ in ("Run", "CacheController", "Trace"):
+        elif type(thing).__name__ in ("Run", "CacheController", "Trace", "Forecast", "Branch", "Course", "Trust"):
             todo += vars(thing).values()
     assert not tensors
 

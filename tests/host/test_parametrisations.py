@@ -24,7 +24,7 @@ def test_a_reused_step_is_the_papers_rule_on_the_networks_own_input_and_output(c
     """v_n = x_n + (v_i - x_i). Catches a v that is taken to be (x - denoised) / sigma, true of some models only."""
     scene = tiny(name)
     sampling = scene.model.get_model_object("model_sampling")
-    with Steps(comfy.cached(scene.model, threshold=1.0)) as steps:
+    with Steps(comfy.cached(scene.model, threshold=1.0, predictor="reuse")) as steps:
         comfy.sample(scene, steps.model, cfg=1.0, steps=12)
     reused = [step for step in steps if not step.computed]
     assert len(reused) > 4

@@ -1,0 +1,118 @@
+"""The noise levels of a run as far as forecasts need them; all device scalars, nothing waits.
+
+Where y = x / sigma and u = 1 / sigma, a sampler moves y by D du: the denoised latent D times the change of u. So what a
+forecast of D is off by counts as much as u changes.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+# Part of the linear step that is taken. 1 overshoots over long gaps, 0 repays more than it has to.
+LEAN = 0.25
+
+
+class View(NamedTuple):
+    """A noise level as seen from the last computed evaluation i and the one before it, j.
+
+    lean: how much of (D_i - D_j) is added to D_i there. onward: sigma / sigma_i.
+    """
+
+    lean: torch.Tensor
+    onward: torch.Tensor
+
+
+class Debts(NamedTuple):
+    """Parts of (D_b - D_i), of (D_i - D_j) and of what was owed before that add up to what is owed at b."""
+
+    off: torch.Tensor
+    leant: torch.Tensor
+    still_owed: torch.Tensor
+
+
+class Course:
+    """Call `at` at each evaluation, then `computed` if the network is to run and `skipped` if not."""
+
+    def __init__(self):
+        self.sigma: torch.Tensor | None = None  # of this evaluation
+        self._place: torch.Tensor | None = None  # a of this evaluation
+        self._sigma_last: torch.Tensor | None = None  # sigma_i
+        self._last: torch.Tensor | None = None  # a_i
+        self._earlier: torch.Tensor | None = None  # a_j
+        self._arrival: torch.Tensor | None = None  # the change of u up to this evaluation
+        self._stretch: torch.Tensor | None = None  # the last change of sigma that was none of 0
+        self._astray: torch.Tensor | None = None  # a_k - a_i where evaluation k is skipped
+        self._gap: torch.Tensor | None = None  # sum of (a_k - a_i) (u_(k+1) - u_k) since the network ran
+        self._due: torch.Tensor | None = None  # part of what is owed that is not repaid yet
+        self._repaying: torch.Tensor | None = None  # the change of u within which this evaluation would repay all
+        # At the evaluation where the network ran last:
+        self._passed: torch.Tensor | None = None  # how far it was from the one before
+        self.view_there: View | None = None  # `view`, by which it would have been forecast
+        self.debts: Debts | None = None
+
+    def at(self, sigma: torch.Tensor) -> None:
+        """Come to the next evaluation."""
+        if self.sigma is not None:
+            departure, change = _difference(sigma, self.sigma), sigma - self.sigma
+            if self._astray is not None:
+                weight = self._weight(departure)
+                self._gap = self._gap + weight * self._astray
+                self._due = (self._due * (1 - ratio(weight, self._repaying))).clamp(0, 1)
+            self._arrival = departure
+            self._stretch = change if self._stretch is None else torch.where(change != 0, change, self._stretch)
+        self.sigma, self._place, self._astray = sigma, torch.log1p(sigma), None
+
+    def _weight(self, departure: torch.Tensor) -> torch.Tensor:
+        """The change of u that an evaluation stands for: up to the next one, and half of it where two share a step."""
+        if self._arrival is None:
+            return departure
+        second = torch.where(departure == 0, self._arrival / 2, departure)
+        return torch.where(self._arrival == 0, departure / 2, second)
+
+    def computed(self) -> None:
+        """The network runs at this evaluation."""
+        nothing = torch.zeros_like(self.sigma)
+        if self._last is not None:
+            self._passed = (self._place - self._last).abs()
+            self.view_there = self.view
+            run = self._last - (self._last if self._earlier is None else self._earlier)
+            self.debts = Debts(ratio(self._gap, self._place - self._last), -LEAN * ratio(self._gap, run), self._due)
+        self._earlier, self._last, self._sigma_last = self._last, self._place, self.sigma
+        self._gap, self._due = nothing, nothing + 1
+
+    def skipped(self) -> None:
+        """The evaluation is forecast."""
+        self._astray = self._place - self._last
+        # The next level is not known; the same change again is a guess, and rather too long a one.
+        ahead = torch.zeros_like(self.sigma) if self._stretch is None else self._stretch
+        self._repaying = _difference(torch.maximum(self.sigma + ahead, self.sigma / 4), self.sigma)
+
+    @property
+    def view(self) -> View:
+        """This noise level."""
+        run = self._last - (self._last if self._earlier is None else self._earlier)
+        return View(LEAN * ratio(self._place - self._last, run), ratio(self.sigma, self._sigma_last))
+
+    @property
+    def repaid(self) -> torch.Tensor:
+        """How much of what is owed is added to D where it is forecast."""
+        return ratio(self._due, self._repaying)
+
+    def slope(self, miss: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+        """How fast forecasts go wrong: miss is by how much one was off where the network ran last."""
+        unknown = torch.full_like(miss, torch.nan) if before is None else before
+        return torch.where(self._passed > 0, miss / self._passed, unknown)
+
+    def distance(self) -> torch.Tensor:
+        """How far this level is from the last computed evaluation's."""
+        return (self._place - self._last).abs()
+
+
+def ratio(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """part / whole, 0 where whole is 0: a noise level that repeats tells nothing new."""
+    return torch.where(whole != 0, part / whole, torch.zeros_like(whole))
+
+
+def _difference(sigma: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """The change of u = 1 / sigma."""
+    return (before - sigma) / (sigma * before)

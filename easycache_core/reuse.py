@@ -1,0 +1,79 @@
+"""Predictor "reuse": the paper's rule (section 3.3), decision for decision."""
+
+from collections.abc import Sequence
+
+import torch
+
+from .decision import relative_change
+from .rate import transformation_rate, wide
+from .storage import Snapshot, keep
+
+
+class Reuse:
+    """A skipped output is v_n := x_n + (v_i - x_i), the last transformation vector added to the new input.
+
+    Holds one output a branch and the input of the last computed evaluation, all in the dtype they came in.
+
+    rate, output_norm: k and ||v_i|| of the tracked branch, an entry a stream; None until known.
+    """
+
+    def __init__(self, cache_device: str, streams: Sequence[int]):
+        self._cache_device, self._streams = cache_device, streams
+        self.rate: torch.Tensor | None = None
+        self.output_norm: torch.Tensor | None = None
+        self._error: torch.Tensor | None = None  # E; None stands for 0
+        self._branches: dict[str, Snapshot] = {}
+        self._tracked: str | None = None
+
+    def arrive(self, sigma, device: torch.device, linked: torch.Tensor | bool) -> None:
+        """Come to the next evaluation. The paper's rule looks at the input alone."""
+
+    def leave(self, skipping: bool) -> None:
+        """What was decided there."""
+        if not skipping:
+            self._error = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether an error can be estimated."""
+        return self.rate is not None
+
+    def error(self, input_change: torch.Tensor) -> torch.Tensor:
+        """E, grown by this evaluation."""
+        change = relative_change(self.rate, input_change, self.output_norm)
+        self._error = change if self._error is None else self._error + change
+        return self._error
+
+    def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: torch.Tensor, tracked: bool) -> None:
+        """A branch's output; x: its input as it was kept, norm: ||output||."""
+        if tracked:
+            self._track(branch, output, x, norm)
+        self._branches[branch] = Snapshot(x, keep(output, self._cache_device))
+
+    def _track(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: torch.Tensor) -> None:
+        last = self._branches.get(branch)
+        if branch != self._tracked or last is None or last.output.shape != output.shape:
+            self.rate = None
+        else:
+            self.rate = transformation_rate(
+                output, last.output, x.to(output.device), last.x.to(output.device), self.rate, self._streams
+            )
+        # What the network no longer computes must not be predicted from a stale output.
+        self._branches.clear()
+        self._tracked, self.output_norm = branch, norm
+
+    def knows(self, branch: str) -> bool:
+        return branch in self._branches
+
+    @property
+    def empty(self) -> bool:
+        return not self._branches
+
+    def predict(self, branch: str, x: torch.Tensor) -> torch.Tensor:
+        """A new tensor of x's shape and device in the dtype of the network's output.
+
+        Raises KeyError for a branch that was not stored at the last computed evaluation.
+        """
+        last = self._branches[branch]
+        output, earlier_x = last.output.to(x.device), last.x.to(x.device)
+        return (wide(output) - wide(earlier_x)).add_(wide(x)).to(output.dtype)
