@@ -40,9 +40,11 @@ class Course:
         self._last: torch.Tensor | None = None  # a_i
         self._earlier: torch.Tensor | None = None  # a_j
         self._arrival: torch.Tensor | None = None  # the change of u up to this evaluation
-        self._stretch: torch.Tensor | None = None  # the last change of sigma that was none of 0
+        self._stretch: torch.Tensor | None = None  # the last change of sigma in the run's direction
         self._astray: torch.Tensor | None = None  # a_k - a_i where evaluation k is skipped
         self._gap: torch.Tensor | None = None  # sum of (a_k - a_i) (u_(k+1) - u_k) since the network ran
+        self._widest: torch.Tensor | None = None  # the largest |u_(k+1) - u_k| in it
+        self._pace: torch.Tensor | None = None  # that of the gap before
         self._due: torch.Tensor | None = None  # part of what is owed that is not repaid yet
         self._repaying: torch.Tensor | None = None  # the change of u within which this evaluation would repay all
         # At the evaluation where the network ran last:
@@ -57,9 +59,12 @@ class Course:
             if self._astray is not None:
                 weight = self._weight(departure)
                 self._gap = self._gap + weight * self._astray
+                self._widest = torch.maximum(self._widest, weight.abs())
                 self._due = (self._due * (1 - ratio(weight, self._repaying))).clamp(0, 1)
             self._arrival = departure
-            self._stretch = change if self._stretch is None else torch.where(change != 0, change, self._stretch)
+            # Samplers that inject noise go up again between steps; those that look twice do not go on.
+            before = change if self._stretch is None else self._stretch
+            self._stretch = torch.where((change * before > 0) | (before == 0), change, before)
         self.sigma, self._place, self._astray = sigma, torch.log1p(sigma), None
 
     def _weight(self, departure: torch.Tensor) -> torch.Tensor:
@@ -78,14 +83,17 @@ class Course:
             run = self._last - (self._last if self._earlier is None else self._earlier)
             self.debts = Debts(ratio(self._gap, self._place - self._last), -LEAN * ratio(self._gap, run), self._due)
         self._earlier, self._last, self._sigma_last = self._last, self._place, self.sigma
-        self._gap, self._due = nothing, nothing + 1
+        self._pace = self._widest
+        self._gap, self._widest, self._due = nothing, nothing, nothing + 1
 
     def skipped(self) -> None:
         """The evaluation is forecast."""
         self._astray = self._place - self._last
         # The next level is not known; the same change again is a guess, and rather too long a one.
         ahead = torch.zeros_like(self.sigma) if self._stretch is None else self._stretch
-        self._repaying = _difference(torch.maximum(self.sigma + ahead, self.sigma / 4), self.sigma)
+        change = _difference(torch.maximum(self.sigma + ahead, self.sigma / 4), self.sigma)
+        # No faster than the debt was made.
+        self._repaying = change if self._pace is None else change.sign() * torch.maximum(change.abs(), self._pace)
 
     @property
     def view(self) -> View:
