@@ -40,7 +40,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def benchmark(session: nox.Session) -> None:
     comfyui(session, *PICTURES)
-    session.run("python", "benchmarks/fidelity.py", *session.posargs)
+    session.run("python", "benchmarks/run.py", *session.posargs)
 
 
 @nox.session

@@ -1,0 +1,38 @@
+"""Under which circumstances the methods are compared: a base, one factor changed at a time, and one held out."""
+
+from dataclasses import dataclass, replace
+
+DEVELOPMENT_SEEDS = tuple(range(8))
+HELD_OUT_SEEDS = tuple(range(1000, 1008))  # looked at once, with everything chosen
+CALIBRATION_SEEDS = tuple(range(2000, 2004))  # for the peers that are fitted to a model
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """noise: standard deviation of what each value of the network's output is multiplied by, around 1."""
+
+    name: str
+    steps: int
+    sampler: str
+    scheduler: str
+    shift: float
+    cfg: float
+    noise: float = 0.0
+
+
+def configurations(shift: float, cfg: float, held_out: tuple[float, float], other_shift: float) -> list[Configuration]:
+    """For a model with that shift and CFG scale; held_out: another pair. A model without a shift says 0."""
+    base = Configuration("base", 50, "euler", "simple", shift, cfg)
+    varied = [
+        replace(base, name="30 steps", steps=30),
+        replace(base, name="DPM++ 2M", sampler="dpmpp_2m"),
+        replace(base, name="UniPC", sampler="uni_pc"),
+        replace(base, name="Euler ancestral", sampler="euler_ancestral"),
+        replace(base, name="other shift", shift=other_shift),
+        replace(base, name="no CFG", cfg=1.0),
+        replace(base, name="1 % noise", noise=0.01),
+        replace(base, name="2 % noise", noise=0.02),
+    ]
+    shift, cfg = held_out
+    held = replace(base, name="held out", steps=40, sampler="dpmpp_2m", shift=shift, cfg=cfg)
+    return [base, *(other for other in varied if other != base), held]

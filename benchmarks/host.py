@@ -1,0 +1,42 @@
+"""A real ComfyUI in this process, with this pack loaded by ComfyUI's own loader."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+import comfy_host  # noqa: E402
+
+
+class Host:
+    """Runs ComfyUI's nodes. base: an empty folder for ComfyUI's own files."""
+
+    def __init__(self, base: Path):
+        folder = comfy_host.import_comfy(base)
+        import comfy.utils
+        import torch
+
+        import nodes
+
+        comfy.utils.PROGRESS_BAR_ENABLED = False
+
+        async def load():
+            await nodes.init_builtin_extra_nodes()
+            if not await nodes.load_custom_node(str(folder), ignore=set(nodes.NODE_CLASS_MAPPINGS)):
+                raise RuntimeError("ComfyUI could not load the pack")
+
+        asyncio.run(load())
+        self._classes, self._inference_mode = nodes.NODE_CLASS_MAPPINGS, torch.inference_mode
+
+    def node(self, kind: str, *args, **widgets):
+        """A node's outputs; widgets that are left out have their defaults."""
+        cls = self._classes[kind]
+        v3 = hasattr(cls, "define_schema")
+        if widgets:
+            for name, (_, *options) in cls.INPUT_TYPES().get("required", {}).items():
+                if name not in widgets and options and "default" in options[0]:
+                    widgets[name] = options[0]["default"]
+        with self._inference_mode():  # as ComfyUI does
+            outputs = cls.execute(*args, **widgets) if v3 else getattr(cls(), cls.FUNCTION)(*args, **widgets)
+        return outputs.result if v3 else outputs

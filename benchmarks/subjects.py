@@ -1,0 +1,152 @@
+"""The models that are sampled: tiny, trained, and in architectures that ComfyUI knows from full-sized ones.
+
+video    the demo model that comes with the pack: Wan 2.1's architecture, a scene of four words a seed
+digits   handwritten digits in FLUX's architecture (digits/): ten pictures a seed, one of each digit
+"""
+
+import time
+from importlib import import_module
+from typing import NamedTuple
+
+import comfy_host
+import numpy as np
+import torch
+from configurations import Configuration, configurations
+from digits import model as digits
+from host import Host
+
+
+class Scene(NamedTuple):
+    """What a seed asks for, in ComfyUI's terms."""
+
+    positive: list
+    negative: list
+    latent: dict
+
+
+class Sampled(NamedTuple):
+    pictures: np.ndarray  # (n, height, width, 3) in 0..255
+    evaluations: int
+    seconds: float
+
+
+class Subject:
+    """A model in ComfyUI whose network's evaluations are counted.
+
+    Evaluations are counted inside the network, at its first layer: methods skip at several depths, and what they all
+    spare is what lies behind. cond and uncond of one evaluation go through in one batch.
+    """
+
+    name: str
+    configurations: list[Configuration]
+
+    def __init__(self, host: Host, model, first_layer: torch.nn.Module, last_layer: torch.nn.Module):
+        self.host, self.model = host, model
+        self._evaluations = 0
+        self._noise, self._noise_source = 0.0, torch.Generator()
+        first_layer.register_forward_pre_hook(self._count)
+        last_layer.register_forward_hook(self._disturb)
+
+    def _count(self, *_):
+        self._evaluations += 1
+
+    def _disturb(self, _layer, _inputs, output):
+        if self._noise:
+            return output * (1 + self._noise * torch.randn(output.shape, generator=self._noise_source))
+
+    def scene(self, seed: int) -> Scene:
+        raise NotImplementedError
+
+    def decode(self, latents: dict) -> np.ndarray:
+        raise NotImplementedError
+
+    def shifted(self, model, shift: float):
+        """The model with that shift of its noise levels."""
+        raise NotImplementedError
+
+    def prepared(self, configuration: Configuration, dtype: str):
+        """The model as the configuration has it, computing in that dtype ("fp32", "bf16")."""
+        model = self.shifted(self.model, configuration.shift)
+        return model if dtype == "fp32" else self.host.node("ModelComputeDtype", model, dtype)[0]
+
+    def sample(self, model, scene: Scene, configuration: Configuration, seed: int) -> Sampled:
+        """seed: of the start noise, and of the noise on the network's output."""
+        self._evaluations, self._noise = 0, configuration.noise
+        self._noise_source.manual_seed(seed)
+        started = time.perf_counter()
+        sampled = self.host.node(
+            "KSampler", model, seed, configuration.steps, configuration.cfg, configuration.sampler,
+            configuration.scheduler, scene.positive, scene.negative, scene.latent,
+        )[0]  # fmt: skip
+        seconds = time.perf_counter() - started
+        self._noise = 0.0
+        return Sampled((self.decode(sampled) * 255).round().astype(np.uint8), self._evaluations, seconds)
+
+
+class Video(Subject):
+    name = "video"
+    configurations = configurations(shift=5.0, cfg=4.0, held_out=(6.0, 6.0), other_shift=8.0)
+
+    def __init__(self, host: Host):
+        model = host.node("EasyCacheDemoModel", "red", "circle", "right", "sea", 1)[0]
+        network = model.model.diffusion_model
+        super().__init__(host, model, network.blocks[0], network.head)
+        self._scenes = import_module(f"{comfy_host.load_pack().__name__}.demo.scenes")
+
+    def scene(self, seed: int) -> Scene:
+        words = self._scenes.random_scene(torch.Generator().manual_seed(seed)).words
+        return Scene(*self.host.node("EasyCacheDemoModel", *words, 1)[1:])
+
+    def decode(self, latents: dict) -> np.ndarray:
+        return self.host.node("EasyCacheDemoDecode", latents)[0].numpy()
+
+    def shifted(self, model, shift: float):
+        return self.host.node("ModelSamplingSD3", model, shift)[0]
+
+
+class Digits(Subject):
+    name = "digits"
+    configurations = configurations(shift=2.0, cfg=3.0, held_out=(3.0, 4.0), other_shift=4.0)
+
+    def __init__(self, host: Host):
+        model, self._codec = load_digits()
+        network = model.model.diffusion_model
+        super().__init__(host, model, network.double_blocks[0], network.final_layer)
+        self._context, self._pooled = digits.prompts()
+
+    def scene(self, seed: int) -> Scene:
+        return self.scene_of(torch.arange(10))
+
+    def scene_of(self, labels: torch.Tensor) -> Scene:
+        """A batch of these digits."""
+
+        def conditioning(label):
+            return [[self._context[label], {"pooled_output": self._pooled[label]}]]
+
+        size = digits.SIZE // digits.CELL
+        latent = torch.zeros(len(labels), digits.CHANNELS, size, size)
+        return Scene(conditioning(labels), conditioning(torch.full_like(labels, 10)), {"samples": latent})
+
+    def decode(self, latents: dict) -> np.ndarray:
+        pictures = digits.decode(self.model.model.process_latent_in(latents["samples"]), self._codec)
+        return pictures[..., None].expand(-1, -1, -1, 3).numpy()
+
+    def shifted(self, model, shift: float):
+        return self.host.node("ModelSamplingAuraFlow", model, shift)[0]
+
+
+def load_digits():
+    """(the trained model in a ModelPatcher, its codec)."""
+    import comfy.model_management as management
+    from comfy.model_patcher import ModelPatcher
+    from safetensors.torch import load_file
+
+    if not digits.WEIGHTS.is_file():
+        raise SystemExit(f"{digits.WEIGHTS} is missing: train the digits model with `python3 -m nox -s digits`")
+    weights = load_file(digits.WEIGHTS)
+    codec = {name: weights.pop(f"codec.{name}") for name in ("mean", "encode", "decode")}
+    model = digits.build().load_model_weights(weights, "network.")
+    return ModelPatcher(model, management.get_torch_device(), management.unet_offload_device()), codec
+
+
+SUBJECTS = {subject.name: subject for subject in (Video, Digits)}
