@@ -92,8 +92,7 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Between the normal distributions that fit two sets of features (n, dimensions) best."""
-    from scipy.linalg import sqrtm
-
     covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    between = sqrtm(covariances[0] @ covariances[1]).real
-    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(covariances[0] + covariances[1] - 2 * between))
+    # The trace of the square root of the product, whose eigenvalues are real and not negative.
+    between = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(0)).sum()
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(covariances[0] + covariances[1]) - 2 * between)

@@ -91,8 +91,8 @@ def best_solver(steps) -> list[Method]:
 def built_in() -> list[Method]:
     """In bf16, as a model computing in fp32 has its sampler's latent overwritten by the built-in EasyCache node."""
     sweeps = [
-        (BUILT_IN, "EasyCache", {0.15: (0.03, 0.05, 0.1, 0.2, 0.4), 0.05: (0.1, 0.2, 0.4)}),
-        (LAZY, "LazyCache", {0.15: (0.05, 0.1, 0.2, 0.4), 0.05: (0.1, 0.2, 0.4)}),
+        (BUILT_IN, "EasyCache", {0.15: (0.05, 0.1, 0.2, 0.4), 0.05: (0.1, 0.2, 0.4, 0.8)}),
+        (LAZY, "LazyCache", {0.15: (0.05, 0.1, 0.2, 0.4), 0.05: (0.1, 0.2, 0.4, 0.8)}),
     ]
     swept = [
         node(name, f"bf16, start {start:g}, threshold {t:g}", kind, "bf16", start_percent=start, reuse_threshold=t)
@@ -130,12 +130,10 @@ def peers(calibration: Callable[[Any], Calibration]) -> list[Method]:
 
     return [
         *(teacache(threshold) for threshold in (0.03, 0.05, 0.07, 0.1, 0.15, 0.2)),
-        *(
-            magcache(t, k, retention)
-            for retention, k in ((0.2, 4), (0.1, 6), (0.04, 6))
-            for t in (0.06, 0.12, 0.24, 0.5)
-        ),
-        *(spectrum(growth, weight) for weight in (1.0, 0.5) for growth in (0.05, 0.25, 0.75, 1.5, 3.0)),
+        *(magcache(threshold, 4, 0.2) for threshold in (0.01, 0.03, 0.06, 0.12, 0.24)),
+        *(magcache(threshold, 6, 0.1) for threshold in (0.03, 0.06, 0.12, 0.5)),
+        *(magcache(threshold, 6, 0.04) for threshold in (0.06, 0.24, 0.5)),
+        *(spectrum(growth, weight) for weight in (1.0, 0.5) for growth in (0.1, 0.25, 0.75, 1.5, 3.0)),
     ]
 
 
@@ -150,13 +148,13 @@ def of_configuration(configuration: Configuration, calibration: Callable[[Any], 
         return [
             *budgets(),
             *thresholds((0.05, 0.1)),
-            *paper({2: (0.03, 0.05, 0.08), 5: (0.03, 0.05, 0.1)}),
+            *paper({2: (0.02, 0.03, 0.05, 0.08, 0.12, 0.2), 5: (0.03, 0.05, 0.1)}),
             *fewer_steps(steps),
         ]
     return [
         *budgets(),
         *thresholds(),
-        *paper({2: (0.02, 0.03, 0.05, 0.08), 5: (0.02, 0.03, 0.05, 0.08, 0.12), 10: (0.03, 0.05, 0.1, 0.2)}),
+        *paper({2: (0.02, 0.03, 0.05, 0.08, 0.12), 5: (0.02, 0.03, 0.05, 0.08, 0.12), 10: (0.03, 0.05, 0.1, 0.2)}),
         *fewer_steps((configuration.steps // 2, *steps)),
         *best_solver(steps),
         *peers(calibration),

@@ -1,11 +1,13 @@
 """Quality against network evaluations: the figures of the README.
 
     python3 -m nox -s benchmark                    everything; goes on where it was interrupted
-    python3 -m nox -s benchmark -- --quick         one seed, the base configuration: does it work?
+    python3 -m nox -s benchmark -- --quick         seed 0 in the base configuration: does it work?
 
-Each subject (subjects.py) is sampled uncached and with every method (methods.py), in each configuration
+fidelity: each subject (subjects.py) is sampled uncached and with every method (methods.py), in each configuration
 (configurations.py) with the development seeds 0 to 7, and in the base and the held-out configuration with seeds 1000
-to 1007, which nothing was tuned on. Rows go to benchmarks/results/fidelity.csv as they come; delete it to start anew.
+to 1007, on which nothing was tuned. Rows go to benchmarks/results/fidelity.csv as they come; without the file it starts
+anew. frechet: distance of sets of generated digits to the real ones. overhead: what the node itself costs. At the end
+tables.md and the plots beside them are made of what is there.
 """
 
 import argparse
@@ -16,17 +18,19 @@ from pathlib import Path
 from host import Host
 
 HERE = Path(__file__).resolve().parent
+PARTS = ("fidelity", "frechet", "overhead", "tables")
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--subjects", nargs="+", help="names of subjects; all")
     parser.add_argument("--configurations", nargs="+", help="names of configurations; all")
     parser.add_argument("--methods", nargs="+", help="names of methods; all")
     parser.add_argument("--seeds", type=int, help="how many seeds from --first on; the published ones")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--quick", action="store_true", help="seed 0 in the base configuration")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "fidelity.csv")
+    parser.add_argument("--quick", action="store_true", help="seed 0 in the base configuration, small sets")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder to write to")
     return parser.parse_args()
 
 
@@ -34,47 +38,69 @@ def main():
     args = arguments()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
         host = Host(Path(base))
-        fidelity(host, args)
+        # These import ComfyUI, which the host makes importable.
+        from subjects import SUBJECTS
+
+        for name in args.subjects or SUBJECTS:
+            if not set(args.parts) - {"tables"}:
+                break
+            subject = SUBJECTS[name](host)
+            if "fidelity" in args.parts:
+                fidelity(subject, args)
+            if "frechet" in args.parts and name == "digits":
+                import frechet
+
+                frechet.measure(subject, args.results / "frechet.csv", batches=2 if args.quick else 17)
+            if "overhead" in args.parts and name == "video":
+                import overhead
+
+                overhead.measure(subject, args.results / "overhead.csv")
+        if "tables" in args.parts:
+            publish(args.results)
 
 
-def fidelity(host: Host, args):
+def fidelity(subject, args):
     from configurations import DEVELOPMENT_SEEDS, HELD_OUT_SEEDS
     from fidelity import Fidelity
-    from subjects import SUBJECTS
 
-    for name in args.subjects or SUBJECTS:
-        subject = SUBJECTS[name](host)
-        fidelity = Fidelity(subject, args.out)
-        for configuration in subject.configurations:
-            if args.configurations and configuration.name not in args.configurations:
-                continue
-            if args.quick and configuration.name != "base":
-                continue
-            seeds = DEVELOPMENT_SEEDS
-            if configuration.name == "base":
-                seeds = DEVELOPMENT_SEEDS + HELD_OUT_SEEDS
-            elif configuration.name == "held out":
-                seeds = HELD_OUT_SEEDS
-            if args.quick:
-                seeds = (0,)
-            elif args.seeds:
-                seeds = range(args.first, args.first + args.seeds)
-            for seed in seeds:
-                wanted = fidelity.missing(configuration, seed, args.methods)
-                if not wanted:
-                    continue
-                started = time.monotonic()
-                for run in fidelity.run(configuration, seed, wanted):
-                    if args.quick:
-                        print(
-                            f"{run.method}, {run.setting}: {run.evaluations} evaluations, {run.psnr:.2f} dB, "
-                            f"ssim {run.ssim:.4f}, lpips {run.lpips or float('nan'):.4f} {run.seconds:.2f}s",
-                            flush=True,
-                        )
-                print(
-                    f"{name}, {configuration.name}, seed {seed}: {len(wanted)} runs in {time.monotonic() - started:.0f} s",
-                    flush=True,
-                )
+    published = {"base": DEVELOPMENT_SEEDS + HELD_OUT_SEEDS, "held out": HELD_OUT_SEEDS}
+    fidelity = Fidelity(subject, args.results / "fidelity.csv")
+    for configuration in subject.configurations:
+        if configuration.name not in (args.configurations or (["base"] if args.quick else [configuration.name])):
+            continue
+        seeds = published.get(configuration.name, DEVELOPMENT_SEEDS)
+        if args.seeds or args.quick:
+            seeds = range(args.first, args.first + (args.seeds or 1))
+        for seed in seeds:
+            started, place = time.monotonic(), f"{subject.name}, {configuration.name}, seed {seed}"
+            wanted = fidelity.missing(configuration, seed, args.methods)
+            for run in fidelity.run(configuration, seed, wanted):
+                print(f"{place}: {run.method}, {run.setting}: {run.evaluations} evaluations, {run.psnr:.1f} dB")
+            if wanted:
+                print(f"{place}: {len(wanted)} runs in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def publish(results: Path):
+    """Tables and plots of all there is in the folder."""
+    import frechet
+    import overhead
+    import plots
+    import records
+    import tables
+    from configurations import DEVELOPMENT_SEEDS
+
+    runs = records.read(results / "fidelity.csv")
+    text = tables.everything(runs)
+    for name, table in (("frechet", frechet.table), ("overhead", overhead.table)):
+        if (results / f"{name}.csv").is_file():
+            text += f"\n### {name}\n\n{table(results / f'{name}.csv')}\n"
+    (results / "tables.md").write_text(text)
+    print(text)
+    for subject in dict.fromkeys(run.subject for run in runs):
+        base = [run for run in runs if (run.subject, run.configuration) == (subject, "base")]
+        base = [run for run in base if run.seed in DEVELOPMENT_SEEDS] or base
+        if base:
+            plots.quality(base, results / f"{subject}.png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,192 @@
+"""What the controller costs: time, waits for the device and memory an evaluation, beside the built-in node.
+
+The network is replaced by one that answers at once, so that what remains is ComfyUI and the node. Evaluations are timed
+from outside of the node's wrappers. What a computed one takes longer than without a node, and what a skipped one takes
+in all, is the node's cost. Two sizes: the bundled model's latent, in relation to its own network's time, and that of
+HunyuanVideo at 720p and 129 frames. Milliseconds are this machine's; only ratios mean anything elsewhere.
+
+Reads are calls that look at a tensor's value on the host (item, bool, float, tolist ...); with a GPU each one may wait
+for it. Memory is what is held between two evaluations on top of a run without a node, in latents of fp32.
+"""
+
+import csv
+import gc
+import statistics
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from subjects import Video
+from torch.overrides import TorchFunctionMode
+
+SIZES = {"bundled model": (1, 16, 5, 16, 16), "HunyuanVideo 720p": (1, 16, 33, 90, 160)}
+STEPS, SETTLED = 24, 6  # evaluations; those before the second are not looked at
+READS = {"item", "__bool__", "__float__", "__int__", "__index__", "tolist", "cpu", "numpy", "nonzero"}
+ALWAYS, SELDOM = 1e-6, 1.0  # thresholds at which the error is asked for, and the network is run so often
+
+NODES = {
+    "EasyCache (Adaptive), forecast, threshold": (
+        "EasyCacheAdaptive",
+        [dict(predictor="forecast", warmup_steps=3, threshold=threshold) for threshold in (ALWAYS, SELDOM)],
+    ),
+    "EasyCache (Adaptive), forecast, budget": (
+        "EasyCacheAdaptive",
+        [dict(predictor="forecast", target_speedup=speedup) for speedup in (1.2, 2.0)],
+    ),
+    "EasyCache (Adaptive), reuse": (
+        "EasyCacheAdaptive",
+        [dict(predictor="reuse", warmup_steps=3, threshold=threshold) for threshold in (ALWAYS, SELDOM)],
+    ),
+    "built-in EasyCache": (
+        "EasyCache",
+        [dict(start_percent=0.0, end_percent=1.0, reuse_threshold=threshold) for threshold in (ALWAYS, SELDOM)],
+    ),
+}
+
+
+class Evaluation(NamedTuple):
+    computed: bool
+    seconds: float
+    reads: int
+    held: int  # bytes of all tensors afterwards
+
+
+class Reads(TorchFunctionMode):
+    """Counts reads of values on the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += getattr(function, "__name__", "") in READS
+        return function(*args, **(kwargs or {}))
+
+
+class Laboratory:
+    """The bundled model with a network that answers at once, and a clock around its evaluations."""
+
+    def __init__(self, subject: Video, shape: tuple, dtype: str):
+        self._subject, self._scene = subject, subject.scene(0)
+        self._latent = {"samples": torch.zeros(shape)}
+        self._configuration = subject.configurations[0]
+        self._ran = False
+        self._evaluations: list[Evaluation] = []
+        self._reads: Reads | None = None
+        self.model = subject.prepared(self._configuration, dtype).clone()
+        self.model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "clock", self._evaluation)
+
+    def answer(self, x, *_args, **_kwargs):
+        """In place of the network: smooth, and a new tensor."""
+        self._ran = True
+        return x * 0.1
+
+    def _evaluation(self, executor, *args, **kwargs):
+        self._ran, started = False, time.perf_counter()
+        before = self._reads.count if self._reads else 0
+        result = executor(*args, **kwargs)
+        seconds = time.perf_counter() - started
+        reads, held = (self._reads.count - before, _held()) if self._reads else (0, 0)
+        self._evaluations.append(Evaluation(self._ran, seconds, reads, held))
+        return result
+
+    def evaluations(self, model, counting: bool = False) -> list[Evaluation]:
+        """Of one run, once it has settled. counting takes time, so it is not for timed runs."""
+        self._evaluations, self._reads = [], Reads() if counting else None
+        if counting:
+            with self._reads:
+                self._sample(model)
+        else:
+            self._sample(model)
+        return self._evaluations[SETTLED:-1]
+
+    def _sample(self, model):
+        scene = self._scene
+        self._subject.host.node(
+            "KSampler", model, 0, STEPS, self._configuration.cfg, "euler", "simple", scene.positive, scene.negative,
+            self._latent,
+        )  # fmt: skip
+
+
+def _held() -> int:
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage() for t in gc.get_objects() if type(t) is torch.Tensor
+    }
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def network_seconds(subject: Video) -> float:
+    """Of one evaluation of the bundled model, both branches."""
+    configuration, scene = subject.configurations[0], subject.scene(0)
+    model = subject.prepared(configuration, "fp32")
+    return min(subject.sample(model, scene, configuration, 0).seconds for _ in range(3)) / configuration.steps
+
+
+def measure(subject: Video, path: Path, repeats: int = 3) -> None:
+    network = subject.model.model.diffusion_model
+    answers_in = network_seconds(subject)
+    rows = []
+    for size, shape in SIZES.items():
+        for dtype in ("fp32", "bf16"):
+            laboratory = Laboratory(subject, shape, dtype)
+            network._forward = laboratory.answer
+            try:
+                rows += [[size, dtype, *row] for row in _rows(laboratory, repeats, answers_in, shape)]
+            finally:
+                del network._forward
+            print(f"overhead: {size}, {dtype}", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["size", "dtype", "node", "computed_ms", "skipped_ms", "computed_of_bundled_network",
+             "skipped_of_bundled_network", "computed_reads", "skipped_reads", "held_latents"]
+        )  # fmt: skip
+        writer.writerows(rows)
+
+
+def _rows(laboratory: Laboratory, repeats: int, answers_in: float, shape: tuple):
+    """One for each node."""
+    latent = 4 * torch.Size(shape).numel()
+    bare = [e for _ in range(repeats) for e in laboratory.evaluations(laboratory.model)]
+    alone = statistics.median(e.seconds for e in bare)
+    counted = laboratory.evaluations(laboratory.model, counting=True)
+    reads_alone, held_alone = statistics.median(e.reads for e in counted), max(e.held for e in counted)
+    for name, (kind, settings) in NODES.items():
+        models = [laboratory._subject.host.node(kind, laboratory.model, **widgets)[0] for widgets in settings]
+        timed = [e for model in models for _ in range(repeats) for e in laboratory.evaluations(model)]
+        computed = statistics.median(e.seconds for e in timed if e.computed) - alone
+        skipped = statistics.median(e.seconds for e in timed if not e.computed)
+        counted = [e for model in models for e in laboratory.evaluations(model, counting=True)]
+        yield [
+            name,
+            *(f"{1000 * seconds:.3f}" for seconds in (computed, skipped)),
+            *(f"{seconds / answers_in:.5f}" for seconds in (computed, skipped)),
+            max(e.reads for e in counted if e.computed) - reads_alone,
+            max(e.reads for e in counted if not e.computed),
+            f"{(max(e.held for e in counted) - held_alone) / latent:.2f}",
+        ]
+
+
+def table(path: Path) -> str:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| latent | node | computed evaluation | skipped evaluation | reads | held latents |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for row in rows:
+        built_in = next(
+            r for r in rows if (r["size"], r["dtype"]) == (row["size"], row["dtype"]) and "built" in r["node"]
+        )
+        cells = []
+        for kind in ("computed", "skipped"):
+            if row["size"].startswith("bundled"):
+                cells.append(f"{float(row[f'{kind}_of_bundled_network']):.2%} of the network")
+            else:
+                cells.append(f"{float(row[f'{kind}_ms']) / float(built_in[f'{kind}_ms']):.2f} of the built-in node's")
+        reads = f"{float(row['computed_reads']):.0f}, {float(row['skipped_reads']):.0f}"
+        lines.append(
+            f"| {row['size']}, {row['dtype']} | {row['node']} | {' | '.join(cells)} | {reads} | {row['held_latents']} |"
+        )
+    return "\n".join(lines)
