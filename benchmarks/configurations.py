@@ -20,19 +20,21 @@ class Configuration:
     noise: float = 0.0
 
 
-def configurations(shift: float, cfg: float, held_out: tuple[float, float], other_shift: float) -> list[Configuration]:
-    """For a model with that shift and CFG scale; held_out: another pair. A model without a shift says 0."""
+def configurations(shift: float, cfg: float, other: dict, held_out: dict) -> list[Configuration]:
+    """For a model with that shift (0 if it has none) and CFG scale.
+
+    other: changes that make another schedule of noise levels. held_out: changes that nothing was tuned on.
+    """
     base = Configuration("base", 50, "euler", "simple", shift, cfg)
-    varied = [
+    return [
+        base,
         replace(base, name="30 steps", steps=30),
         replace(base, name="DPM++ 2M", sampler="dpmpp_2m"),
         replace(base, name="UniPC", sampler="uni_pc"),
         replace(base, name="Euler ancestral", sampler="euler_ancestral"),
-        replace(base, name="other shift", shift=other_shift),
+        replace(base, name="other schedule", **other),
         replace(base, name="no CFG", cfg=1.0),
         replace(base, name="1 % noise", noise=0.01),
         replace(base, name="2 % noise", noise=0.02),
+        replace(base, name="held out", steps=40, sampler="dpmpp_2m", **held_out),
     ]
-    shift, cfg = held_out
-    held = replace(base, name="held out", steps=40, sampler="dpmpp_2m", shift=shift, cfg=cfg)
-    return [base, *(other for other in varied if other != base), held]

@@ -25,10 +25,13 @@ class Fidelity:
 
     def missing(self, configuration: Configuration, seed: int, names: list[str] | None) -> list[methods.Method]:
         """names: of methods, None for all of them."""
-        place = self._subject.name, configuration.name
+        subject = self._subject
+        place = subject.name, configuration.name
         return [
             method
-            for method in methods.of_configuration(configuration, lambda subject: self._calibration)
+            for method in methods.of_configuration(
+                configuration, subject.transformer, lambda subject: self._calibration
+            )
             if (names is None or method.name in names)
             and (*place, method.name, method.setting, seed) not in self._known
         ]

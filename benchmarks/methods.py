@@ -141,22 +141,30 @@ def budgeted_steps(configuration: Configuration) -> tuple[int, ...]:
     return tuple(math.ceil(configuration.steps / speedup) for speedup in SPEEDUPS)
 
 
-def of_configuration(configuration: Configuration, calibration: Callable[[Any], Calibration]) -> list[Method]:
+def of_configuration(
+    configuration: Configuration, transformer: bool, calibration: Callable[[Any], Calibration]
+) -> list[Method]:
     """All methods and settings in the base and the held-out configuration, the main ones in the others."""
     steps = budgeted_steps(configuration)
     if configuration.name not in ("base", "held out"):
         return [
             *budgets(),
             *thresholds((0.05, 0.1)),
-            *paper({2: (0.02, 0.03, 0.05, 0.08, 0.12, 0.2), 5: (0.03, 0.05, 0.1)}),
+            *paper({2: (0.015, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2), 5: (0.03, 0.05, 0.1)}),
             *fewer_steps(steps),
         ]
     return [
         *budgets(),
         *thresholds(),
-        *paper({2: (0.02, 0.03, 0.05, 0.08, 0.12), 5: (0.02, 0.03, 0.05, 0.08, 0.12), 10: (0.03, 0.05, 0.1, 0.2)}),
+        *paper(
+            {
+                2: (0.015, 0.02, 0.03, 0.05, 0.08, 0.12),
+                5: (0.015, 0.02, 0.03, 0.05, 0.08, 0.12),
+                10: (0.03, 0.05, 0.1, 0.2),
+            }
+        ),
         *fewer_steps((configuration.steps // 2, *steps)),
         *best_solver(steps),
-        *peers(calibration),
+        *(peers(calibration) if transformer else ()),
         *built_in(),
     ]

@@ -1,9 +1,9 @@
-"""What the controller costs: time, waits for the device and memory an evaluation, beside the built-in node.
+"""What the node costs: time, waits for the device and memory an evaluation, beside the built-in node's.
 
-The network is replaced by one that answers at once, so that what remains is ComfyUI and the node. Evaluations are timed
-from outside of the node's wrappers. What a computed one takes longer than without a node, and what a skipped one takes
-in all, is the node's cost. Two sizes: the bundled model's latent, in relation to its own network's time, and that of
-HunyuanVideo at 720p and 129 frames. Milliseconds are this machine's; only ratios mean anything elsewhere.
+The network is replaced by one that answers at once, and every ComfyUI wrapper that a node installs is timed without
+what it calls, so that what is counted is the node's own work. Two sizes: the bundled model's latent, in relation to
+its own network's time, and that of HunyuanVideo at 720p and 129 frames, where it is the tensors that count.
+Milliseconds are this machine's; only ratios mean anything elsewhere.
 
 Reads are calls that look at a tensor's value on the host (item, bool, float, tolist ...); with a GPU each one may wait
 for it. Memory is what is held between two evaluations on top of a run without a node, in latents of fp32.
@@ -11,18 +11,18 @@ for it. Memory is what is held between two evaluations on top of a run without a
 
 import csv
 import gc
-import statistics
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from subjects import Video
 from torch.overrides import TorchFunctionMode
 
-SIZES = {"bundled model": (1, 16, 5, 16, 16), "HunyuanVideo 720p": (1, 16, 33, 90, 160)}
-STEPS, SETTLED = 24, 6  # evaluations; those before the second are not looked at
+# Shapes, and how often each run is repeated.
+SIZES = {"bundled model": ((1, 16, 5, 16, 16), 10), "HunyuanVideo 720p": ((1, 16, 33, 90, 160), 3)}
+STEPS, SETTLED = 14, 5  # evaluations; those before the second are not looked at
 READS = {"item", "__bool__", "__float__", "__int__", "__index__", "tolist", "cpu", "numpy", "nonzero"}
 ALWAYS, SELDOM = 1e-6, 1.0  # thresholds at which the error is asked for, and the network is run so often
 
@@ -65,18 +65,71 @@ class Reads(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+class OwnWork:
+    """Time and reads in the wrappers around evaluations, without those in what they call.
+
+    Put in place of WrapperExecutor.execute, through which ComfyUI calls wrappers and what they are wrapped around.
+    """
+
+    def __init__(self, ignored, counting: bool):
+        """ignored: a wrapper that is not the node's. counting: reads, which takes time of its own."""
+        self._ignored, self._counting = ignored, counting
+        self._execute = WrapperExecutor.execute
+        self._inner: list[list[float]] = []  # seconds and reads of what is called, one entry a level
+        self._reads = Reads()
+        self.seconds, self.reads = 0.0, 0
+
+    def __enter__(self):
+        own = self
+
+        def execute(executor, *args, **kwargs):
+            return own._measured(executor, args, kwargs)
+
+        WrapperExecutor.execute = execute
+        if self._counting:
+            self._reads.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        if self._counting:
+            self._reads.__exit__(*exception)
+        WrapperExecutor.execute = self._execute
+
+    def reset(self):
+        self.seconds, self.reads = 0.0, 0
+
+    def _measured(self, executor, args, kwargs):
+        counted = not executor.is_last and executor.wrappers[executor.idx] != self._ignored
+        reads, started = self._reads.count, time.perf_counter()
+        self._inner.append([0.0, 0])
+        result = self._execute(executor, *args, **kwargs)
+        seconds, reads = time.perf_counter() - started, self._reads.count - reads
+        inner_seconds, inner_reads = self._inner.pop()
+        if counted:
+            self.seconds += seconds - inner_seconds
+            self.reads += reads - inner_reads
+        if self._inner:
+            self._inner[-1][0] += seconds
+            self._inner[-1][1] += reads
+        return result
+
+
 class Laboratory:
-    """The bundled model with a network that answers at once, and a clock around its evaluations."""
+    """The bundled model with a network that answers at once, and an observer around its evaluations."""
 
     def __init__(self, subject: Video, shape: tuple, dtype: str):
         self._subject, self._scene = subject, subject.scene(0)
         self._latent = {"samples": torch.zeros(shape)}
         self._configuration = subject.configurations[0]
-        self._ran = False
+        self._ran = self._counting = False
         self._evaluations: list[Evaluation] = []
-        self._reads: Reads | None = None
+        self._own: OwnWork | None = None
         self.model = subject.prepared(self._configuration, dtype).clone()
-        self.model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "clock", self._evaluation)
+        self.model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "observer", self._evaluation)
+
+    def node(self, kind: str, **widgets):
+        """The model behind that node."""
+        return self._subject.host.node(kind, self.model, **widgets)[0]
 
     def answer(self, x, *_args, **_kwargs):
         """In place of the network: smooth, and a new tensor."""
@@ -84,30 +137,22 @@ class Laboratory:
         return x * 0.1
 
     def _evaluation(self, executor, *args, **kwargs):
-        self._ran, started = False, time.perf_counter()
-        before = self._reads.count if self._reads else 0
+        self._ran = False
+        self._own.reset()
         result = executor(*args, **kwargs)
-        seconds = time.perf_counter() - started
-        reads, held = (self._reads.count - before, _held()) if self._reads else (0, 0)
-        self._evaluations.append(Evaluation(self._ran, seconds, reads, held))
+        held = _held() if self._counting else 0
+        self._evaluations.append(Evaluation(self._ran, self._own.seconds, self._own.reads, held))
         return result
 
     def evaluations(self, model, counting: bool = False) -> list[Evaluation]:
-        """Of one run, once it has settled. counting takes time, so it is not for timed runs."""
-        self._evaluations, self._reads = [], Reads() if counting else None
-        if counting:
-            with self._reads:
-                self._sample(model)
-        else:
-            self._sample(model)
+        """Of one run, once it has settled. counting: reads and what is held, too, which takes time."""
+        self._evaluations, self._counting, scene = [], counting, self._scene
+        with OwnWork(self._evaluation, counting) as self._own:
+            self._subject.host.node(
+                "KSampler", model, 0, STEPS, self._configuration.cfg, "euler", "simple", scene.positive,
+                scene.negative, self._latent,
+            )  # fmt: skip
         return self._evaluations[SETTLED:-1]
-
-    def _sample(self, model):
-        scene = self._scene
-        self._subject.host.node(
-            "KSampler", model, 0, STEPS, self._configuration.cfg, "euler", "simple", scene.positive, scene.negative,
-            self._latent,
-        )  # fmt: skip
 
 
 def _held() -> int:
@@ -124,11 +169,11 @@ def network_seconds(subject: Video) -> float:
     return min(subject.sample(model, scene, configuration, 0).seconds for _ in range(3)) / configuration.steps
 
 
-def measure(subject: Video, path: Path, repeats: int = 3) -> None:
+def measure(subject: Video, path: Path) -> None:
     network = subject.model.model.diffusion_model
     answers_in = network_seconds(subject)
     rows = []
-    for size, shape in SIZES.items():
+    for size, (shape, repeats) in SIZES.items():
         for dtype in ("fp32", "bf16"):
             laboratory = Laboratory(subject, shape, dtype)
             network._forward = laboratory.answer
@@ -148,24 +193,20 @@ def measure(subject: Video, path: Path, repeats: int = 3) -> None:
 
 
 def _rows(laboratory: Laboratory, repeats: int, answers_in: float, shape: tuple):
-    """One for each node."""
+    """One for each node. Times are the least of all evaluations: what else the machine does only adds to them."""
     latent = 4 * torch.Size(shape).numel()
-    bare = [e for _ in range(repeats) for e in laboratory.evaluations(laboratory.model)]
-    alone = statistics.median(e.seconds for e in bare)
-    counted = laboratory.evaluations(laboratory.model, counting=True)
-    reads_alone, held_alone = statistics.median(e.reads for e in counted), max(e.held for e in counted)
+    held_alone = max(e.held for e in laboratory.evaluations(laboratory.model, counting=True))
     for name, (kind, settings) in NODES.items():
-        models = [laboratory._subject.host.node(kind, laboratory.model, **widgets)[0] for widgets in settings]
+        models = [laboratory.node(kind, **widgets) for widgets in settings]
         timed = [e for model in models for _ in range(repeats) for e in laboratory.evaluations(model)]
-        computed = statistics.median(e.seconds for e in timed if e.computed) - alone
-        skipped = statistics.median(e.seconds for e in timed if not e.computed)
         counted = [e for model in models for e in laboratory.evaluations(model, counting=True)]
+        seconds = [min(e.seconds for e in timed if e.computed is kind) for kind in (True, False)]
+        reads = [max(e.reads for e in counted if e.computed is kind) for kind in (True, False)]
         yield [
             name,
-            *(f"{1000 * seconds:.3f}" for seconds in (computed, skipped)),
-            *(f"{seconds / answers_in:.5f}" for seconds in (computed, skipped)),
-            max(e.reads for e in counted if e.computed) - reads_alone,
-            max(e.reads for e in counted if not e.computed),
+            *(f"{1000 * s:.3f}" for s in seconds),
+            *(f"{s / answers_in:.5f}" for s in seconds),
+            *reads,
             f"{(max(e.held for e in counted) - held_alone) / latent:.2f}",
         ]
 

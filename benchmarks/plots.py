@@ -45,14 +45,14 @@ def quality(runs: list[Run], path: Path) -> None:
         axes.plot([p.evaluations for p in points], [p.psnr for p in points], "o", color=colour, markersize=3, alpha=0.6)
     run = runs[0]
     axes.set_title(
-        f"{run.subject}: {tables.described(run)}, {len({r.seed for r in runs})} seeds", color=INK, fontsize=11
+        f"{run.subject}: {tables.described(run)}, mean of {len({r.seed for r in runs})} seeds", color=INK, fontsize=11
     )
     axes.set_xlabel(f"network evaluations (of {run.reference_evaluations})", color=INK)
     axes.set_ylabel("PSNR against the uncached run, dB", color=INK)
     axes.set_xlim(*SHOWN)
-    seen = [p.psnr for own in groups.values() for f in tables.families(own).values() for p in f
-            if SHOWN[0] <= p.evaluations <= SHOWN[1] and own[0].dtype == "fp32" or p.psnr > 15]  # fmt: skip
-    axes.set_ylim(15, max(seen, default=50) + 2)
+    lines = np.concatenate([line.get_ydata() for line in axes.lines if len(line.get_xdata()) == len(counts)])
+    axes.set_ylim(np.nanmin(lines) - 1, np.nanmax(lines) + 1)
+    axes.xaxis.set_major_locator(pyplot.MultipleLocator(2))
     axes.grid(color=GRID)
     axes.tick_params(colors=INK)
     for side in axes.spines.values():

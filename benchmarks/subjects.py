@@ -39,6 +39,7 @@ class Subject:
 
     name: str
     configurations: list[Configuration]
+    transformer = True  # the peers leave out a transformer's blocks
 
     def __init__(self, host: Host, model, first_layer: torch.nn.Module, last_layer: torch.nn.Module):
         self.host, self.model = host, model
@@ -85,7 +86,7 @@ class Subject:
 
 class Video(Subject):
     name = "video"
-    configurations = configurations(shift=5.0, cfg=4.0, held_out=(6.0, 6.0), other_shift=8.0)
+    configurations = configurations(shift=5.0, cfg=4.0, other=dict(shift=8.0), held_out=dict(shift=6.0, cfg=6.0))
 
     def __init__(self, host: Host):
         model = host.node("EasyCacheDemoModel", "red", "circle", "right", "sea", 1)[0]
@@ -106,13 +107,21 @@ class Video(Subject):
 
 class Digits(Subject):
     name = "digits"
-    configurations = configurations(shift=2.0, cfg=3.0, held_out=(3.0, 4.0), other_shift=4.0)
+    configurations = configurations(shift=2.0, cfg=3.0, other=dict(shift=4.0), held_out=dict(shift=3.0, cfg=4.0))
+    architecture = "flux"
 
     def __init__(self, host: Host):
-        model, self._codec = load_digits()
-        network = model.model.diffusion_model
-        super().__init__(host, model, network.double_blocks[0], network.final_layer)
+        weights = digits.ARCHITECTURES[self.architecture].weights
+        if not weights.is_file():
+            raise SystemExit(f"{weights} is missing: make it with `python3 -m nox -s digits`")
+        model, self._codec = digits.load(self.architecture)
+        super().__init__(host, model, *self._ends(model.model.diffusion_model))
         self._context, self._pooled = digits.prompts()
+
+    @staticmethod
+    def _ends(network) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """First and last layer."""
+        return network.double_blocks[0], network.final_layer
 
     def scene(self, seed: int) -> Scene:
         return self.scene_of(torch.arange(10))
@@ -135,18 +144,19 @@ class Digits(Subject):
         return self.host.node("ModelSamplingAuraFlow", model, shift)[0]
 
 
-def load_digits():
-    """(the trained model in a ModelPatcher, its codec)."""
-    import comfy.model_management as management
-    from comfy.model_patcher import ModelPatcher
-    from safetensors.torch import load_file
+class DigitsUnet(Digits):
+    name = "digits-unet"
+    karras = dict(scheduler="karras")
+    configurations = configurations(shift=0.0, cfg=3.0, other=karras, held_out=dict(cfg=4.0, **karras))
+    architecture = "unet"
+    transformer = False
 
-    if not digits.WEIGHTS.is_file():
-        raise SystemExit(f"{digits.WEIGHTS} is missing: train the digits model with `python3 -m nox -s digits`")
-    weights = load_file(digits.WEIGHTS)
-    codec = {name: weights.pop(f"codec.{name}") for name in ("mean", "encode", "decode")}
-    model = digits.build().load_model_weights(weights, "network.")
-    return ModelPatcher(model, management.get_torch_device(), management.unet_offload_device()), codec
+    @staticmethod
+    def _ends(network) -> tuple[torch.nn.Module, torch.nn.Module]:
+        return network.input_blocks[0][0], network.out
+
+    def shifted(self, model, shift: float):
+        return model
 
 
-SUBJECTS = {subject.name: subject for subject in (Video, Digits)}
+SUBJECTS = {subject.name: subject for subject in (Video, Digits, DigitsUnet)}

@@ -150,4 +150,5 @@ def everything(runs: list[Run]) -> str:
 
 
 def described(run: Run) -> str:
-    return f"{run.steps} steps, {run.sampler}, shift {run.shift:g}, CFG {run.cfg:g}"
+    levels = f"shift {run.shift:g}" if run.shift else run.scheduler
+    return f"{run.steps} steps, {run.sampler}, {levels}, CFG {run.cfg:g}"
