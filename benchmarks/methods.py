@@ -18,7 +18,8 @@ from peers.trunk import with_policy
 
 SPEEDUPS = (2.2, 3.4, 4.6)  # 23, 15 and 11 of 50 evaluations
 
-OURS, THRESHOLD, PAPER = "EasyCache (Adaptive), budget", "EasyCache (Adaptive), threshold", "the paper's rule"
+OURS, THRESHOLD = "EasyCache (Adaptive), budget", "EasyCache (Adaptive), threshold"
+PAPER, SAME_STEPS = "the paper's rule", "reuse at the budget's steps"
 FEWER, BEST_SOLVER = "fewer steps", "fewer steps, best solver"
 BUILT_IN, LAZY = "built-in EasyCache", "built-in LazyCache"
 TEACACHE, MAGCACHE, SPECTRUM = "TeaCache", "MagCache", "Spectrum"
@@ -52,9 +53,9 @@ def adaptive(name: str, setting: str, **widgets) -> Method:
     return node(name, setting, "EasyCacheAdaptive", **widgets)
 
 
-def budgets() -> list[Method]:
+def budgets(name: str = OURS, predictor: str = "forecast") -> list[Method]:
     return [
-        adaptive(OURS, f"target speed-up {speedup:g}", predictor="forecast", target_speedup=speedup)
+        adaptive(name, f"target speed-up {speedup:g}", predictor=predictor, target_speedup=speedup)
         for speedup in SPEEDUPS
     ]
 
@@ -147,14 +148,18 @@ def of_configuration(
     """All methods and settings in the base and the held-out configuration, the main ones in the others."""
     steps = budgeted_steps(configuration)
     if configuration.name not in ("base", "held out"):
+        strict = {2: (0.015, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2), 5: (0.03, 0.05, 0.1)}
+        loose = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # injected noise counts as a change of the input
         return [
             *budgets(),
+            *budgets(SAME_STEPS, "reuse"),
             *thresholds((0.05, 0.1)),
-            *paper({2: (0.015, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2), 5: (0.03, 0.05, 0.1)}),
+            *paper({2: loose} if "ancestral" in configuration.sampler else strict),
             *fewer_steps(steps),
         ]
     return [
         *budgets(),
+        *budgets(SAME_STEPS, "reuse"),
         *thresholds(),
         *paper(
             {

@@ -67,6 +67,7 @@ def families(runs: list[Run]) -> dict[str, list[Point]]:
 
 
 def interpolated(points: list[Point], evaluations: float) -> Point | None:
+    points = [p for p in points if np.isfinite(p.psnr)]  # where nothing was skipped, pictures are identical
     for p in points:
         if abs(p.evaluations - evaluations) < 1e-9:
             return p
@@ -106,10 +107,15 @@ def methods_table(runs: list[Run], counted) -> str:
 
 def variations_table(runs: list[Run]) -> str:
     """runs: of one subject and the development seeds. PSNR at the evaluations of the budgeted runs."""
-    compared = (methods.OURS, methods.PAPER, methods.FEWER)
-    head = [f"{speedup:g}x: {name}" for speedup in methods.SPEEDUPS for name in ("ours", "paper's rule", "fewer steps")]
+    compared = {
+        "forecast": methods.OURS,
+        "reuse, same steps": methods.SAME_STEPS,
+        "paper's rule": methods.PAPER,
+        "fewer steps": methods.FEWER,
+    }
+    head = [f"{speedup:g}x: {name}" for speedup in methods.SPEEDUPS for name in compared]
     lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    for configuration in dict.fromkeys(run.configuration for run in runs):
+    for configuration in dict.fromkeys(run.configuration for run in runs if run.configuration != "held out"):
         here = [run for run in runs if run.configuration == configuration and run.dtype == "fp32"]
         cells = []
         for speedup in methods.SPEEDUPS:
@@ -117,7 +123,7 @@ def variations_table(runs: list[Run]) -> str:
             if not budgeted:
                 continue
             count = point(budgeted).evaluations
-            points = [best([run for run in here if run.method == name], count) for name in compared]
+            points = [best([run for run in here if run.method == name], count) for name in compared.values()]
             cells += [f"{p.psnr:.1f}" if p else "" for p in points]
         lines.append(f"| {configuration} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
