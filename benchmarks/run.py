@@ -41,7 +41,10 @@ def main():
         # These import ComfyUI, which the host makes importable.
         from subjects import SUBJECTS
 
-        for name in args.subjects or SUBJECTS:
+        names = args.subjects or list(SUBJECTS)
+        for name in names:
+            SUBJECTS[name].require_weights()
+        for name in names:
             if not set(args.parts) - {"tables"}:
                 break
             subject = SUBJECTS[name](host)
@@ -75,7 +78,10 @@ def fidelity(subject, args):
             started, place = time.monotonic(), f"{subject.name}, {configuration.name}, seed {seed}"
             wanted = fidelity.missing(configuration, seed, args.methods)
             for run in fidelity.run(configuration, seed, wanted):
-                print(f"{place}: {run.method}, {run.setting}: {run.evaluations} evaluations, {run.psnr:.1f} dB")
+                print(
+                    f"{place}: {run.method}, {run.setting}: {run.evaluations} evaluations, {run.psnr:.1f} dB",
+                    flush=True,
+                )
             if wanted:
                 print(f"{place}: {len(wanted)} runs in {time.monotonic() - started:.0f} s", flush=True)
 

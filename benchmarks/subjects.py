@@ -48,6 +48,10 @@ class Subject:
         first_layer.register_forward_pre_hook(self._count)
         last_layer.register_forward_hook(self._disturb)
 
+    @classmethod
+    def require_weights(cls) -> None:
+        """Stop with a hint if the model has yet to be trained."""
+
     def _count(self, *_):
         self._evaluations += 1
 
@@ -111,12 +115,15 @@ class Digits(Subject):
     architecture = "flux"
 
     def __init__(self, host: Host):
-        weights = digits.ARCHITECTURES[self.architecture].weights
-        if not weights.is_file():
-            raise SystemExit(f"{weights} is missing: make it with `python3 -m nox -s digits`")
         model, self._codec = digits.load(self.architecture)
         super().__init__(host, model, *self._ends(model.model.diffusion_model))
         self._context, self._pooled = digits.prompts()
+
+    @classmethod
+    def require_weights(cls) -> None:
+        weights = digits.ARCHITECTURES[cls.architecture].weights
+        if not weights.is_file():
+            raise SystemExit(f"{weights} is missing: make it with `python3 -m nox -s digits`")
 
     @staticmethod
     def _ends(network) -> tuple[torch.nn.Module, torch.nn.Module]:
