@@ -56,7 +56,7 @@ def measure(subject: Digits, path: Path, batches: int) -> None:
         patched, pixels, evaluations = method.patch(subject, model), [], []
         for seed in range(first_seed, first_seed + batches):
             sampled = subject.sample(patched, scene, method.sampled_in(configuration), seed)
-            pixels.append(sampled.pictures[..., 0].reshape(BATCH, -1) / 255)
+            pixels.append(sampled.pictures[..., 0].reshape(BATCH, -1))
             evaluations.append(sampled.evaluations)
         return features(np.concatenate(pixels)), np.mean(evaluations)
 

@@ -13,16 +13,16 @@ LPIPS_SMALLEST = 64  # pixels; AlexNet's last layers see nothing of smaller pict
 
 
 def psnr(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """dB over all pictures (n, height, width, 3), 0..255."""
+    """dB over all pictures (n, height, width, 3), 0..1."""
     error = np.mean((reference.astype(np.float64) - candidate) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+    return float("inf") if error == 0 else float(-10 * np.log10(error))
 
 
 def ssim(reference: np.ndarray, candidate: np.ndarray) -> float:
     from skimage.metrics import structural_similarity
 
     pairs = zip(reference, candidate, strict=True)
-    return float(np.mean([structural_similarity(a, b, channel_axis=-1) for a, b in pairs]))
+    return float(np.mean([structural_similarity(a, b, channel_axis=-1, data_range=1) for a, b in pairs]))
 
 
 def lpips(reference: np.ndarray, candidate: np.ndarray) -> float | None:

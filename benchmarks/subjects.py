@@ -1,7 +1,8 @@
 """The models that are sampled: tiny, trained, and in architectures that ComfyUI knows from full-sized ones.
 
-video    the demo model that comes with the pack: Wan 2.1's architecture, a scene of four words a seed
-digits   handwritten digits in FLUX's architecture (digits/): ten pictures a seed, one of each digit
+video         the demo model that comes with the pack: Wan 2.1's architecture, a scene of four words a seed
+digits        handwritten digits in FLUX's architecture (digits/): ten pictures a seed, one of each digit
+digits-unet   the same digits in Stable Diffusion 1.5's architecture, which predicts noise
 """
 
 import time
@@ -25,7 +26,7 @@ class Scene(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    pictures: np.ndarray  # (n, height, width, 3) in 0..255
+    pictures: np.ndarray  # (n, height, width, 3) in 0..1, not rounded to 8 bits
     evaluations: int
     seconds: float
 
@@ -85,7 +86,7 @@ class Subject:
         )[0]  # fmt: skip
         seconds = time.perf_counter() - started
         self._noise = 0.0
-        return Sampled((self.decode(sampled) * 255).round().astype(np.uint8), self._evaluations, seconds)
+        return Sampled(self.decode(sampled), self._evaluations, seconds)
 
 
 class Video(Subject):
