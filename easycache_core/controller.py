@@ -9,12 +9,11 @@ from .budget import Budget
 from .config import CacheConfig
 from .decision import ask
 from .forecast import Forecast
-from .rate import distance, mean_abs
+from .rate import distance
 from .reuse import Reuse
 from .storage import keep
 from .trace import Record, Trace
 
-PREDICTORS = {"reuse": Reuse, "forecast": Forecast}
 log = logging.getLogger("easycache")
 
 
@@ -29,20 +28,22 @@ class CacheController:
     computed until enough is known again.
 
     Outputs under "forecast" are the sampler's derivative v, so that x - sigma v is the denoised latent: the velocity of
-    flow models, the noise of eps models.
+    flow models, the noise of eps models. With `denoised` they are that latent itself, in `store` and from `predict`.
 
     streams: sizes of the latents that are packed one after the other along the last axis of what `begin` is given
     (video and its sound). Each has a rate and an error of its own, and the worst of them decides.
 
-    Raises ValueError for a negative total_steps.
+    Raises ValueError for a negative total_steps, and for `denoised` with another predictor.
     """
 
-    def __init__(self, config: CacheConfig, total_steps: int, streams: Sequence[int] = ()):
+    def __init__(self, config: CacheConfig, total_steps: int, streams: Sequence[int] = (), denoised: bool = False):
         if total_steps < 0:
             raise ValueError(f"total_steps must not be negative, got {total_steps}")
+        if denoised and config.predictor != "forecast":
+            raise ValueError(f'denoised needs the predictor "forecast", got {config.predictor!r}')
         self.config = config
         self.total_steps = total_steps
-        self._streams = tuple(streams)
+        self._streams, self._denoised = tuple(streams), denoised
         self._trace = Trace()
         self._warned = False
         self._budget = (
@@ -52,7 +53,9 @@ class CacheController:
 
     def forget(self) -> None:
         """Let go of every tensor; the run goes on as if nothing were known of the network yet."""
-        self._predictor = PREDICTORS[self.config.predictor](self.config.cache_device, self._streams)
+        where = self.config.cache_device
+        forecasts = self.config.predictor == "forecast"
+        self._predictor = Forecast(where, self._streams, self._denoised) if forecasts else Reuse(where, self._streams)
         self._x: torch.Tensor | None = None  # x_(n-1), then x_n once `begin` is through
         self._device: torch.device | None = None  # where the caller's latent lives
         self._worst: torch.Tensor | None = None  # index of the stream with the largest E when it was last asked for
@@ -110,7 +113,8 @@ class CacheController:
     def _next_input(self, x: torch.Tensor) -> torch.Tensor | None:
         """Put x in the place of the previous input and return ||x_n - x_(n-1)||, None if there was none."""
         try:
-            change = None if self._x is None else distance(x, self._x, self._streams)
+            look = self._predictor.look
+            change = None if self._x is None else distance(look(x), look(self._x), self._streams)
             self._x, self._device = keep(x, self.config.cache_device), x.device
             return change
         except torch.cuda.OutOfMemoryError:
@@ -183,14 +187,14 @@ class CacheController:
             self._give_up()
 
     def _store(self, branch: str, output: torch.Tensor, x: torch.Tensor | None) -> None:
-        norm = mean_abs(output, self._streams)
         tracked, self._awaiting_tracked = self._awaiting_tracked, False
-        healthy = torch.isfinite(norm).all()
-        self._healthy = healthy if tracked else self._healthy & healthy
         kept_x = self._x if x is None else keep(x, self.config.cache_device)
-        self._predictor.store(branch, output, kept_x, norm, tracked)
+        healthy = self._predictor.store(branch, output, kept_x, tracked)
+        self._healthy = healthy if tracked else self._healthy & healthy
         if tracked:
-            self._trace.update(rate=self._of_worst(self._predictor.rate), output_norm=self._of_worst(norm))
+            self._trace.update(
+                rate=self._of_worst(self._predictor.rate), output_norm=self._of_worst(self._predictor.output_norm)
+            )
 
     def knows(self, branch: str) -> bool:
         """Whether `predict` has something to go on for this branch."""

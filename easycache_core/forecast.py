@@ -28,7 +28,7 @@ from collections.abc import Sequence
 import torch
 
 from .course import Course, Debts, View, ratio
-from .rate import mean_abs, transformation_rate, wide
+from .rate import mean_abs, thin, transformation_rate, wide
 from .storage import keep
 
 # Movements of x off its line below this part (squared) of what else changed D say nothing on theta.
@@ -38,15 +38,16 @@ MEMORY = 0.5
 
 
 class Forecast:
-    """Outputs are the sampler's derivative v: the velocity of flow models, the noise of eps models.
+    """Outputs are the sampler's derivative v: the velocity of flow models, the noise of eps models. Or D itself.
 
-    Holds three tensors a branch and the input of the last computed evaluation.
+    Holds three tensors a branch and the input of the last computed evaluation. Norms look at a part of large latents.
 
     rate, output_norm: k and ||v_i|| of the tracked branch, an entry a stream; None until known.
     """
 
-    def __init__(self, cache_device: str, streams: Sequence[int]):
-        self._cache_device, self._streams = cache_device, streams
+    def __init__(self, cache_device: str, streams: Sequence[int], denoised: bool):
+        """denoised: whether outputs are D."""
+        self._cache_device, self._streams, self._outputs_are_denoised = cache_device, streams, denoised
         self.rate: torch.Tensor | None = None
         self.output_norm: torch.Tensor | None = None
         self._course = Course()
@@ -96,37 +97,55 @@ class Forecast:
         tiny = torch.finfo(self.output_norm.dtype).tiny
         return self._slope * self._course.distance() / self._course.sigma / self.output_norm.clamp_min(tiny)
 
-    def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: torch.Tensor, tracked: bool) -> None:
-        """A branch's output; x: its input as it was kept, norm: ||output||."""
-        own_x = x.to(output.device)
-        denoised = torch.addcmul(wide(own_x), wide(output), -self._course.sigma).to(
-            torch.promote_types(x.dtype, output.dtype)
-        )
+    def look(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What of a tensor goes into norms; packed streams stay as they are."""
+        return tensor if self._streams else thin(tensor)
+
+    def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:
+        """Keep what a branch's output says and return whether it is finite. x: its input as it was kept."""
+        denoised = keep(self._denoised(output, x), self._cache_device, ours=not self._outputs_are_denoised)
+        here = denoised.to(output.device)
+        healthy = torch.isfinite(wide(here).sum())
+        linked = self._linked & healthy
         before = self._earlier.pop(branch, None)
         if before is not None and before.last.shape != denoised.shape:
             before = None
-        linked = self._linked & torch.isfinite(norm).all()
+        if tracked:
+            self._track(branch, before, self.look(here), self.look(x).to(output.device), linked)
+            self._dtype = output.dtype
         if before is None:
-            self._branches[branch] = Branch(x, denoised, self._cache_device)
+            self._branches[branch] = Branch(x, denoised)
         else:
-            self._branches[branch] = before.successor(x, denoised, self._course.debts, linked, self._cache_device)
-        if not tracked:
-            return
-        if before is None or branch != self._tracked:
-            self.rate = self._slope = None
-        else:
-            self.rate = self._rate_since(before, output, own_x)
-            miss = self._trust.learn(*before.surprise(own_x, denoised, self._course.view_there), linked)
-            slope = self._course.slope(mean_abs(miss, self._streams), self._slope)
-            self._slope = slope if self._slope is None else torch.where(linked, slope, self._slope)
-        self._tracked, self.output_norm, self._dtype = branch, norm, output.dtype
+            self._branches[branch] = before.successor(x, denoised, self._course.debts, linked, output.device)
+        return healthy
 
-    def _rate_since(self, before: "Branch", output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """k, as the paper has it; forecasts do not go by it."""
-        earlier_x = before.x.to(x.device)
-        earlier_output = (wide(earlier_x) - wide(before.last.to(x.device))) * self._course.view_there.onward
-        earlier_output /= self._course.sigma
-        return transformation_rate(output, earlier_output, x, earlier_x, self.rate, self._streams)
+    def _denoised(self, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if self._outputs_are_denoised:
+            return output
+        denoised = torch.addcmul(wide(x.to(output.device)), wide(output), -self._course.sigma)
+        return denoised.to(torch.promote_types(x.dtype, output.dtype))
+
+    def _track(self, branch: str, before: "Branch | None", denoised, x, linked: torch.Tensor) -> None:
+        """What the tracked branch tells of the network; denoised, x: what `look` leaves of them."""
+        per_sigma = self._per_sigma
+        output = (wide(x) - wide(denoised)) * per_sigma
+        self.output_norm = mean_abs(output, self._streams)
+        if before is None or branch != self._tracked:
+            self._tracked, self.rate, self._slope = branch, None, None
+            return
+        view = self._course.view_there
+        last = before.seen(self.look, x.device)
+        # k as the paper has it; forecasts do not go by it.
+        earlier_output = (wide(last.x) - wide(last.last)) * (view.onward * per_sigma)
+        self.rate = transformation_rate(output, earlier_output, x, last.x, self.rate, self._streams)
+        miss = self._trust.learn(*last.surprise(x, denoised, view), linked)
+        slope = self._course.slope(mean_abs(miss, self._streams), self._slope)
+        self._slope = slope if self._slope is None else torch.where(linked, slope, self._slope)
+
+    @property
+    def _per_sigma(self) -> torch.Tensor:
+        """1 / sigma; at noise level 0 nothing is left to remove, and any v does."""
+        return ratio(torch.ones_like(self._course.sigma), self._course.sigma)
 
     def knows(self, branch: str) -> bool:
         return branch in self._branches
@@ -140,9 +159,11 @@ class Forecast:
 
         Raises KeyError for a branch that was not stored at the last computed evaluation.
         """
-        course, sigma = self._course, self._course.sigma
+        course = self._course
         denoised = self._branches[branch].forecast(x, course.view, self._trust.theta, course.repaid)
-        return denoised.neg_().add_(wide(x)).mul_(torch.where(sigma > 0, 1 / sigma, 0)).to(self._dtype)
+        if not self._outputs_are_denoised:
+            denoised = denoised.neg_().add_(wide(x)).mul_(self._per_sigma)
+        return denoised.to(self._dtype)
 
 
 class Trust:
@@ -174,25 +195,25 @@ class Branch:
     last: D_i. x: x_i. change: D_i - D_j, 0 where there is none to go on. owed: what x / sigma lacks, 0 likewise.
     """
 
-    def __init__(self, x: torch.Tensor, denoised: torch.Tensor, cache_device: str):
-        self.x = x
-        self.last = keep(denoised, cache_device)
-        self.change: torch.Tensor | None = None
-        self.owed: torch.Tensor | None = None
+    def __init__(
+        self,
+        x: torch.Tensor,
+        last: torch.Tensor,
+        change: torch.Tensor | None = None,
+        owed: torch.Tensor | None = None,
+    ):
+        self.x, self.last, self.change, self.owed = x, last, change, owed
+
+    def seen(self, look, device: torch.device) -> "Branch":
+        """What `look` leaves of it, there; without what is owed."""
+        return Branch(*(part if part is None else look(part).to(device) for part in (self.x, self.last, self.change)))
 
     def surprise(self, x: torch.Tensor, denoised: torch.Tensor, view: View) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the network ran next: by how much x was off its line, and D off its lean."""
-        return wide(x) - self._line(view, x.device), wide(denoised) - self._lean(view, x.device)
-
-    def _line(self, view: View, device: torch.device) -> torch.Tensor:
-        """Where x would be had it kept to v_i."""
-        last = wide(self.last.to(device))
-        return (wide(self.x.to(device)) - last).mul_(view.onward).add_(last)
-
-    def _lean(self, view: View, device: torch.device) -> torch.Tensor:
-        """D_i and the part of the linear step."""
-        last = wide(self.last.to(device))
-        return last if self.change is None else last + wide(self.change.to(device)) * view.lean
+        """Where the network ran next, on the same device: by how much x was off its line, and D off its lean."""
+        last = wide(self.last)
+        line = (wide(self.x) - last).mul_(view.onward).add_(last)
+        lean = last if self.change is None else last + wide(self.change) * view.lean
+        return wide(x) - line, wide(denoised) - lean
 
     def forecast(self, x: torch.Tensor, view: View, theta: torch.Tensor | float, repaid: torch.Tensor) -> torch.Tensor:
         """D_n, a new tensor on x's device."""
@@ -205,19 +226,15 @@ class Branch:
         return denoised
 
     def successor(
-        self, x: torch.Tensor, denoised: torch.Tensor, debts: Debts, linked: torch.Tensor, cache_device: str
+        self, x: torch.Tensor, denoised: torch.Tensor, debts: Debts, linked: torch.Tensor, device: torch.device
     ) -> "Branch":
-        """The branch after a computed evaluation.
+        """The branch after a computed evaluation; reckoned on that device, kept where `denoised` is.
 
         linked: whether it may be compared with the one before.
         """
-        branch = Branch(x, denoised, cache_device)
-        change = wide(denoised) - wide(self.last.to(denoised.device))
+        change = wide(denoised.to(device)) - wide(self.last.to(device))
         owed = change * debts.off
         if self.change is not None:
-            owed.addcmul_(wide(self.change.to(denoised.device)), debts.leant)
-            owed.addcmul_(wide(self.owed.to(denoised.device)), debts.still_owed)
-        nothing = torch.zeros((), device=denoised.device, dtype=owed.dtype)
-        branch.change = keep(torch.where(linked, change, nothing).to(denoised.dtype), cache_device)
-        branch.owed = keep(torch.where(linked, owed, nothing).to(denoised.dtype), cache_device)
-        return branch
+            owed.addcmul_(wide(self.change.to(device)), debts.leant)
+            owed.addcmul_(wide(self.owed.to(device)), debts.still_owed)
+        return Branch(x, denoised, *(part.masked_fill_(~linked, 0).to(denoised) for part in (change, owed)))

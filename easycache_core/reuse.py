@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from .decision import relative_change
-from .rate import transformation_rate, wide
+from .rate import mean_abs, transformation_rate, wide
 from .storage import Snapshot, keep
 
 
@@ -44,11 +44,17 @@ class Reuse:
         self._error = change if self._error is None else self._error + change
         return self._error
 
-    def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: torch.Tensor, tracked: bool) -> None:
-        """A branch's output; x: its input as it was kept, norm: ||output||."""
+    def look(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What of a tensor goes into norms: the paper's rule takes all of it."""
+        return tensor
+
+    def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:
+        """Keep a branch's output and return whether it is finite. x: its input as it was kept."""
+        norm = mean_abs(output, self._streams)
         if tracked:
             self._track(branch, output, x, norm)
         self._branches[branch] = Snapshot(x, keep(output, self._cache_device))
+        return torch.isfinite(norm).all()
 
     def _track(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: torch.Tensor) -> None:
         last = self._branches.get(branch)

@@ -12,7 +12,10 @@ class Snapshot(NamedTuple):
     output: torch.Tensor
 
 
-def keep(tensor: torch.Tensor, cache_device: str) -> torch.Tensor:
-    """A copy that shares no memory with the caller's tensor, who may overwrite it at any time."""
+def keep(tensor: torch.Tensor, cache_device: str, ours: bool = False) -> torch.Tensor:
+    """A copy that shares no memory with the caller's tensor, who may overwrite it at any time.
+
+    ours: nobody else has the tensor, so that it need not be copied.
+    """
     device = torch.device("cpu") if cache_device == "cpu" else tensor.device
-    return tensor.detach().to(device, copy=True)
+    return tensor.detach().to(device, copy=not ours)

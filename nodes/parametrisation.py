@@ -35,23 +35,17 @@ class Parametrisation:
         return (denoised - without) / torch.where(slope.abs() < 1e-6, torch.ones_like(slope), slope)
 
 
-class Derivative:
-    """The sampler's own terms, which are the same for every model: v = (x - denoised) / sigma, by which x moves.
+class Denoised:
+    """The sampler's own terms, which are the same for every model; forecasts follow the denoised latent.
 
-    Forecasts follow the denoised latent, so they need no more. The interface is Parametrisation's.
+    The interface is Parametrisation's.
     """
 
     def network_input(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return x
 
     def denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return x - output * _level(sigma, x)
+        return output
 
     def network_output(self, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        level = _level(sigma, x)
-        # At noise level 0 nothing is left to remove, and any finite answer does.
-        return (x - denoised) / torch.where(level > 0, level, torch.ones_like(level))
-
-
-def _level(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return sigma.view(-1, *[1] * (x.ndim - 1))
+        return denoised

@@ -17,7 +17,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..easycache_core import CacheController
 from .activity import Switches, patched_layers
-from .parametrisation import Derivative, Parametrisation
+from .parametrisation import Denoised, Parametrisation
 from .settings import Settings
 from .steps import StepClock
 from .summary import summarise
@@ -80,9 +80,9 @@ def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list
 class Run:
     """The cache's whole state during one sampling run.
 
-    In the terms of the engine, a branch is one conditioning of one call to calc_cond_batch. x and v are what the
-    network gets and what it answers for that conditioning (Parametrisation), or, for forecasts, the sampler's latent
-    and by what it moves (Derivative).
+    In the terms of the engine, a branch is one conditioning of one call to calc_cond_batch. Inputs and outputs are what
+    the network gets and what it answers for that conditioning (Parametrisation), or, for forecasts, the sampler's
+    latent and the denoised one (Denoised).
     """
 
     def __init__(self, settings: Settings, total_steps: int, model_sampling, streams: Sequence[int] = ()):
@@ -90,10 +90,10 @@ class Run:
         self.clock = StepClock()
         self._total_steps = max(total_steps, 0)  # a schedule may be empty
         forecasting = settings.config.predictor == "forecast"
-        self._network = Derivative() if forecasting else Parametrisation(model_sampling)
+        self._network = Denoised() if forecasting else Parametrisation(model_sampling)
         self._highest = float(model_sampling.percent_to_sigma(settings.start_percent))
         self._lowest = float(model_sampling.percent_to_sigma(settings.end_percent))
-        self._controller = CacheController(settings.config, self._total_steps, streams)
+        self._controller = CacheController(settings.config, self._total_steps, streams, denoised=forecasting)
         self._switches: Switches | None = None
         self._computed_at: torch.Tensor | None = None  # noise level of the last computed evaluation
         self._missed = False  # whether the last evaluation asked for something that was not in the cache
