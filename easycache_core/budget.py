@@ -9,7 +9,7 @@ class Budget:
     """At most ceil(N / target_speedup) of a run's N evaluations, spread evenly after a short warm-up.
 
     N is not known beforehand where a sampler evaluates several times a step. It is at least what has been seen and one
-    for each step to come, and as this bound grows, so does what may be spent.
+    for each step to come, and as this bound grows, so does what may be spent. total_steps: 0 if nobody knows.
     """
 
     def __init__(self, target_speedup: float, warmup_steps: int, total_steps: int):

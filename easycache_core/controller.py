@@ -33,10 +33,19 @@ class CacheController:
     streams: sizes of the latents that are packed one after the other along the last axis of what `begin` is given
     (video and its sound). Each has a rate and an error of its own, and the worst of them decides.
 
+    foreseen: whether there will be one evaluation at least for each of total_steps, so that a budget may count on them.
+
     Raises ValueError for a negative total_steps, and for `denoised` with another predictor.
     """
 
-    def __init__(self, config: CacheConfig, total_steps: int, streams: Sequence[int] = (), denoised: bool = False):
+    def __init__(
+        self,
+        config: CacheConfig,
+        total_steps: int,
+        streams: Sequence[int] = (),
+        denoised: bool = False,
+        foreseen: bool = True,
+    ):
         if total_steps < 0:
             raise ValueError(f"total_steps must not be negative, got {total_steps}")
         if denoised and config.predictor != "forecast":
@@ -46,9 +55,9 @@ class CacheController:
         self._streams, self._denoised = tuple(streams), denoised
         self._trace = Trace()
         self._warned = False
-        self._budget = (
-            Budget(config.target_speedup, config.warmup_steps, total_steps) if config.target_speedup else None
-        )
+        self._budget = None
+        if config.target_speedup:
+            self._budget = Budget(config.target_speedup, config.warmup_steps, total_steps if foreseen else 0)
         self.forget()
 
     def forget(self) -> None:

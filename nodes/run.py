@@ -19,7 +19,7 @@ from ..easycache_core import CacheController
 from .activity import Switches, patched_layers
 from .parametrisation import Denoised, Parametrisation
 from .settings import Settings
-from .steps import StepClock
+from .steps import StepClock, foreseen
 from .summary import summarise
 from .windows import CachedWindows
 
@@ -42,7 +42,7 @@ def sample_with_cache(
     """OUTER_SAMPLE wrapper: opens a run and closes it whatever happens."""
     guider = executor.class_obj
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
-    run = Run(settings, len(sigmas) - 1, model_sampling, packed_streams(*args, **kwargs))
+    run = Run(settings, len(sigmas) - 1, model_sampling, packed_streams(*args, **kwargs), foreseen(sampler))
     if "easycache" in guider.model_options.get("transformer_options", {}):
         log.warning(
             "EasyCache: the model also has ComfyUI's built-in EasyCache or LazyCache node; two caches add up "
@@ -85,7 +85,14 @@ class Run:
     latent and the denoised one (Denoised).
     """
 
-    def __init__(self, settings: Settings, total_steps: int, model_sampling, streams: Sequence[int] = ()):
+    def __init__(
+        self,
+        settings: Settings,
+        total_steps: int,
+        model_sampling,
+        streams: Sequence[int] = (),
+        steps_are_foreseen: bool = True,
+    ):
         self.settings = settings
         self.clock = StepClock()
         self._total_steps = max(total_steps, 0)  # a schedule may be empty
@@ -93,7 +100,9 @@ class Run:
         self._network = Denoised() if forecasting else Parametrisation(model_sampling)
         self._highest = float(model_sampling.percent_to_sigma(settings.start_percent))
         self._lowest = float(model_sampling.percent_to_sigma(settings.end_percent))
-        self._controller = CacheController(settings.config, self._total_steps, streams, denoised=forecasting)
+        self._controller = CacheController(
+            settings.config, self._total_steps, streams, denoised=forecasting, foreseen=steps_are_foreseen
+        )
         self._switches: Switches | None = None
         self._computed_at: torch.Tensor | None = None  # noise level of the last computed evaluation
         self._missed = False  # whether the last evaluation asked for something that was not in the cache

@@ -1,5 +1,14 @@
 """Which sampler step an evaluation belongs to."""
 
+# Samplers whose number of steps is not that of their schedule: one takes three evaluations of it for a step, one
+# chooses its steps itself.
+OF_OWN_STEPS = ("dpm_fast_function", "dpm_adaptive_function")
+
+
+def foreseen(sampler) -> bool:
+    """Whether a sampler of ComfyUI's evaluates at least once for each step of its schedule."""
+    return getattr(getattr(sampler, "sampler_function", None), "__name__", "") not in OF_OWN_STEPS
+
 
 class StepClock:
     """Tells steps from evaluations by the sampler's own callbacks, so that no device tensor has to be read.

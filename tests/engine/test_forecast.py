@@ -149,6 +149,19 @@ def test_a_budget_is_kept(predictor, second_order, steps, speedup):
         assert flags[-1] or allowed == 1, "the last step draws the detail"
 
 
+def test_a_budget_for_a_run_of_unknown_length_never_runs_ahead():
+    """Samplers that choose their own steps may end at any evaluation, and the budget must be kept by then."""
+    controller = CacheController(Settings(target_speedup=2.5), total_steps=40, foreseen=False)
+    x, sigmas, computed = torch.randn(SHAPE), noise_levels(), 0
+    for step in range(30):
+        if controller.begin(x, sigma=sigmas[step], step=step):
+            controller.store("cond", velocity(x, sigmas[step], 0.8))
+            computed += 1
+        else:
+            controller.predict("cond")
+        assert computed == math.ceil((step + 1) / 2.5)
+
+
 def test_a_budget_waits_for_nothing(monkeypatch):
     """It knows beforehand what to compute, so the host need not look at the device at all."""
     levels = noise_levels()

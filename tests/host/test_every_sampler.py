@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import math
 from typing import NamedTuple
 
 import comfy_host
@@ -137,3 +138,25 @@ def test_warmup_counts_sampler_steps(comfy, tiny, uncached, sampler, warmup):
     assert cached.levels[:calls] == plain.levels[:calls]
     if len(plain.levels) > calls + 4:
         assert len(cached.levels) < len(plain.levels), "nothing was reused"
+
+
+@pytest.mark.verifies("samplers", "budget of a {speedup}th")
+@pytest.mark.parametrize("speedup", [2, 4])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_budget_is_kept(comfy, tiny, uncached, sampler, speedup):
+    """At most one in so many of the evaluations there are, and nearly as many. Catches a sampler whose number of
+    evaluations is not foreseen."""
+    uncached("Flux", sampler)
+    model, asked = comfy.cached(tiny("Flux").model, target_speedup=float(speedup)), []
+
+    def note(executor, *args, **kwargs):
+        asked.append(None)
+        return executor(*args, **kwargs)
+
+    from comfy.patcher_extension import WrappersMP
+
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "note", note)
+    _, levels = tiny("Flux").counting(lambda: comfy.sample(tiny("Flux"), model, sampler_name=sampler, cfg=1.0))
+    calls = len(tiny("Flux").calls)
+    assert calls <= math.ceil(len(asked) / speedup)
+    assert calls >= math.ceil(len(asked) / speedup) - 1

@@ -34,6 +34,21 @@ def test_skips_network_calls_and_stays_close(comfy, demo_scene, caplog):
     assert "threshold 0.05, warm-up 3" in line
 
 
+@pytest.mark.parametrize(("sampler", "better_by"), [("euler", 4.0), ("dpmpp_2m", 4.0), ("euler_ancestral", -1.0)])
+def test_a_budget_is_spent_to_the_last_and_forecasts_make_more_of_it(comfy, demo_scene, sampler, better_by):
+    """What forecasts are worth on a trained network; and noise that a sampler injects must not lead them astray."""
+    plain = comfy.sample(demo_scene, sampler_name=sampler, steps=24)
+    closeness = {}
+    for predictor in ("forecast", "reuse"):
+        model = comfy.cached(demo_scene.model, target_speedup=2.5, predictor=predictor)
+        cached, levels = demo_scene.counting(
+            lambda model=model: comfy.sample(demo_scene, model, sampler_name=sampler, steps=24)
+        )
+        assert len(levels) == 10, "24 / 2.5, rounded up"
+        closeness[predictor] = psnr(cached, plain)
+    assert closeness["forecast"] > closeness["reuse"] + better_by, closeness
+
+
 def test_warmup_and_last_step_reach_the_network(comfy, demo_scene):
     model = comfy.cached(demo_scene.model, threshold=1.0, warmup_steps=6)
     _, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, model))
