@@ -2,22 +2,21 @@
 
 import math
 
-WARMUP = 5  # one in so many evaluations of the budget, but two: a forecast goes on from two
+# How much denser than even evaluations lie at both ends of a run: 0 is even, 1 as the extrema of a Chebyshev
+# polynomial. A forecast has little to go on at the start, and the end draws the detail.
+CROWDING = 0.4
 
 
 class Budget:
-    """At most ceil(N / target_speedup) of a run's N evaluations, spread evenly after a short warm-up.
+    """At most ceil(N / target_speedup) of a run's N evaluations, the first and the last of them included.
 
     N is not known beforehand where a sampler evaluates several times a step. It is at least what has been seen and one
     for each step to come, and as this bound grows, so does what may be spent. total_steps: 0 if nobody knows.
     """
 
-    def __init__(self, target_speedup: float, warmup_steps: int, total_steps: int):
+    def __init__(self, target_speedup: float, total_steps: int):
         self._target_speedup, self._total_steps = target_speedup, total_steps
-        affordable = math.ceil(total_steps / target_speedup)
-        self._warmup = min(warmup_steps, max(2, affordable // WARMUP))
         self._evaluations = self._spent = 0
-        self._latest = 0  # evaluation at which the network ran last
 
     def wants(self, step: int, urgent: bool = False) -> bool:
         """Whether to run the network at the next evaluation, which belongs to that step (from 0).
@@ -26,18 +25,21 @@ class Budget:
         """
         now = self._evaluations
         self._evaluations += 1
-        at_least = now + max(1, self._total_steps - step)
-        left = math.ceil(at_least / self._target_speedup - 1e-9) - self._spent
+        to_come = max(1, self._total_steps - step)  # this one included
+        at_least = now + to_come
+        affordable = math.ceil(at_least / self._target_speedup - 1e-9)
+        left = affordable - self._spent
         if left < 1:
             return False
-        if urgent or self._spent == 0 or step >= self._total_steps - 1:
+        if urgent or self._spent == 0 or left >= to_come:
             return True
-        if step < self._warmup and left > 1:
-            return True
-        # Rounded down, as early gaps cost more than late ones.
-        return now - self._latest >= (at_least - 1 - self._latest) // left
+        return now >= round(_place(self._spent / (affordable - 1)) * (at_least - 1))
 
     def spend(self) -> None:
         """The network runs at the evaluation that was asked about."""
         self._spent += 1
-        self._latest = self._evaluations - 1
+
+
+def _place(part: float) -> float:
+    """Where in the run, 0 to 1, that part of the budget is to be spent."""
+    return (1 - CROWDING) * part + CROWDING * (1 - math.cos(math.pi * part)) / 2

@@ -17,7 +17,7 @@ class CacheConfig:
     predictor: how a skipped output is made. "reuse" is the paper's rule, decision for decision; "forecast" follows the
         denoised latent along the noise levels and repays its errors (forecast.py).
     target_speedup: 0, or 1 to 10. Else at most ceil(N / target_speedup) of the run's N evaluations are computed, spread
-        over it; threshold has no say then, and warmup_steps is an upper bound.
+        over it and denser at its ends; threshold and warmup_steps have no say then.
     max_consecutive_skips: 0 to 50. Compute after that many reused evaluations in a row; 0 sets no limit.
     cache_device: "gpu" keeps cached tensors on the device of the latent, "cpu" in main memory, at the cost
         of one copy to and fro an evaluation.

@@ -57,7 +57,7 @@ class CacheController:
         self._warned = False
         self._budget = None
         if config.target_speedup:
-            self._budget = Budget(config.target_speedup, config.warmup_steps, total_steps if foreseen else 0)
+            self._budget = Budget(config.target_speedup, total_steps if foreseen else 0)
         self.forget()
 
     def forget(self) -> None:

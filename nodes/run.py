@@ -145,12 +145,14 @@ class Run:
             self._switches = Switches(conds, sigma.device)
             return True, False
         changed = self._missed or self._switches.passed(self._computed_at, sigma)
-        if self.clock.unsettled:  # it may still be warm-up
-            return True, changed
+        config = self.settings.config
         force = False
-        if step == self.settings.config.warmup_steps and self.clock.single:
-            # A corrector that looks again at the noise level of the last step of the warm-up belongs to that step.
-            force = sigma == self._computed_at
+        if not config.target_speedup:  # a budget has no warm-up
+            if self.clock.unsettled:  # it may still be warm-up
+                return True, changed
+            if step == config.warmup_steps and self.clock.single:
+                # A corrector that looks again at the noise level of the last step of the warm-up belongs to that step.
+                force = sigma == self._computed_at
         if self.settings.start_percent > 0 or self.settings.end_percent < 1:
             force = force | (sigma > self._highest) | (sigma < self._lowest)
         return force, changed
