@@ -70,8 +70,9 @@ def with_settings(prompt: dict, arguments: argparse.Namespace) -> dict:
     wanted = {
         "KSampler": {"steps": arguments.steps},
         "PrimitiveInt": {"value": arguments.seed},
-        "EasyCacheAdaptive": {"threshold": arguments.threshold, "warmup_steps": arguments.warmup, "verbose": True},
-    }
+        "EasyCacheAdaptive": {"threshold": arguments.threshold, "warmup_steps": arguments.warmup,
+                              "predictor": arguments.predictor, "target_speedup": arguments.speedup, "verbose": True},
+    }  # fmt: skip
     for kind, inputs in wanted.items():
         for node in nodes_of(prompt, kind):
             prompt[node]["inputs"].update({name: value for name, value in inputs.items() if value is not None})
@@ -92,8 +93,8 @@ def progress_bar(prompt: dict):
 
 
 def computed_flags(lines: list[str]) -> list[bool]:
-    """What the node's verbose log lines say of each evaluation: computed or reused."""
-    matches = (re.match(r"EasyCache: step \d+ of .*: (computed|reused), error", line) for line in lines)
+    """What the node's verbose log lines say of each evaluation: computed or skipped."""
+    matches = (re.match(r"EasyCache: step \d+ of .*: (computed|skipped),", line) for line in lines)
     return [match[1] == "computed" for match in matches if match]
 
 
@@ -111,7 +112,8 @@ async def run_demo(arguments: argparse.Namespace) -> Outcome:
         workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
         prompt = to_prompt(workflow, await server.get("/object_info"))
         print("Loading the demo model ...", flush=True)
-        await server.run(with_settings(prompt, argparse.Namespace(steps=2, seed=0, threshold=0.0, warmup=1)))
+        warming_up = argparse.Namespace(steps=2, seed=0, threshold=0.0, warmup=1, predictor=None, speedup=None)
+        await server.run(with_settings(prompt, warming_up))
         before = len(server.easycache_lines())
         print("Sampling, uncached and with EasyCache ...", flush=True)
         prompt = with_settings(prompt, arguments)
@@ -232,6 +234,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="sampler steps (default: the workflow's)")
     parser.add_argument("--threshold", type=float, help="threshold widget (default: the workflow's)")
     parser.add_argument("--warmup", type=int, help="warmup_steps widget (default: the workflow's)")
+    parser.add_argument("--predictor", choices=("forecast", "reuse"), help="predictor widget (default: the workflow's)")
+    parser.add_argument("--speedup", type=float, help="target_speedup widget (default: the workflow's)")
     parser.add_argument("--out", type=Path, default=PACK / "output" / "demo", help="where pictures go")
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()

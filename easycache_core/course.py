@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 # Part of the linear step that is taken. 1 overshoots over long gaps, 0 repays more than it has to.
-LEAN = 0.25
+LEAN = 0.3
 
 
 class View(NamedTuple):

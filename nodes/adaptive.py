@@ -37,14 +37,16 @@ class EasyCacheAdaptive(io.ComfyNode):
                     max=50,
                     display_mode=io.NumberDisplay.slider,
                     tooltip="The first steps are always computed: they lay out the picture. Higher: safer "
-                    "composition, less speed-up. Take about a tenth to a fifth of the sampler's steps.",
+                    "composition, less speed-up. Take about a tenth to a fifth of the sampler's steps with reuse; "
+                    "forecast needs less.",
                 ),
                 io.Combo.Input(
                     "predictor",
                     options=list(PREDICTORS),
                     default="forecast",
-                    tooltip="How skipped steps are filled in. forecast: follow the denoised latent, and pay back what "
-                    "forecasts got wrong; much closer to the uncached result. reuse: the EasyCache paper's rule.",
+                    tooltip="How skipped steps are filled in. forecast: follow the denoised picture along the noise "
+                    "levels and pay back what was forecast wrong; much closer to the uncached result, and the better "
+                    "choice wherever we measured. reuse: the EasyCache paper's rule, decision for decision.",
                 ),
                 io.Float.Input(
                     "target_speedup",
@@ -52,9 +54,9 @@ class EasyCacheAdaptive(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.1,
-                    tooltip="Compute at most one step in so many, spread over the run: 2 for every second one, 3 for "
-                    "every third. Higher: faster, and further from the uncached result. 0: off, the threshold decides. "
-                    "When it is on, threshold is ignored and warmup_steps is an upper bound.",
+                    tooltip="Compute at most one evaluation in so many: 2 for half of them, 3 for a third. Higher: "
+                    "faster, and further from the uncached result. 0: off, the threshold decides. When it is on, "
+                    "threshold and warmup_steps are ignored, and computed steps lie denser at both ends of the run.",
                 ),
                 io.Int.Input(
                     "max_consecutive_skips",
@@ -92,7 +94,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 io.Boolean.Input(
                     "verbose",
                     default=False,
-                    tooltip="Write one line an evaluation to the log: computed or reused, and why. It makes the "
+                    tooltip="Write one line an evaluation to the log: computed or skipped, and why. It makes the "
                     "sampler wait for the GPU at each step.",
                 ),
             ],

@@ -218,11 +218,11 @@ class Run:
         def shown(value):
             return "unknown" if value is None else f"{value:.4g}"
 
-        record = self._controller.trace[-1]
+        record, config = self._controller.trace[-1], self.settings.config
+        error = "" if config.target_speedup else f" error {shown(record['error'])} of {config.threshold:g},"
         log.info(
             f"EasyCache: step {record['step'] + 1} of {self._total_steps}, sigma {shown(record['sigma'])}: "
-            f"{'computed' if record['computed'] else 'reused'}, error {shown(record['error'])} of "
-            f"{self.settings.config.threshold:g}, transformation rate {shown(record['rate'])}"
+            f"{'computed' if record['computed'] else 'skipped'},{error} transformation rate {shown(record['rate'])}"
         )
 
     def summary(self) -> str:

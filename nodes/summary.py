@@ -14,7 +14,7 @@ def summarise(settings: Settings, steps: int, computed: int, skipped: int) -> st
         return "EasyCache: nothing was sampled, the run had no steps"
     line = (
         f"EasyCache: computed {computed} of {evaluations} evaluations, skipped {skipped} "
-        f"({evaluations / max(computed, 1):.2f}x), {config.predictor}, {_rule(config)}, warm-up {config.warmup_steps}"
+        f"({evaluations / max(computed, 1):.2f}x), {config.predictor}, {_rule(config)}"
     )
     if skipped:
         return line
@@ -24,7 +24,7 @@ def summarise(settings: Settings, steps: int, computed: int, skipped: int) -> st
 def _rule(config) -> str:
     if config.target_speedup:
         return f"target speed-up {config.target_speedup:g}"
-    return f"threshold {config.threshold:g}"
+    return f"threshold {config.threshold:g}, warm-up {config.warmup_steps}"
 
 
 def _reason(settings: Settings, steps: int) -> str:
@@ -43,4 +43,4 @@ def _reason(settings: Settings, steps: int) -> str:
             f"the error reached the threshold at every step between start_percent {settings.start_percent:g} "
             f"and end_percent {settings.end_percent:g}; widen them or raise threshold"
         )
-    return "the error reached the threshold at every step; raise threshold to skip some"
+    return "the error reached the threshold at every step; raise threshold, or set target_speedup, to skip some"
