@@ -140,7 +140,6 @@ def test_warmup_counts_sampler_steps(comfy, tiny, uncached, sampler, warmup):
         assert len(cached.levels) < len(plain.levels), "nothing was reused"
 
 
-@pytest.mark.verifies("samplers", "budget of a {speedup}th")
 @pytest.mark.parametrize("speedup", [2, 4])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_budget_is_kept(comfy, tiny, uncached, sampler, speedup):
