@@ -71,8 +71,8 @@ class _NumpyOnly(pickle.Unpickler):
 
 
 def _alexnet(pictures: np.ndarray, weights: dict) -> list[torch.Tensor]:
-    """AlexNet's five layers of (n, height, width, 3) pictures, 0..255."""
-    x = torch.tensor(pictures).movedim(-1, 1).float() / 127.5 - 1
+    """AlexNet's five layers of (n, height, width, 3) pictures, 0..1."""
+    x = torch.tensor(pictures).movedim(-1, 1).float() * 2 - 1
     if min(x.shape[-2:]) < LPIPS_SMALLEST:
         x = F.interpolate(x, scale_factor=LPIPS_SMALLEST / min(x.shape[-2:]), mode="bilinear")
     mean = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
