@@ -1,8 +1,9 @@
 """The README's tables out of the runs.
 
-Methods whose knob is not the number of evaluations are interpolated linearly in it, between the two neighbouring
-settings of one family (means over seeds); where a method has several families, the best one at that count is shown.
-Outside of the range of its settings a method's field is empty.
+A field holds PSNR in dB as the mean (and the least) over the seeds, SSIM, LPIPS where its weights were there, and how
+much faster sampling was. Methods whose knob is not the number of evaluations are interpolated linearly in it, between
+the two neighbouring settings of one family (means over seeds); where a method has several families, the best one at
+that count is shown. Outside of the range of its settings a method's field is empty.
 """
 
 from collections import defaultdict
@@ -40,8 +41,8 @@ class Point:
 
     @property
     def text(self) -> str:
-        lpips = "" if np.isnan(self.lpips) else f", LPIPS {self.lpips:.4f}"
-        return f"**{self.psnr:.1f}** ({self.least:.1f})<br>SSIM {self.ssim:.4f}{lpips}<br>{self.faster:.1f}x"
+        lpips = "" if np.isnan(self.lpips) else f", {self.lpips:.4f}"
+        return f"**{self.psnr:.1f}** ({self.least:.1f}), {self.ssim:.4f}{lpips}, {self.faster:.1f}x"
 
 
 def point(runs: list[Run]) -> Point:
