@@ -5,6 +5,7 @@ digits        handwritten digits in FLUX's architecture (digits/): ten pictures 
 digits-unet   the same digits in Stable Diffusion 1.5's architecture, which predicts noise
 """
 
+import abc
 import time
 from importlib import import_module
 from typing import NamedTuple
@@ -31,7 +32,7 @@ class Sampled(NamedTuple):
     seconds: float
 
 
-class Subject:
+class Subject(abc.ABC):
     """A model in ComfyUI whose network's evaluations are counted.
 
     Evaluations are counted inside the network, at its first layer: methods skip at several depths, and what they all
@@ -52,6 +53,7 @@ class Subject:
     @classmethod
     def require_weights(cls) -> None:
         """Stop with a hint if the model has yet to be trained."""
+        return  # what comes with the pack needs nothing
 
     def _count(self, *_):
         self._evaluations += 1
@@ -60,15 +62,17 @@ class Subject:
         if self._noise:
             return output * (1 + self._noise * torch.randn(output.shape, generator=self._noise_source))
 
+    @abc.abstractmethod
     def scene(self, seed: int) -> Scene:
-        raise NotImplementedError
+        """What the seed asks for."""
 
+    @abc.abstractmethod
     def decode(self, latents: dict) -> np.ndarray:
-        raise NotImplementedError
+        """Pictures (n, height, width, 3) in 0..1."""
 
+    @abc.abstractmethod
     def shifted(self, model, shift: float):
         """The model with that shift of its noise levels."""
-        raise NotImplementedError
 
     def prepared(self, configuration: Configuration, dtype: str):
         """The model as the configuration has it, computing in that dtype ("fp32", "bf16")."""

@@ -1,6 +1,7 @@
 """The EasyCache engine (arXiv 2507.02860): decide at run time which network evaluations a sampler can skip.
 
-Needs torch alone. Read it in this order: config, rate, decision, prediction, storage, trace, controller.
+Needs torch alone. Read it in this order: config, rate, decision, predictor, reuse, course, forecast, budget,
+storage, trace, controller.
 """
 
 from .config import CacheConfig

@@ -144,9 +144,7 @@ class CacheController:
 
     def _affordable(self, step: int, urgent: bool | torch.Tensor) -> bool:
         """Whether the budget has the network run."""
-        limit = self.config.max_consecutive_skips
-        urgent = bool(limit and self._consecutive_skips >= limit) or bool(urgent)
-        runs = self._budget.wants(step, urgent) or self._predictor.empty
+        runs = self._budget.wants(step, self._skipped_enough or bool(urgent)) or self._predictor.empty
         if runs:
             self._budget.spend()
         return runs
@@ -157,13 +155,16 @@ class CacheController:
 
     def _may_reuse(self, step: int) -> bool:
         """Whether the error is to be asked at all; known without a look at the device."""
-        limit = self.config.max_consecutive_skips
         return (
             self.config.threshold > 0
             and self.config.warmup_steps <= step < self.total_steps - 1
             and self._predictor.ready
-            and not (limit and self._consecutive_skips >= limit)
+            and not self._skipped_enough
         )
+
+    @property
+    def _skipped_enough(self) -> bool:
+        return 0 < self.config.max_consecutive_skips <= self._consecutive_skips
 
     def _within_threshold(self, input_change: torch.Tensor, force: bool | torch.Tensor) -> bool:
         """Estimate E at this evaluation and say whether it is still below the threshold."""

@@ -78,17 +78,15 @@ class Course:
         """The network runs at this evaluation."""
         nothing = torch.zeros_like(self.sigma)
         if self._last is not None:
-            self._passed = (self._place - self._last).abs()
-            self.view_there = self.view
-            run = self._last - (self._last if self._earlier is None else self._earlier)
-            self.debts = Debts(ratio(self._gap, self._place - self._last), -LEAN * ratio(self._gap, run), self._due)
+            self._passed, self.view_there = self.distance, self.view
+            self.debts = Debts(ratio(self._gap, self._ahead), -LEAN * ratio(self._gap, self._run), self._due)
         self._earlier, self._last, self._sigma_last = self._last, self._place, self.sigma
         self._pace = self._widest
         self._gap, self._widest, self._due = nothing, nothing, nothing + 1
 
     def skipped(self) -> None:
         """The evaluation is forecast."""
-        self._astray = self._place - self._last
+        self._astray = self._ahead
         # The next level is not known; the same change again is a guess, and rather too long a one.
         ahead = torch.zeros_like(self.sigma) if self._stretch is None else self._stretch
         change = _difference(torch.maximum(self.sigma + ahead, self.sigma / 4), self.sigma)
@@ -98,8 +96,17 @@ class Course:
     @property
     def view(self) -> View:
         """This noise level."""
-        run = self._last - (self._last if self._earlier is None else self._earlier)
-        return View(LEAN * ratio(self._place - self._last, run), ratio(self.sigma, self._sigma_last))
+        return View(LEAN * ratio(self._ahead, self._run), ratio(self.sigma, self._sigma_last))
+
+    @property
+    def _ahead(self) -> torch.Tensor:
+        """a_n - a_i"""
+        return self._place - self._last
+
+    @property
+    def _run(self) -> torch.Tensor:
+        """a_i - a_j, 0 without j"""
+        return self._last - (self._last if self._earlier is None else self._earlier)
 
     @property
     def repaid(self) -> torch.Tensor:
@@ -111,9 +118,10 @@ class Course:
         unknown = torch.full_like(miss, torch.nan) if before is None else before
         return torch.where(self._passed > 0, miss / self._passed, unknown)
 
+    @property
     def distance(self) -> torch.Tensor:
         """How far this level is from the last computed evaluation's."""
-        return (self._place - self._last).abs()
+        return self._ahead.abs()
 
 
 def ratio(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:

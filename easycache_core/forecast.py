@@ -28,6 +28,7 @@ from collections.abc import Sequence
 import torch
 
 from .course import Course, Debts, View, ratio
+from .predictor import Predictor
 from .rate import mean_abs, thin, transformation_rate, wide
 from .storage import keep
 
@@ -37,26 +38,21 @@ NOTICEABLE = 1e-3
 MEMORY = 0.5
 
 
-class Forecast:
+class Forecast(Predictor):
     """Outputs are the sampler's derivative v: the velocity of flow models, the noise of eps models. Or D itself.
 
     Holds three tensors a branch and the input of the last computed evaluation. Norms look at a part of large latents.
-
-    rate, output_norm: k and ||v_i|| of the tracked branch, an entry a stream; None until known.
     """
 
     def __init__(self, cache_device: str, streams: Sequence[int], denoised: bool):
         """denoised: whether outputs are D."""
-        self._cache_device, self._streams, self._outputs_are_denoised = cache_device, streams, denoised
-        self.rate: torch.Tensor | None = None
-        self.output_norm: torch.Tensor | None = None
+        super().__init__(cache_device, streams)
+        self._outputs_are_denoised = denoised
         self._course = Course()
         self._trust = Trust()
         self._slope: torch.Tensor | None = None  # how fast forecasts of D go wrong, in each stream
         self._linked: torch.Tensor | bool = True  # whether this evaluation's outputs go on from the last ones
-        self._branches: dict[str, Branch] = {}
         self._earlier: dict[str, Branch] = {}  # those of the last computed evaluation, during the next
-        self._tracked: str | None = None
         self._dtype = torch.float32
         self._skipped, self._longest = 0, 1  # evaluations of this gap, and how many they may become
 
@@ -95,7 +91,7 @@ class Forecast:
     def error(self, input_change: torch.Tensor) -> torch.Tensor:
         """E: the expected miss of a forecast of v at this noise level, relative to ||v_i||."""
         tiny = torch.finfo(self.output_norm.dtype).tiny
-        return self._slope * self._course.distance() / self._course.sigma / self.output_norm.clamp_min(tiny)
+        return self._slope * self._course.distance / self._course.sigma / self.output_norm.clamp_min(tiny)
 
     def look(self, tensor: torch.Tensor) -> torch.Tensor:
         """What of a tensor goes into norms; packed streams stay as they are."""
@@ -146,13 +142,6 @@ class Forecast:
     def _per_sigma(self) -> torch.Tensor:
         """1 / sigma; at noise level 0 nothing is left to remove, and any v does."""
         return ratio(torch.ones_like(self._course.sigma), self._course.sigma)
-
-    def knows(self, branch: str) -> bool:
-        return branch in self._branches
-
-    @property
-    def empty(self) -> bool:
-        return not self._branches
 
     def predict(self, branch: str, x: torch.Tensor) -> torch.Tensor:
         """A new tensor of x's shape and device in the dtype of the network's output.
@@ -217,9 +206,10 @@ class Branch:
 
     def forecast(self, x: torch.Tensor, view: View, theta: torch.Tensor | float, repaid: torch.Tensor) -> torch.Tensor:
         """D_n, a new tensor on x's device."""
+        theta = torch.ones_like(view.onward) * theta  # a number until something was seen
         kept_to = view.onward * theta
         denoised = wide(self.last.to(x.device)) * (1 - theta + kept_to)
-        denoised.addcmul_(wide(x), kept_to.new_ones(()) * theta).addcmul_(wide(self.x.to(x.device)), -kept_to)
+        denoised.addcmul_(wide(x), theta).addcmul_(wide(self.x.to(x.device)), -kept_to)
         if self.change is not None:
             denoised.addcmul_(wide(self.change.to(x.device)), view.lean)
             denoised.addcmul_(wide(self.owed.to(x.device)), repaid)

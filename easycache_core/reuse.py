@@ -5,25 +5,20 @@ from collections.abc import Sequence
 import torch
 
 from .decision import relative_change
+from .predictor import Predictor
 from .rate import mean_abs, transformation_rate, wide
 from .storage import Snapshot, keep
 
 
-class Reuse:
+class Reuse(Predictor):
     """A skipped output is v_n := x_n + (v_i - x_i), the last transformation vector added to the new input.
 
     Holds one output a branch and the input of the last computed evaluation, all in the dtype they came in.
-
-    rate, output_norm: k and ||v_i|| of the tracked branch, an entry a stream; None until known.
     """
 
     def __init__(self, cache_device: str, streams: Sequence[int]):
-        self._cache_device, self._streams = cache_device, streams
-        self.rate: torch.Tensor | None = None
-        self.output_norm: torch.Tensor | None = None
+        super().__init__(cache_device, streams)
         self._error: torch.Tensor | None = None  # E; None stands for 0
-        self._branches: dict[str, Snapshot] = {}
-        self._tracked: str | None = None
 
     def arrive(self, sigma, device: torch.device, linked: torch.Tensor | bool) -> None:
         """Come to the next evaluation. The paper's rule looks at the input alone."""
@@ -67,13 +62,6 @@ class Reuse:
         # What the network no longer computes must not be predicted from a stale output.
         self._branches.clear()
         self._tracked, self.output_norm = branch, norm
-
-    def knows(self, branch: str) -> bool:
-        return branch in self._branches
-
-    @property
-    def empty(self) -> bool:
-        return not self._branches
 
     def predict(self, branch: str, x: torch.Tensor) -> torch.Tensor:
         """A new tensor of x's shape and device in the dtype of the network's output.
