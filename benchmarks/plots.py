@@ -34,7 +34,9 @@ def quality(runs: list[Run], path: Path) -> None:
     counts = np.arange(SHOWN[0], SHOWN[1] + 0.01, 0.25)
     groups = tables.by_method(runs)
     for name, colour in COLOURS.items():
-        own = groups.get(name, [])
+        own = groups.get(name)
+        if not own:
+            continue
         line = [tables.best(own, count) for count in counts]
         ours = name in (methods.OURS, methods.THRESHOLD)
         axes.plot(
