@@ -147,15 +147,15 @@ def of_configuration(
 ) -> list[Method]:
     """All methods and settings, or the main ones."""
     steps = budgeted_steps(configuration)
-    main = [*budgets(), *budgets(SAME_STEPS, "reuse"), *thresholds((0.05, 0.1)), *fewer_steps(steps)]
+    main = [*budgets(), *budgets(SAME_STEPS, "reuse"), *thresholds((0.05,)), *fewer_steps(steps)]
     if main_only:
-        strict = {2: (0.015, 0.03, 0.06, 0.12), 5: (0.05, 0.1)}
+        strict = {2: (0.015, 0.03, 0.06, 0.12)}
         loose = {2: (0.2, 0.4, 0.6, 0.8, 1.0)}  # injected noise counts as a change of the input
         solvers = best_solver(steps) if configuration.name == "base" else []
         return [*main, *paper(loose if "ancestral" in configuration.sampler else strict), *solvers]
     return [
         *main,
-        *thresholds((0.02, 0.2)),
+        *thresholds((0.02, 0.1, 0.2)),
         *paper(
             {
                 2: (0.015, 0.02, 0.03, 0.05, 0.08, 0.12),
