@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import comfy_host  # noqa: E402
-from training import Stage, adamw, flow_matching_loss, muon_and_adamw  # noqa: E402
+from training import Stage, adamw, flow_matching_loss, half_precision, muon_and_adamw  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "weights"
@@ -124,7 +124,7 @@ def train_decoder(demo, args):
         video = demo.scenes.render([demo.scenes.random_scene(rng) for _ in range(args.batch)], rng)
         latent = demo.codec.encode(video, *codec)
         latent = latent + 0.1 * torch.randn(latent.shape, generator=rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             painted = decoder(latent)
         error = painted.float() - video
         return error.abs().mean() + 4 * error.square().mean()

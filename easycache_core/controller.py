@@ -171,7 +171,8 @@ class CacheController:
         self._error = self._predictor.error(input_change)
         self._worst = self._error.nan_to_num(nan=torch.inf).argmax(keepdim=True)
         healthy = self._healthy & torch.isfinite(input_change).all()
-        below, sound = ask(self._error, self.config.threshold, healthy, force)
+        below, sound, numbers = ask(self._error, self.config.threshold, healthy, force, self._trace.pending)
+        self._trace.deliver(numbers)
         if not sound and not self._warned:
             self._warned = True
             log.warning("EasyCache: NaN or inf in the latent or the network's output; such steps are not reused")
@@ -226,6 +227,14 @@ class CacheController:
     def trace(self) -> list[Record]:
         """One record an evaluation; reading it waits for the device."""
         return self._trace.resolve()
+
+    def trace_so_far(self) -> tuple[list[Record], int]:
+        """The same without waiting for a device, and how many of the first records have all their numbers.
+
+        In the others is None what no decision has read yet.
+        """
+        on_host = self._device is None or self._device.type == "cpu"
+        return self._trace.resolve() if on_host else self._trace.read(), self._trace.settled
 
     @property
     def computed(self) -> int:

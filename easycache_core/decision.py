@@ -1,5 +1,7 @@
 """When to reuse: the accumulated relative error against the threshold (paper, section 3.3)."""
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -9,14 +11,25 @@ def relative_change(rate, input_change, output_norm) -> torch.Tensor:
 
 
 def ask(
-    error: torch.Tensor, threshold: float, healthy: torch.Tensor, force: bool | torch.Tensor = False
-) -> tuple[bool, bool]:
-    """(error < threshold in all streams, healthy) on the host: the one moment when a decision waits for the device.
+    error: torch.Tensor,
+    threshold: float,
+    healthy: torch.Tensor,
+    force: bool | torch.Tensor = False,
+    along: Sequence[torch.Tensor] = (),
+) -> tuple[bool, bool, list[float]]:
+    """(error < threshold in all streams, healthy, along) on the host: the one moment when it waits for the device.
 
-    A NaN error compares as not below, so it leads to a computed evaluation; so do ill health and force.
+    A NaN error compares as not below, so it leads to a computed evaluation; so do ill health and force. along: other
+    one-element tensors that somebody would like to know.
     """
     below = (error < threshold).all() & healthy
     if isinstance(force, torch.Tensor):
         below = below & ~force.to(below.device)
-    below, sound = torch.stack([below, healthy]).tolist()
-    return below, sound
+    answers = [below, healthy, *along]
+    below, sound, *numbers = as_floats(answers, error.device).tolist()
+    return bool(below), bool(sound), numbers
+
+
+def as_floats(values: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """One-element tensors as one tensor there, so that they can be read at once."""
+    return torch.stack([value.detach().to(device, torch.float32).reshape(()) for value in values])

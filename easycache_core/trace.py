@@ -1,9 +1,12 @@
 """What happened, one record an evaluation."""
 
 import math
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
+
+from .decision import as_floats
 
 
 class Record(TypedDict):
@@ -25,10 +28,11 @@ class Record(TypedDict):
 
 
 class Trace:
-    """Collects records whose values may still be on the device, and fetches them in one go when read."""
+    """Collects records whose values may still be on the device, and takes them to the host many at a time."""
 
     def __init__(self):
         self._records: list[dict] = []
+        self.settled = 0  # how many of the first records are plain numbers
 
     def __len__(self) -> int:
         return len(self._records)
@@ -39,25 +43,43 @@ class Trace:
     def update(self, **values) -> None:
         """Add to the newest record."""
         self._records[-1].update(values)
+        self.settled = min(self.settled, len(self._records) - 1)
 
     def count(self, *, computed: bool) -> int:
         return sum(record["computed"] is computed for record in self._records)
 
-    def resolve(self) -> list[Record]:
-        """All records with plain numbers; waits for the device once for all that is new."""
-        pending = [
-            (record, name, value)
-            for record in self._records
+    @property
+    def pending(self) -> list[torch.Tensor]:
+        """Values of finished evaluations that nobody has read yet, each of one element."""
+        return [record[name] for record, name in self._pending()]
+
+    def _pending(self) -> list[tuple[dict, str]]:
+        return [
+            (record, name)
+            for record in self._records[self.settled :]
             for name, value in record.items()
             if isinstance(value, torch.Tensor)
         ]
+
+    def deliver(self, numbers: Sequence[float]) -> None:
+        """The values of `pending`, in its order."""
+        for (record, name), number in zip(self._pending(), numbers, strict=True):
+            record[name] = number
+        self.settled = len(self._records)
+
+    def resolve(self) -> list[Record]:
+        """All records with plain numbers; waits for the device once for all that is new."""
+        pending = self.pending
         if pending:
-            device = pending[-1][2].device
-            fetched = torch.stack([value.detach().to(device, torch.float32).reshape(()) for _, _, value in pending])
-            for (record, name, _), number in zip(pending, fetched.tolist(), strict=True):
-                record[name] = number
-        for record in self._records:
-            for name, value in record.items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    record[name] = None
-        return [dict(record) for record in self._records]
+            self.deliver(as_floats(pending, pending[-1].device).tolist())
+        return self.read()
+
+    def read(self) -> list[Record]:
+        """All records, with None in place of what nobody has read yet; waits for nothing."""
+        return [{name: _plain(value) for name, value in record.items()} for record in self._records]
+
+
+def _plain(value):
+    if isinstance(value, torch.Tensor) or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value

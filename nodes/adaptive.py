@@ -98,6 +98,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                     "sampler wait for the GPU at each step.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(tooltip="The model with the cache. Connect it to the sampler.")],
         )
 
@@ -123,4 +124,5 @@ class EasyCacheAdaptive(io.ComfyNode):
             max_consecutive_skips=max_consecutive_skips,
             cache_device=cache_device,
         )
-        return io.NodeOutput(with_cache(model, Settings(config, start_percent, end_percent, verbose)))
+        node = cls.hidden.unique_id if cls.hidden else None
+        return io.NodeOutput(with_cache(model, Settings(config, start_percent, end_percent, verbose), node))

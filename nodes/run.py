@@ -17,18 +17,20 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..easycache_core import CacheController
 from .activity import Switches, patched_layers
+from .journal import KEY, Journal, totals
+from .live import Live
 from .parametrisation import Denoised, Parametrisation
 from .settings import Settings
 from .steps import StepClock, foreseen
 from .summary import summarise
 from .windows import CachedWindows
 
-KEY = "easycache_adaptive"
 log = logging.getLogger("easycache")
 
 
 def sample_with_cache(
     settings: Settings,
+    journal: Journal,
     executor,
     noise,
     latent_image,
@@ -39,7 +41,7 @@ def sample_with_cache(
     *args,
     **kwargs,
 ):
-    """OUTER_SAMPLE wrapper: opens a run and closes it whatever happens."""
+    """OUTER_SAMPLE wrapper: opens a run and closes it whatever happens; its report goes to the journal."""
     guider = executor.class_obj
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
     run = Run(settings, len(sigmas) - 1, model_sampling, packed_streams(*args, **kwargs), foreseen(sampler))
@@ -49,8 +51,11 @@ def sample_with_cache(
             "their errors, so use one of them"
         )
 
-    def report(step, denoised, x, total_steps):
+    live, state = Live(journal.node), "stopped"
+
+    def after_step(step, denoised, x, total_steps):
         run.clock.report(step)
+        live.tell("running", run.account)
         if callback is not None:
             callback(step, denoised, x, total_steps)
 
@@ -61,12 +66,16 @@ def sample_with_cache(
         WrappersMP.CALC_COND_BATCH, KEY, run.calc_cond_batch, guider.model_options, is_model_options=True
     )
     try:
-        samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, report, *args, **kwargs)
+        samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
         log.info(run.summary())
+        state = "done"
         return samples
     finally:
         guider.model_options = original_options
         run.close()
+        live.tell(state, run.account)
+        if state == "done":
+            journal.last = run.report()
 
 
 def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list[int]:
@@ -227,6 +236,14 @@ class Run:
 
     def summary(self) -> str:
         return summarise(self.settings, self.clock.steps, self._controller.computed, self._controller.skipped)
+
+    def account(self) -> tuple[dict, list, int]:
+        """The report without its trace, the trace so far, and how many of its records have all their numbers."""
+        return totals(self.settings, self._total_steps, self._controller), *self._controller.trace_so_far()
+
+    def report(self) -> dict:
+        """The report as the user gets it; waits for the device."""
+        return {**totals(self.settings, self._total_steps, self._controller), "trace": self._controller.trace}
 
     def close(self) -> None:
         """Let go of every tensor, even if somebody still holds this run."""

@@ -8,6 +8,12 @@ import torch
 EMA = 0.998
 
 
+def half_precision():
+    """bfloat16 where the processor has it; elsewhere it is emulated and many times slower than float32."""
+    has_it = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_it)
+
+
 class Stage:
     """One resumable training run: a module, its optimiser, its step and its moving average on disk."""
 
@@ -98,7 +104,7 @@ def flow_matching_loss(velocity, latent: torch.Tensor, shift: float, rng: torch.
     sigma = _noise_levels(len(latent), shift, rng)
     noise = torch.randn(latent.shape, generator=rng)
     level = sigma.view(-1, *[1] * (latent.ndim - 1))
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         answer = velocity((1 - level) * latent + level * noise, sigma)
     return (answer.float() - (noise - latent)).square().mean()
 
@@ -112,6 +118,6 @@ def noise_prediction_loss(noise_in, latent: torch.Tensor, model_sampling, rng: t
     sigma = model_sampling.sigmas[timestep]
     noise = torch.randn(latent.shape, generator=rng)
     noisy = model_sampling.noise_scaling(sigma, noise, latent)
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         answer = noise_in(model_sampling.calculate_input(sigma, noisy), timestep)
     return (answer.float() - noise).square().mean()

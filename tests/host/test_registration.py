@@ -47,8 +47,8 @@ def test_widgets_in_their_order(comfy):
 @pytest.mark.parametrize("node", ["EasyCacheAdaptive", "EasyCacheDemoModel", "EasyCacheDemoDecode"])
 def test_every_socket_has_a_tooltip(comfy, node):
     info = comfy.classes[node].GET_NODE_INFO_V1()
-    for section in info["input"].values():
-        for name, spec in section.items():
+    for section in ("required", "optional"):
+        for name, spec in info["input"].get(section, {}).items():
             assert len(spec[1].get("tooltip", "")) > 10, name
     assert all(info["output_tooltips"])
 
