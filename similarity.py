@@ -50,7 +50,7 @@ def _colours(frame: torch.Tensor) -> torch.Tensor:
     """(height, width, 1 to 4) to (3, height, width)."""
     frame = frame.to("cpu", torch.float32).nan_to_num(0.0).clamp(0, 1).movedim(-1, 0)
     if len(frame) % 2 == 0:
-        frame = 0.5 + (frame[:-1] - 0.5) * frame[-1]
+        frame = frame[:-1] * frame[-1] + 0.5 * (1 - frame[-1])  # exact where it is opaque
     return frame.expand(3, -1, -1).contiguous()
 
 
