@@ -4,7 +4,7 @@ import json
 import re
 
 import comfy_host
-import locales
+import node_texts
 import pytest
 
 NODES = ["EasyCacheAdaptive", "EasyCacheReport", "EasyCacheCompare", "EasyCacheDemoModel", "EasyCacheDemoDecode"]
@@ -31,7 +31,7 @@ def texts_of(language):
 def test_the_english_texts_are_those_of_the_code(info):
     """Where they differ the browser shows the file's, and an edit of the code is never seen."""
     written = (LOCALES / "en" / "nodeDefs.json").read_text("utf-8")
-    assert written == locales.as_file(locales.node_texts(info)), "run tools/locales.py"
+    assert written == node_texts.as_file(node_texts.texts_of(info)), "run tools/node_texts.py"
 
 
 def test_every_text_is_there_in_chinese():

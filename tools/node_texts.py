@@ -1,6 +1,6 @@
 """Write locales/en/nodeDefs.json, the texts of the nodes as their code has them, for translators to start from.
 
-`python tools/locales.py`; a test says when it is due.
+`python tools/node_texts.py`; a test says when it is due.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import comfy_host
 ENGLISH = comfy_host.PACK / "locales" / "en" / "nodeDefs.json"
 
 
-def node_texts(info: dict) -> dict:
+def texts_of(info: dict) -> dict:
     """What ComfyUI's frontend looks up for nodes. info: as /object_info has them, by node id."""
     return {name: _texts(node) for name, node in info.items()}
 
@@ -42,5 +42,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as base:
         comfy_host.import_comfy(Path(base))
         ENGLISH.parent.mkdir(parents=True, exist_ok=True)
-        ENGLISH.write_text(as_file(node_texts(asyncio.run(_pack_info()))), encoding="utf-8")
+        ENGLISH.write_text(as_file(texts_of(asyncio.run(_pack_info()))), encoding="utf-8")
     print(f"wrote {ENGLISH}")
