@@ -48,8 +48,8 @@ class Journal:
     def find(self, latent: torch.Tensor) -> dict | None:
         """The report of the run that left this latent.
 
-        Was it changed since (enlarged, put together), then that of the last run, if that was part of the job being
-        executed. None if neither is there.
+        If it was changed since (enlarged, put together), that of the last run, provided it was part of the job being
+        executed. None if there is neither.
         """
         mark, job = _mark(latent), _job()
         for run in reversed(self._runs):
@@ -64,12 +64,12 @@ def _job() -> str | None:
 
 
 def _mark(latent: torch.Tensor) -> tuple[int, int]:
-    """Of a latent's values; the same on every device, and whether streams (video, sound) are packed or side by side.
+    """Of a latent's values: their number and the sum of their bits. Waits for the device.
 
-    Sums of whole numbers do not depend on their order.
+    The same wherever the latent was moved to, and whether streams (video, sound) are packed or side by side.
     """
     streams = latent.unbind() if getattr(latent, "is_nested", False) else [latent]
-    bits = [stream.contiguous().flatten().view(torch.int16) for stream in streams]
+    bits = [stream.cpu().contiguous().flatten().view(torch.int16) for stream in streams]
     return sum(len(stream) for stream in bits), sum(int(stream.sum(dtype=torch.int64)) for stream in bits)
 
 
