@@ -15,7 +15,6 @@ import math
 from collections.abc import Iterator
 
 import torch
-from kornia.metrics import ssim as ssim_map
 
 WINDOW = 11  # pixels; pictures that are smaller have the largest odd window that fits
 STRONGEST = 256  # times: one of 255 levels fills the range
@@ -61,6 +60,9 @@ def squared_error(reference: torch.Tensor, candidate: torch.Tensor) -> float:
 
 def ssim(reference: torch.Tensor, candidate: torch.Tensor) -> float:
     """Mean structural similarity of a frame of (3, height, width); 1 for equal ones."""
+    # ComfyUI counts kornia among what it can do without; then the rest of the pack can, too.
+    from kornia.metrics import ssim as ssim_map
+
     smaller = min(reference.shape[1:])
     window = min(WINDOW, smaller - 1 + smaller % 2)
     values = ssim_map(reference[None], candidate[None], window, max_val=1.0, eps=0.0, padding="valid")

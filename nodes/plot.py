@@ -17,7 +17,6 @@ BAND = (232, 241, 236)  # behind the numbers of a computed evaluation
 ERROR, RATE, LIMIT = (196, 92, 20), (52, 96, 180), (196, 30, 46)
 LEFT, RIGHT = 52, WIDTH - 16  # of the axes
 TEXT = 11
-STEPS_OF_AXES = (1, 2, 5)
 
 
 def draw_report(report: dict) -> Image.Image:
@@ -97,7 +96,7 @@ def _known(values: list) -> list:
 def _round_step(extent: float, most: int) -> float:
     """The smallest of 1, 2, 5, 10, 20 ... (and 0.5, 0.2 ...) that goes at most so many times into extent."""
     power = 10.0 ** math.floor(math.log10(extent / most))
-    return next(step * power for step in (*STEPS_OF_AXES, 10) if step * power * most >= extent * (1 - 1e-9))
+    return next(step * power for step in (1, 2, 5, 10) if step * power * most >= extent * (1 - 1e-9))
 
 
 class _Axis:
@@ -204,9 +203,9 @@ class _Page:
         """Numbers below the columns, from 1, at the first, the last and round ones between that have room."""
         last = self._evaluations
         step = max(1, round(_round_step(last, 10)))
+        room = (self.width(str(last)) + 8) / self._pitch
         shown = {1: "1", last: str(last)}
         for number in range(step, last, step):
-            room = (self.width(str(last)) + 8) / self._pitch
             if all(abs(number - other) >= room for other in shown):
                 shown[number] = str(number)
         for number, text in shown.items():
