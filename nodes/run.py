@@ -69,13 +69,12 @@ def sample_with_cache(
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
         log.info(run.summary())
         state = "done"
-        return samples
     finally:
         guider.model_options = original_options
         run.close()
         live.tell(state, run.account)
-        if state == "done":
-            journal.last = run.report()
+    journal.add(samples, run.report())
+    return samples
 
 
 def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list[int]:
