@@ -27,9 +27,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .course import Course, Debts, View, ratio
-from .predictor import Predictor
-from .rate import mean_abs, thin, transformation_rate, wide
+from .course import Course, Debts, View, ratio, slope
+from .predictor import Place, Predictor, Seen
+from .rate import distance, mean_abs, thin, transformation_rate, wide
 from .storage import keep
 
 # Movements of x off its line below this part (squared) of what else changed D say nothing on theta.
@@ -44,22 +44,19 @@ class Forecast(Predictor):
     Holds three tensors a branch and the input of the last computed evaluation. Norms look at a part of large latents.
     """
 
-    def __init__(self, cache_device: str, streams: Sequence[int], denoised: bool):
+    def __init__(self, cache_device: str, streams: Sequence[int], alone: bool, denoised: bool):
         """denoised: whether outputs are D."""
-        super().__init__(cache_device, streams)
+        super().__init__(cache_device, streams, alone)
         self._outputs_are_denoised = denoised
         self._course = Course()
         self._trust = Trust()
         self._slope: torch.Tensor | None = None  # how fast forecasts of D go wrong, in each stream
-        self._linked: torch.Tensor | bool = True  # whether this evaluation's outputs go on from the last ones
         self._earlier: dict[str, Branch] = {}  # those of the last computed evaluation, during the next
         self._dtype = torch.float32
         self._skipped, self._longest = 0, 1  # evaluations of this gap, and how many they may become
 
-    def arrive(self, sigma, device: torch.device, linked: torch.Tensor | bool) -> None:
+    def arrive(self, sigma, device: torch.device) -> None:
         """Come to the next evaluation.
-
-        linked: whether the network is asked the same as before, and answered with numbers.
 
         Raises ValueError without a sigma.
         """
@@ -67,7 +64,6 @@ class Forecast(Predictor):
             raise ValueError('sigma must be given: predictor "forecast" follows the noise level')
         level = torch.as_tensor(sigma, dtype=torch.float32).flatten()[0]
         self._course.at(level.to(device, non_blocking=True, copy=True))
-        self._linked = linked
 
     def leave(self, skipping: bool) -> None:
         """What was decided there."""
@@ -88,10 +84,15 @@ class Forecast(Predictor):
         """
         return self._slope is not None and self._skipped < self._longest
 
-    def error(self, input_change: torch.Tensor) -> torch.Tensor:
+    @property
+    def place(self) -> Place | None:
+        """This noise level; None while nothing was computed."""
+        return None if self.empty else Place(self._course.distance, self._course.sigma)
+
+    def error(self, input_change: torch.Tensor, place: Place) -> torch.Tensor:
         """E: the expected miss of a forecast of v at this noise level, relative to ||v_i||."""
         tiny = torch.finfo(self.output_norm.dtype).tiny
-        return self._slope * self._course.distance / self._course.sigma / self.output_norm.clamp_min(tiny)
+        return self._slope * place.distance / place.sigma / self.output_norm.clamp_min(tiny)
 
     def look(self, tensor: torch.Tensor) -> torch.Tensor:
         """What of a tensor goes into norms; packed streams stay as they are."""
@@ -107,8 +108,8 @@ class Forecast(Predictor):
         if before is not None and before.last.shape != denoised.shape:
             before = None
         if tracked:
-            self._track(branch, before, self.look(here), self.look(x).to(output.device), linked)
-            self._dtype = output.dtype
+            self._see(self._look_back(branch, before, self.look(here), self.look(x).to(output.device)), healthy)
+            self._tracked, self._dtype = branch, output.dtype
         if before is None:
             self._branches[branch] = Branch(x, denoised)
         else:
@@ -121,22 +122,38 @@ class Forecast(Predictor):
         denoised = torch.addcmul(wide(x.to(output.device)), wide(output), -self._course.sigma)
         return denoised.to(torch.promote_types(x.dtype, output.dtype))
 
-    def _track(self, branch: str, before: "Branch | None", denoised, x, linked: torch.Tensor) -> None:
+    def _look_back(self, branch: str, before: "Branch | None", denoised: torch.Tensor, x: torch.Tensor) -> Seen:
         """What the tracked branch tells of the network; denoised, x: what `look` leaves of them."""
         per_sigma = self._per_sigma
         output = (wide(x) - wide(denoised)) * per_sigma
-        self.output_norm = mean_abs(output, self._streams)
+        norm = mean_abs(output, self._streams)
         if before is None or branch != self._tracked:
-            self._tracked, self.rate, self._slope = branch, None, None
-            return
+            return Seen(norm)
         view = self._course.view_there
         last = before.seen(self.look, x.device)
         # k as the paper has it; forecasts do not go by it.
         earlier_output = (wide(last.x) - wide(last.last)) * (view.onward * per_sigma)
-        self.rate = transformation_rate(output, earlier_output, x, last.x, self.rate, self._streams)
-        miss = self._trust.learn(*last.surprise(x, denoised, view), linked)
-        slope = self._course.slope(mean_abs(miss, self._streams), self._slope)
-        self._slope = slope if self._slope is None else torch.where(linked, slope, self._slope)
+        off_line, off_lean = last.surprise(x, denoised, view)
+        return Seen(
+            norm,
+            distance(output, earlier_output, self._streams),
+            distance(x, last.x, self._streams),
+            mean_abs(self._trust.miss(off_line, off_lean), self._streams),
+            self._course.passed,
+            # Sums suffice alone; slices of a latent, of which each rank has one, add up by their means.
+            *Trust.movements(off_line, off_lean, 1 if self._alone else x.numel()),
+        )
+
+    def conclude(self, seen: Seen, linked: torch.Tensor) -> None:
+        """Go on from what was seen of the tracked branch."""
+        self.output_norm = seen.output_norm
+        if seen.output_change is None:
+            self.rate = self._slope = None
+            return
+        self.rate = transformation_rate(seen.output_change, seen.moved, self.rate)
+        self._trust.learn(seen.followed, seen.left, seen.leant, linked)
+        now = slope(seen.miss, seen.passed, self._slope)
+        self._slope = now if self._slope is None else torch.where(linked, now, self._slope)
 
     @property
     def _per_sigma(self) -> torch.Tensor:
@@ -167,15 +184,23 @@ class Trust:
         self._followed: torch.Tensor | float = 0.0
         self._left: torch.Tensor | float = 0.0
 
-    def learn(self, off_line: torch.Tensor, off_lean: torch.Tensor, linked: torch.Tensor) -> torch.Tensor:
-        """Look at a `Branch.surprise`, and return what was missed of D with the theta so far."""
-        miss = off_lean - off_line * self.theta
-        followed = MEMORY * self._followed + (off_line * off_lean).sum()
-        left = MEMORY * self._left + off_line.square().sum() + NOTICEABLE * off_lean.square().sum()
+    def miss(self, off_line: torch.Tensor, off_lean: torch.Tensor) -> torch.Tensor:
+        """What was missed of D with the theta so far, for a `Branch.surprise`."""
+        return off_lean - off_line * self.theta
+
+    @staticmethod
+    def movements(off_line: torch.Tensor, off_lean: torch.Tensor, count: int) -> list[torch.Tensor]:
+        """What `learn` needs of a `Branch.surprise`: sums of products, over count."""
+        sums = [(off_line * off_lean).sum(), off_line.square().sum(), off_lean.square().sum()]
+        return sums if count == 1 else [total / count for total in sums]
+
+    def learn(self, followed: torch.Tensor, left: torch.Tensor, leant: torch.Tensor, linked: torch.Tensor) -> None:
+        """Take in what `movements` were seen."""
+        followed = MEMORY * self._followed + followed
+        left = MEMORY * self._left + left + NOTICEABLE * leant
         self._followed = torch.where(linked, followed, self._followed)
         self._left = torch.where(linked, left, self._left)
         self.theta = ratio(self._followed, self._left).clamp(0, 1)
-        return miss
 
 
 class Branch:

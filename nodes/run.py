@@ -192,6 +192,8 @@ class Run:
                     for i in range(len(conds))
                 ]
             except OOM_EXCEPTION:
+                if self._controller.shared:
+                    raise
                 self._controller.forget()
         denoised = self._computed(compute)
         if self._reusing:
@@ -212,11 +214,14 @@ class Run:
             self._computing = False
 
     def _with_room(self, make, *args):
-        """make(*args), a second time without the cache if there was no room for both."""
+        """make(*args), a second time without the cache if there was no room for both.
+
+        Not where other ranks run along: the network talks to theirs, and one rank alone must not run it again.
+        """
         try:
             return make(*args)
         except OOM_EXCEPTION:
-            if not self._controller.holds_tensors:
+            if self._controller.shared or not self._controller.holds_tensors:
                 raise
             log.warning("EasyCache: out of memory; the cache is freed and what failed is done again")
             self._controller.forget()
