@@ -132,7 +132,8 @@ class CacheController:
         place = None
         if self.shared:
             input_change, place, force, changed = self._agreed(x, sigma, step, input_change, force, changed)
-        self._predictor.link(self._goes_on(changed))
+        linked = self._goes_on(changed)
+        self._predictor.link(bool(linked) if self.shared else linked)
         self._error = None
         force = _either(force, changed)
         if self._budget is None:

@@ -12,6 +12,7 @@ rank lays down a row an evaluation and reads all of them. One that leaves lays d
 row and goes, so the others find out as soon as they come to decide, and are told why.
 """
 
+import json
 import struct
 import time
 import uuid
@@ -113,9 +114,9 @@ class Meeting:
         self._store = dist.distributed_c10d._get_default_store()
         self._base = "easycache/" + "-".join(map(str, members))
         self._evaluation, self._left = 0, False
-        self._run = self._gather_members(f"{terms}, sharded={ranks.sharded}")
+        self._run = self._assemble(f"{terms}, sharded={ranks.sharded}")
 
-    def _gather_members(self, terms: str) -> str:
+    def _assemble(self, terms: str) -> str:
         """The run's name. The first member makes it up, and tells those who have said hello.
 
         A rank may have missed runs that others began, or have said hello to one that came to nothing. So nobody counts
@@ -125,17 +126,33 @@ class Meeting:
         self._ask("set", f"{hello}/{self._me}", f"{ticket} {terms}")
         try:
             if self._me == self._members[0]:
-                hellos = [word.decode().split(" ", 1) for word in self._take(hello, self._members, "the run")]
-                verdict = _differences(self._members, [theirs for _, theirs in hellos]) or ticket
-                for theirs, _ in hellos:
-                    self._ask("set", f"{self._base}/{theirs}/{self._members[0]}", verdict)
-            answer = self._take(f"{self._base}/{ticket}", self._members[:1], "the run")[0].decode()
+                self._preside(hello, run=ticket)
+            # The first member may come as late as any, and then wait for the others.
+            answer = json.loads(self._take(f"{self._base}/{ticket}", self._members[:1], 2 * self._timeout)[0])
         except BaseException:
             self._ask("delete_key", f"{hello}/{self._me}")
             raise
-        if " " in answer:
-            raise RanksDiffer(answer)
-        return answer
+        if answer["late"]:
+            raise RankLost(answer["complaint"], answer["late"])
+        if answer["complaint"]:
+            raise RanksDiffer(answer["complaint"])
+        return answer["run"]
+
+    def _preside(self, hello: str, run: str) -> None:
+        late, complaint = (), ""
+        try:
+            self._await(hello, self._members, self._timeout)
+        except RankLost as lost:
+            late, complaint = lost.ranks, str(lost)
+        came = [rank for rank in self._members if rank not in late]
+        hellos = [word.decode().split(" ", 1) for word in self._take(hello, came, self._timeout)]
+        answer = {
+            "run": run,
+            "late": late,
+            "complaint": complaint or _differences(came, [theirs for _, theirs in hellos]),
+        }
+        for ticket, _ in hellos:
+            self._ask("set", f"{self._base}/{ticket}/{self._members[0]}", json.dumps(answer))
 
     def agree(self, word: Word, along: Sequence[torch.Tensor], device: torch.device) -> tuple[Word, list[float]]:
         """(what all ranks say, as numbers and tensors on the host; along, on the host).
@@ -198,7 +215,7 @@ class Meeting:
         here, before = f"{self._run}/{self._evaluation}", f"{self._run}/{self._evaluation - 1}"
         self._ask("set", f"{here}/{self._me}", b"+" + struct.pack(f"<{len(row)}d", *row))
         self._evaluation += 1  # a farewell goes where the others look next
-        words = self._await(here, self._members, f"evaluation {self._evaluation}")
+        words = self._await(here, self._members, self._timeout)
         gone = {rank: word[1:].decode() for rank, word in zip(self._members, words, strict=True) if word[:1] == b"-"}
         if gone:
             reasons = "; ".join(f"rank {rank}: {reason}" for rank, reason in gone.items())
@@ -206,15 +223,15 @@ class Meeting:
         self._ask("delete_key", f"{before}/{self._me}")  # who is here has read what was there
         return torch.tensor([struct.unpack(f"<{len(row)}d", word[1:]) for word in words], dtype=torch.float64)
 
-    def _await(self, folder: str, ranks: Sequence[int], what: str) -> list[bytes]:
+    def _await(self, folder: str, ranks: Sequence[int], seconds: float) -> list[bytes]:
         """What these ranks have laid down in the folder."""
-        keys, nap, deadline = [f"{folder}/{rank}" for rank in ranks], 1e-4, time.monotonic() + self._timeout
+        keys, nap, deadline = [f"{folder}/{rank}" for rank in ranks], 1e-4, time.monotonic() + seconds
         while not self._ask("check", keys):
             if time.monotonic() > deadline:
                 late = [rank for rank, key in zip(ranks, keys, strict=True) if not self._ask("check", [key])]
                 raise RankLost(
-                    f"did not come to {what} within {self._timeout:g} s: {_named(late)}. Processes that do not sample "
-                    "together must not share a group (easycache_core.Ranks)",
+                    f"did not come to evaluation {self._evaluation} within {seconds:g} s: {_named(late)}. Processes "
+                    "that do not sample together must not share a group (easycache_core.Ranks)",
                     late,
                 )
             time.sleep(nap)
@@ -228,8 +245,8 @@ class Meeting:
         except RuntimeError as error:
             raise RankLost("torch.distributed's store does not answer: has the process that keeps it ended?") from error
 
-    def _take(self, folder: str, ranks: Sequence[int], what: str) -> list[bytes]:
-        words = self._await(folder, ranks, what)
+    def _take(self, folder: str, ranks: Sequence[int], seconds: float) -> list[bytes]:
+        words = self._await(folder, ranks, seconds)
         for rank in ranks:
             self._ask("delete_key", f"{folder}/{rank}")
         return words
