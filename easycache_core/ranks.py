@@ -236,7 +236,8 @@ class Meeting:
                 )
             time.sleep(nap)
             nap = min(1.5 * nap, LONGEST_NAP)
-        return [self._ask("get", key) for key in keys]
+        many = self._store.has_extended_api()  # a FileStore has not
+        return self._ask("multi_get", keys) if many else [self._ask("get", key) for key in keys]
 
     def _ask(self, what: str, *args):
         """A method of the store."""
