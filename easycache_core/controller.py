@@ -184,7 +184,7 @@ class CacheController:
         )  # fmt: skip
         agreed, numbers = self._meeting.agree(word, self._trace.pending, x.device)
         self._trace.deliver(numbers)
-        self._healthy = None if self._healthy is None else torch.tensor(agreed.healthy)
+        self._healthy = torch.tensor(agreed.healthy)
         if agreed.lost:
             self.forget()
             self._lost = False
@@ -287,7 +287,10 @@ class CacheController:
 
     @property
     def trace(self) -> list[Record]:
-        """One record an evaluation; reading it waits for the device."""
+        """One record an evaluation; reading it waits for the device.
+
+        With other ranks, what a computed evaluation tells of rate and output norm is known from the next one on.
+        """
         return self._trace.resolve()
 
     def trace_so_far(self) -> tuple[list[Record], int]:

@@ -258,7 +258,7 @@ class Meeting:
             return
         self._left = True
         try:
-            self._store.set(f"{self._run}/{self._evaluation}/{self._me}", f"-{reason}")
+            self._store.set(f"{self._run}/{self._evaluation}/{self._me}", b"-" + reason.encode(errors="replace"))
             if self._store.add(f"{self._run}/left", 1) == len(self._members):
                 for evaluation in (self._evaluation - 1, self._evaluation):
                     for rank in self._members:

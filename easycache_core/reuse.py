@@ -16,7 +16,7 @@ class Reuse(Predictor):
     Holds one output a branch and the input of the last computed evaluation, all in the dtype they came in.
     """
 
-    def __init__(self, cache_device: str, streams: Sequence[int], alone: bool = True):
+    def __init__(self, cache_device: str, streams: Sequence[int], alone: bool):
         super().__init__(cache_device, streams, alone)
         self._error: torch.Tensor | None = None  # E; None stands for 0
 

@@ -1,7 +1,7 @@
 """One of two ranks, each a real ComfyUI with the pack, that sample together; writes down what it saw as JSON.
 
-python comfy_rank_worker.py RANK PORT FOLDER, with a TCPStore at that port. The ranks have different noise, so that each
-would decide differently alone.
+python comfy_rank_worker.py RANK PORT FOLDER, with a TCPStore at that port. Noise and guidance are each rank's own, so
+that it would decide differently alone.
 """
 
 import asyncio
@@ -49,7 +49,15 @@ class Worker:
         handle = self.model.model.diffusion_model.register_forward_pre_hook(hook)
         try:
             self._classes["KSampler"]().sample(
-                model, self.rank, STEPS, 4.0, "euler", "simple", self.positive, self.negative, self.latent
+                model,
+                self.rank,
+                STEPS,
+                2.0 + 5 * self.rank,
+                "euler",
+                "simple",
+                self.positive,
+                self.negative,
+                self.latent,
             )
         except BaseException as error:
             return {"failed": f"{type(error).__name__}: {error}"}
