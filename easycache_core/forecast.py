@@ -28,7 +28,7 @@ from collections.abc import Sequence
 import torch
 
 from .course import Course, Debts, View, ratio, slope
-from .predictor import Place, Predictor, Seen
+from .predictor import Movements, Place, Predictor, Seen
 from .rate import distance, mean_abs, thin, transformation_rate, wide
 from .storage import keep
 
@@ -140,8 +140,8 @@ class Forecast(Predictor):
             distance(x, last.x, self._streams),
             mean_abs(self._trust.miss(off_line, off_lean), self._streams),
             self._course.passed,
-            # Sums suffice alone; slices of a latent, of which each rank has one, add up by their means.
-            *Trust.movements(off_line, off_lean, 1 if self._alone else x.numel()),
+            # Alone sums will do; slices of a latent, of which each rank has one, add up by their means.
+            Trust.movements(off_line, off_lean, 1 if self._alone else x.numel()),
         )
 
     def conclude(self, seen: Seen, linked: torch.Tensor) -> None:
@@ -151,7 +151,7 @@ class Forecast(Predictor):
             self.rate = self._slope = None
             return
         self.rate = transformation_rate(seen.output_change, seen.moved, self.rate)
-        self._trust.learn(seen.followed, seen.left, seen.leant, linked)
+        self._trust.learn(seen.movements, linked)
         now = slope(seen.miss, seen.passed, self._slope)
         self._slope = now if self._slope is None else torch.where(linked, now, self._slope)
 
@@ -189,15 +189,15 @@ class Trust:
         return off_lean - off_line * self.theta
 
     @staticmethod
-    def movements(off_line: torch.Tensor, off_lean: torch.Tensor, count: int) -> list[torch.Tensor]:
-        """What `learn` needs of a `Branch.surprise`: sums of products, over count."""
-        sums = [(off_line * off_lean).sum(), off_line.square().sum(), off_lean.square().sum()]
-        return sums if count == 1 else [total / count for total in sums]
+    def movements(off_line: torch.Tensor, off_lean: torch.Tensor, count: int) -> Movements:
+        """What `learn` needs of a `Branch.surprise`: sums over count."""
+        sums = Movements((off_line * off_lean).sum(), off_line.square().sum(), off_lean.square().sum())
+        return sums if count == 1 else Movements(*(total / count for total in sums))
 
-    def learn(self, followed: torch.Tensor, left: torch.Tensor, leant: torch.Tensor, linked: torch.Tensor) -> None:
-        """Take in what `movements` were seen."""
-        followed = MEMORY * self._followed + followed
-        left = MEMORY * self._left + left + NOTICEABLE * leant
+    def learn(self, seen: Movements, linked: torch.Tensor) -> None:
+        """Take in what was seen."""
+        followed = MEMORY * self._followed + seen.followed
+        left = MEMORY * self._left + seen.left + NOTICEABLE * seen.leant
         self._followed = torch.where(linked, followed, self._followed)
         self._left = torch.where(linked, left, self._left)
         self.theta = ratio(self._followed, self._left).clamp(0, 1)

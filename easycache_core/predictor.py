@@ -13,12 +13,20 @@ class Place(NamedTuple):
     sigma: torch.Tensor
 
 
+class Movements(NamedTuple):
+    """What forecasts learn trust from: sums over the tracked branch's elements (Trust), one number each."""
+
+    followed: torch.Tensor
+    left: torch.Tensor
+    leant: torch.Tensor
+
+
 class Seen(NamedTuple):
     """What the tracked branch told where the network ran; norms have an entry a stream.
 
     output_norm: ||v_i||. The rest is None without a computed evaluation j before it. output_change, moved:
     ||v_i - v_j||, ||x_i - x_j||. Of forecasts alone: miss, by how much one would have been off; passed, how far the
-    evaluations lie apart; followed, left, leant: Trust.movements.
+    evaluations lie apart; movements.
     """
 
     output_norm: torch.Tensor
@@ -26,9 +34,7 @@ class Seen(NamedTuple):
     moved: torch.Tensor | None = None
     miss: torch.Tensor | None = None
     passed: torch.Tensor | None = None
-    followed: torch.Tensor | None = None
-    left: torch.Tensor | None = None
-    leant: torch.Tensor | None = None
+    movements: Movements | None = None
 
 
 class Predictor:

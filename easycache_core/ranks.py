@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from .decision import read
-from .predictor import Place, Seen
+from .predictor import Movements, Place, Seen
 
 LONGEST_NAP = 0.01  # seconds between two looks at the store, in the end
 
@@ -165,7 +165,8 @@ class Meeting:
         row = [word.step, word.lost, word.force, word.changed, word.healthy]
         row += [word.seen is not None, word.seen is not None and word.seen.output_change is not None]
         row += self._each_stream(word.elements)
-        for measure in (word.input_change, *_parts(word.place, Place), *_parts(word.seen, Seen)):
+        *norms, movements = _parts(word.seen, Seen)
+        for measure in (word.input_change, *_parts(word.place, Place), *norms, *_parts(movements, Movements)):
             row += self._each_stream(measure)
         numbers = read([*row, *along], device)
         return self._together(word, self._exchange(numbers[: len(row)])), numbers[len(row) :]
@@ -190,12 +191,11 @@ class Meeting:
         share = elements.sum(2) / elements.sum()
         whole = (known[:, :, 0] * share).sum(0).float()  # of what has no streams
 
-        places, told = slice(1, 1 + len(Place._fields)), slice(1 + len(Place._fields), None)
+        input_change, places, movements = norms[0], 1 + len(Place._fields), len(norms) - len(Movements._fields)
         agreed = None
         if word.seen is not None and all(seen):
-            movements = ("followed", "left", "leant")
-            theirs = Seen(*norms[told])._replace(**dict(zip(movements, whole[-len(movements) :], strict=True)))
-            agreed = theirs if all(seen_before) else Seen(theirs.output_norm)
+            agreed = Seen(*norms[places:movements], Movements(*whole[movements:]))
+            agreed = agreed if all(seen_before) else Seen(agreed.output_norm)
         return Word(
             step=word.step,
             lost=any(lost),
@@ -203,8 +203,8 @@ class Meeting:
             changed=any(changed),
             healthy=all(healthy),
             elements=word.elements,
-            input_change=None if word.input_change is None else norms[0],
-            place=None if word.place is None else Place(*norms[places]),
+            input_change=None if word.input_change is None else input_change,
+            place=None if word.place is None else Place(*norms[1:places]),
             seen=agreed,
         )
 
@@ -268,7 +268,7 @@ class Meeting:
             pass  # where there is no store any more, the others have found out
 
 
-def _parts(measured: Place | Seen | None, kind: type) -> Sequence[torch.Tensor | None]:
+def _parts(measured: Place | Seen | Movements | None, kind: type) -> Sequence[torch.Tensor | None]:
     return [None] * len(kind._fields) if measured is None else measured
 
 
