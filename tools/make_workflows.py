@@ -87,7 +87,7 @@ def video(graph: Graph, images, fps: float, name: str) -> list[Node]:
 
 
 def note(graph: Graph, about: str, *files: File) -> Node:
-    listed = "\n".join(f"- `models/{file.folder}`: [{file.name}]({file.url})" for file in files)
+    listed = "\n".join(f"- models/{file.folder}: [{file.name}]({file.url})" for file in files)
     return graph.note(f"{about}\n\n### Files\n\n{listed}" if files else about)
 
 
@@ -113,8 +113,8 @@ def instant_demo(graph: Graph) -> None:
         ## EasyCache, the instant demo
 
         Press **Run**. A tiny video model that comes with the pack draws the same video twice: on the left with every
-        step computed, on the right with **EasyCache (Adaptive)** skipping the steps it can predict. The log says how
-        many steps were skipped.
+        step computed, on the right with **EasyCache (Adaptive)** skipping the steps it can predict. The chart on the
+        node and the log tell how many were skipped.
 
         Then turn the sliders:
 
@@ -128,12 +128,10 @@ def instant_demo(graph: Graph) -> None:
         """,
     )
     graph.columns(
-        ("", [about]),
-        ("Model and words", [demo, shifted, seed]),
-        ("EasyCache", [cached]),
-        ("Sample, uncached and cached", samplers),
-        ("Decode and compare", [*decoded, both]),
-        ("Save", [saved]),
+        [("", [about])],
+        [("Model and words", [demo, shifted, seed]), ("EasyCache", [cached])],
+        [("Sample", samplers)],
+        [("Decode and compare", [*decoded, both]), ("Save", [saved])],
     )
 
 
@@ -144,7 +142,7 @@ def wan_21_t2v(graph: Graph) -> None:
     vae = load(graph, "VAELoader", vae_name=WAN_VAE)
     positive, negative = prompts(graph, clip, LIGHTHOUSE)
     latent = graph.node("EmptyHunyuanLatentVideo", "Empty latent", width=832, height=480, length=81)
-    shifted = graph.node("ModelSamplingSD3", size=(360, None), model=model, shift=8.0)
+    shifted = graph.node("ModelSamplingSD3", model=model, shift=8.0)
     cached = easycache(graph, shifted, threshold=0.05, warmup_steps=5)
     sampled = graph.node("KSampler", model=cached, positive=positive, negative=negative, latent_image=latent, seed=1,
                          steps=30, cfg=6.0, sampler_name="uni_pc", scheduler="simple")  # fmt: skip
@@ -155,8 +153,8 @@ def wan_21_t2v(graph: Graph) -> None:
         ## Wan 2.1 text to video, with EasyCache
 
         **EasyCache (Adaptive)** stands between the shift and the sampler. It is set to forecast steps as long as the
-        error stays below **threshold** 0.05, after a warm-up of 5 of the 30 steps. The log tells how many steps were
-        computed.
+        error stays below **threshold** 0.05, after a warm-up of 5 of the 30 steps. The chart on the node and the log
+        tell how many were computed.
 
         - Not fast enough: **threshold** up to 0.1, or **target_speedup** 2 for 15 of the 30 steps, whatever the
           picture. Past 2.5 look closely at hands, faces and fast motion.
@@ -170,12 +168,11 @@ def wan_21_t2v(graph: Graph) -> None:
         network, UMT5, WAN_VAE,
     )  # fmt: skip
     graph.columns(
-        ("", [about]),
-        ("Load models", [model, clip, vae]),
-        ("Prompt", [positive, negative, latent]),
-        ("EasyCache", [shifted, cached]),
-        ("Sample", [sampled]),
-        ("Decode and save", [decoded, *video(graph, decoded, 16.0, "wan21_t2v")]),
+        [("", [about])],
+        [("Load models", [model, clip, vae]), ("Prompt", [positive, negative, latent])],
+        [("EasyCache", [shifted, cached])],
+        [("Sample", [sampled])],
+        [("Decode and save", [decoded, *video(graph, decoded, 16.0, "wan21_t2v")])],
     )
 
 
@@ -190,11 +187,11 @@ def wan_21_i2v(graph: Graph) -> None:
         The scene comes to life: gentle natural movement, hair and cloth stir in a light wind, the camera moves slowly
         closer. The subject stays the same.
     """)  # fmt: skip
-    image = graph.node("LoadImage", "First frame", (TEXT[0], 340), image="example.png")
+    image = graph.node("LoadImage", "First frame", (TEXT[0], 470), image="example.png")
     seen = graph.node("CLIPVisionEncode", clip_vision=vision, image=image, crop="none")
     start = graph.node("WanImageToVideo", positive=positive, negative=negative, vae=vae, clip_vision_output=seen,
                        start_image=image, width=832, height=480, length=81)  # fmt: skip
-    shifted = graph.node("ModelSamplingSD3", size=(360, None), model=model, shift=3.0)
+    shifted = graph.node("ModelSamplingSD3", model=model, shift=3.0)
     cached = easycache(graph, shifted, threshold=0.05, warmup_steps=6)
     sampled = graph.node("KSampler", model=cached, positive=start["positive"], negative=start["negative"],
                          latent_image=start["latent"], seed=1, steps=40, cfg=5.0, sampler_name="uni_pc",
@@ -219,13 +216,12 @@ def wan_21_i2v(graph: Graph) -> None:
         network, UMT5, WAN_VAE, vision_file,
     )  # fmt: skip
     graph.columns(
-        ("", [about]),
-        ("Load models", [model, clip, vae, vision]),
-        ("Prompt and first frame", [positive, negative, image]),
-        ("Start from the frame", [seen, start]),
-        ("EasyCache", [shifted, cached]),
-        ("Sample", [sampled]),
-        ("Decode and save", [decoded, *video(graph, decoded, 16.0, "wan21_i2v")]),
+        [("", [about])],
+        [("Load models", [model, clip, vae, vision]), ("Prompt", [positive, negative])],
+        [("First frame", [image, seen, start])],
+        [("EasyCache", [shifted, cached])],
+        [("Sample", [sampled])],
+        [("Decode and save", [decoded, *video(graph, decoded, 16.0, "wan21_i2v")])],
     )
 
 
@@ -238,7 +234,7 @@ def wan_22_t2v(graph: Graph) -> None:
     vae = load(graph, "VAELoader", vae_name=WAN_VAE)
     positive, negative = prompts(graph, clip, POTTER)
     latent = graph.node("EmptyHunyuanLatentVideo", "Empty latent", width=832, height=480, length=81)
-    shifted = [graph.node("ModelSamplingSD3", size=(360, None), model=model, shift=8.0) for model in models]
+    shifted = [graph.node("ModelSamplingSD3", model=model, shift=8.0) for model in models]
     cached = [
         easycache(graph, model, title, target_speedup=speedup)
         for model, title, speedup in zip(
@@ -276,13 +272,11 @@ def wan_22_t2v(graph: Graph) -> None:
         *networks, UMT5, WAN_VAE,
     )  # fmt: skip
     graph.columns(
-        ("", [about]),
-        ("Load models", [*models, clip, vae]),
-        ("Prompt", [positive, negative, latent]),
-        ("EasyCache, high noise", [shifted[0], cached[0]]),
-        ("EasyCache, low noise", [shifted[1], cached[1]]),
-        ("Sample", [high, low]),
-        ("Decode and save", [decoded, *video(graph, decoded, 16.0, "wan22_t2v")]),
+        [("", [about])],
+        [("Load models", [*models, clip, vae]), ("Prompt", [positive, negative, latent])],
+        [("High noise: EasyCache", [shifted[0], cached[0]]), ("Low noise: EasyCache", [shifted[1], cached[1]])],
+        [("Sample", [high, low])],
+        [("Decode and save", [decoded, *video(graph, decoded, 16.0, "wan22_t2v")])],
     )
 
 
@@ -295,9 +289,9 @@ def hunyuan_video(graph: Graph) -> None:
     clip = load(graph, "DualCLIPLoader", clip_name1=clip_l, clip_name2=llava, type="hunyuan_video")
     vae = load(graph, "VAELoader", vae_name=vae_file)
     positive = graph.node("CLIPTextEncode", "Prompt", TEXT, clip=clip, text=" ".join(LIGHTHOUSE.split()))
-    guided = graph.node("FluxGuidance", size=TEXT, conditioning=positive, guidance=6.0)
-    latent = graph.node("EmptyHunyuanLatentVideo", "Empty latent", TEXT, width=848, height=480, length=73)
-    shifted = graph.node("ModelSamplingSD3", size=(360, None), model=model, shift=7.0)
+    guided = graph.node("FluxGuidance", conditioning=positive, guidance=6.0)
+    latent = graph.node("EmptyHunyuanLatentVideo", "Empty latent", width=848, height=480, length=73)
+    shifted = graph.node("ModelSamplingSD3", model=model, shift=7.0)
     cached = easycache(graph, shifted, threshold=0.025, warmup_steps=5, predictor="reuse")
     noise = graph.node("RandomNoise", noise_seed=1)
     guider = graph.node("BasicGuider", model=cached, conditioning=guided)
@@ -325,12 +319,11 @@ def hunyuan_video(graph: Graph) -> None:
         network, clip_l, llava, vae_file,
     )  # fmt: skip
     graph.columns(
-        ("", [about]),
-        ("Load models", [model, clip, vae]),
-        ("Prompt", [positive, guided, latent]),
-        ("EasyCache", [shifted, cached]),
-        ("Sample", [noise, guider, sampler, sigmas, sampled]),
-        ("Decode and save", [decoded, *video(graph, decoded, 24.0, "hunyuan_video")]),
+        [("", [about])],
+        [("Load models", [model, clip, vae]), ("Prompt", [positive, guided, latent])],
+        [("EasyCache", [shifted, cached])],
+        [("Sample", [noise, guider, sampler, sigmas, sampled])],
+        [("Decode and save", [decoded, *video(graph, decoded, 24.0, "hunyuan_video")])],
     )
 
 
@@ -341,9 +334,9 @@ def flux(graph: Graph) -> None:
         "A small bookshop on a rainy street corner at night, its window glowing warm yellow. Reflections on wet "
         "cobblestones, a bicycle leaning by the door, a hand-painted sign above it that reads \"Second Chapter\"."
     ))  # fmt: skip
-    guided = graph.node("FluxGuidance", size=TEXT, conditioning=positive, guidance=3.5)
-    negative = graph.node("ConditioningZeroOut", "No negative prompt", TEXT, conditioning=positive)
-    latent = graph.node("EmptySD3LatentImage", "Empty latent", TEXT, width=1024, height=1024)
+    guided = graph.node("FluxGuidance", conditioning=positive, guidance=3.5)
+    negative = graph.node("ConditioningZeroOut", "No negative prompt", conditioning=positive)
+    latent = graph.node("EmptySD3LatentImage", "Empty latent", width=1024, height=1024)
     cached = easycache(graph, loaded["MODEL"], target_speedup=2.0)
     sampled = graph.node("KSampler", model=cached, positive=guided, negative=negative, latent_image=latent, seed=1,
                          steps=28, cfg=1.0, sampler_name="euler", scheduler="simple")  # fmt: skip
@@ -368,12 +361,11 @@ def flux(graph: Graph) -> None:
         checkpoint,
     )
     graph.columns(
-        ("", [about]),
-        ("Load models", [loaded]),
-        ("Prompt", [positive, guided, negative, latent]),
-        ("EasyCache", [cached]),
-        ("Sample", [sampled]),
-        ("Decode and save", [decoded, saved]),
+        [("", [about])],
+        [("Load models", [loaded]), ("Prompt", [positive, guided, negative, latent])],
+        [("EasyCache", [cached])],
+        [("Sample", [sampled])],
+        [("Decode and save", [decoded, saved])],
     )
 
 
@@ -384,7 +376,7 @@ def sdxl(graph: Graph) -> None:
         photograph of an old stone bridge over a mountain stream in autumn, golden larches, morning mist between the
         slopes, mossy boulders, soft light, fine detail
     """, "blurry, low quality, oversaturated, painting, frame, text, watermark")  # fmt: skip
-    latent = graph.node("EmptyLatentImage", "Empty latent", TEXT, width=1024, height=1024)
+    latent = graph.node("EmptyLatentImage", "Empty latent", width=1024, height=1024)
     cached = easycache(graph, loaded["MODEL"], threshold=0.05, warmup_steps=5)
     sampled = graph.node("KSampler", model=cached, positive=positive, negative=negative, latent_image=latent, seed=1,
                          steps=30, cfg=7.0, sampler_name="dpmpp_2m", scheduler="karras")  # fmt: skip
@@ -396,7 +388,7 @@ def sdxl(graph: Graph) -> None:
         ## SDXL text to image, with EasyCache
 
         **EasyCache (Adaptive)** is set to forecast steps as long as the error stays below **threshold** 0.05, after a
-        warm-up of 5 of the 30 steps. The log tells how many steps were computed.
+        warm-up of 5 of the 30 steps. The chart on the node and the log tell how many were computed.
 
         - Not fast enough: **threshold** up to 0.1, or **target_speedup** 2 for 15 of the 30 steps, whatever the
           picture.
@@ -409,12 +401,11 @@ def sdxl(graph: Graph) -> None:
         checkpoint,
     )
     graph.columns(
-        ("", [about]),
-        ("Load models", [loaded]),
-        ("Prompt", [positive, negative, latent]),
-        ("EasyCache", [cached]),
-        ("Sample", [sampled]),
-        ("Decode and save", [decoded, saved]),
+        [("", [about])],
+        [("Load models", [loaded]), ("Prompt", [positive, negative, latent])],
+        [("EasyCache", [cached])],
+        [("Sample", [sampled])],
+        [("Decode and save", [decoded, saved])],
     )
 
 
@@ -434,23 +425,23 @@ class Workflow:
 
 WORKFLOWS = {
     "EasyCache - instant demo": Workflow(instant_demo),
-    "EasyCache - Wan 2.1 text to video": Workflow(
+    "EasyCache - Wan 2.1 T2V": Workflow(
         wan_21_t2v, "Wan 2.1", ("text to video, 1.3B", "forecast by threshold"), sketch(30, 5, 3)
     ),
-    "EasyCache - Wan 2.1 image to video": Workflow(
+    "EasyCache - Wan 2.1 I2V": Workflow(
         wan_21_i2v, "Wan 2.1", ("image to video, 14B", "forecast by threshold"), sketch(40, 6, 3)
     ),
-    "EasyCache - Wan 2.2 text to video": Workflow(
+    "EasyCache - Wan 2.2 T2V": Workflow(
         wan_22_t2v, "Wan 2.2", ("text to video, 14B, high and low noise", "a budget for each half"),
         sketch(10, 4, 2) + sketch(10, 1, 2),
     ),
-    "EasyCache - HunyuanVideo text to video": Workflow(
+    "EasyCache - HunyuanVideo T2V": Workflow(
         hunyuan_video, "HunyuanVideo", ("text to video", "the paper's settings"), sketch(50, 5, 3)
     ),
-    "EasyCache - FLUX text to image": Workflow(
+    "EasyCache - FLUX.1 dev": Workflow(
         flux, "FLUX.1 dev", ("text to image", "a budget of forecasts"), sketch(28, 1, 2), frames=1
     ),
-    "EasyCache - SDXL text to image": Workflow(
+    "EasyCache - SDXL": Workflow(
         sdxl, "SDXL", ("text to image", "forecast by threshold"), sketch(30, 5, 3), frames=1
     ),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Write workflows as the browser saves them, from nodes, links and columns instead of coordinates and slot numbers.
 
-Nodes are laid out in columns, each a titled group. Sizes are what the classic canvas asks for, so that nothing that a
-node shows lies outside of it.
+Nodes are laid out in columns of titled groups. Sizes are what the classic canvas asks for and a little more, which
+Nodes 2.0 needs, so that nothing that a node shows lies outside of it.
 """
 
 import re
@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 
 from workflow import inputs_of
 
-TITLE, SLOT, WIDGET, PADDING = 30, 20, 24, 14  # heights on the canvas, in pixels
+TITLE, SLOT, WIDGET, PADDING = 30, 20, 24, 28  # heights on the canvas, in pixels
 WIDTH, TEXT_HEIGHT = 310, 130
 MARGIN, GROUP_TITLE, GAP = 20, 50, 30
 GROUP_COLOR, NOTE_COLORS = "#3f789e", {"color": "#432", "bgcolor": "#653"}
-NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS = 440, 20, 54  # pixels, pixels, letters a line
+NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS = 440, 19, 56  # pixels, pixels, letters a line
 
 
 class Node:
@@ -124,24 +124,27 @@ class Graph:
         self._nodes.append(node)
         return node
 
-    def columns(self, *columns: tuple[str, Sequence[Node]]) -> None:
-        """Lay out all nodes: (title of the group or "" for none, its nodes from top to bottom), from left to right."""
+    def columns(self, *columns: Sequence[tuple[str, Sequence[Node]]]) -> None:
+        """Lay out all nodes: from left to right columns of groups, each (title or "" for no group, its nodes from top
+        to bottom). The nodes of a column become equally wide."""
         left = 0
-        for title, nodes in columns:
-            top = GROUP_TITLE
-            for node in nodes:
-                top += TITLE
-                node.position = (left + MARGIN, top)
-                top += node.size[1] + GAP
-            width = max(node.size[0] for node in nodes) + 2 * MARGIN
-            if title:
-                bounding = [left, 0, width, top - GAP + MARGIN]
-                number = len(self._groups) + 1
-                self._groups.append(
-                    {"id": number, "title": title, "bounding": bounding, "color": GROUP_COLOR, "font_size": 24,
-                     "flags": {}}
-                )  # fmt: skip
-            left += width + GAP
+        for column in columns:
+            width = max(node.size[0] for _, nodes in column for node in nodes)
+            top = 0
+            for title, nodes in column:
+                bottom = top + GROUP_TITLE
+                for node in nodes:
+                    node.size = (width, node.size[1])
+                    node.position = (left + MARGIN, bottom + TITLE)
+                    bottom += TITLE + node.size[1] + GAP
+                if title:
+                    self._group(title, [left, top, width + 2 * MARGIN, bottom - top])
+                top = bottom + GAP
+            left += width + 2 * MARGIN + GAP
+
+    def _group(self, title: str, bounding: list[int]) -> None:
+        group = {"id": len(self._groups) + 1, "title": title, "bounding": bounding, "color": GROUP_COLOR}
+        self._groups.append(group | {"font_size": 24, "flags": {}})
 
     def saved(self) -> dict:
         """The workflow's file."""

@@ -200,7 +200,7 @@ def encloses(outer, inner):
 def test_the_note_links_every_file(name):
     workflow = WORKFLOWS[name]
     (text,) = (node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote")
-    links = re.findall(r"`models/(\w+)`: \[([^]]+)\]\((https://\S+)\)", text)
+    links = re.findall(r"- models/(\w+): \[([^]]+)\]\((https://\S+)\)", text)
     noted = {(model["directory"], model["name"], model["url"]) for model in model_files(workflow)}
     assert set(links) == noted and len(links) == len(noted)
     assert all(url.endswith(f"/{file}") for _, file, url in links)
