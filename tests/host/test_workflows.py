@@ -8,7 +8,6 @@ else, from the prompt's text to the saved file, goes through ComfyUI's own nodes
 import asyncio
 import io
 import itertools
-import json
 import math
 import re
 from collections import Counter
@@ -18,13 +17,12 @@ import av
 import comfy_host
 import make_workflows
 import pytest
+from bundled import FOLDER, WORKFLOWS, add_stand_ins, model_files
 from comfy_server import ComfyServer, ServerError
 from PIL import Image
 from workflow import NOTES, inputs_of, to_prompt, widgets
 
-FOLDER = comfy_host.PACK / "workflows"
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
-WORKFLOWS = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}
 TITLE = 30  # height of what stands above a node's position
 
 # The tiny model for what a loader would load, by how the file's name begins.
@@ -38,11 +36,6 @@ FAMILIES = {
 }
 
 
-def model_files(workflow):
-    """Of each of its files: name, url and folder."""
-    return [model for node in workflow["nodes"] for model in node["properties"].get("models", ())]
-
-
 WITH_MODELS = [name for name, workflow in WORKFLOWS.items() if model_files(workflow)]
 every_workflow = pytest.mark.parametrize("name", WORKFLOWS)
 
@@ -52,12 +45,7 @@ class Served:
 
     def __init__(self, folder: Path):
         base = comfy_host.make_base(folder / "base")
-        for model in itertools.chain(*map(model_files, WORKFLOWS.values())):
-            file = base / "models" / model["directory"] / model["name"]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
-        (base / "input").mkdir()
-        Image.new("RGB", (96, 80), "teal").save(base / "input" / "example.png")
+        add_stand_ins(base)
         (base / "custom_nodes" / "tiny.py").write_text(
             f"import sys\nsys.path.append({str(SUPPORT)!r})\nfrom tiny_loaders import NODE_CLASS_MAPPINGS\n"
         )
