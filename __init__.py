@@ -1,5 +1,7 @@
 """ComfyUI-EasyCache: training-free caching that makes diffusion models sample faster."""
 
+WEB_DIRECTORY = "./web"
+
 
 async def comfy_entrypoint():
     """ComfyUI calls this once at start-up to learn the pack's nodes (comfy_api.latest)."""
@@ -8,4 +10,4 @@ async def comfy_entrypoint():
     return EasyCacheExtension()
 
 
-__all__ = ["comfy_entrypoint"]
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

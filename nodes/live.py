@@ -4,6 +4,8 @@ import logging
 import sys
 import uuid
 
+from comfy_execution.utils import get_executing_context
+
 EVENT = "easycache.run"
 log = logging.getLogger("easycache")
 
@@ -47,5 +49,7 @@ class Live:
         if state != "running":
             first = 0
         self._sent, self._settled = len(trace), settled
-        about = {"node": self._node, "run": self._run, "state": state, "report": report}
+        context = get_executing_context()  # of the sampler's node
+        prompt = context.prompt_id if context else None
+        about = {"node": self._node, "run": self._run, "prompt": prompt, "state": state, "report": report}
         return {**about, "first": first, "records": trace[first:]}
