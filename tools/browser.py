@@ -54,11 +54,11 @@ def _install() -> str:
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator:
-    """A browser of Playwright's synchronous API."""
+def chromium(path: str | None = None) -> Iterator:
+    """A browser of Playwright's synchronous API. path: as from `find`."""
     from playwright.sync_api import sync_playwright
 
-    path = find()
+    path = path or find()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         try:

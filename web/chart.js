@@ -78,7 +78,7 @@ export class Chart {
   #draw() {
     const run = this.#run;
     this.#element.classList.toggle("easycache-empty", !run);
-    this.#summary.textContent = run ? summary(run) : WAITING;
+    this.#summary.textContent = this.#summary.title = run ? summary(run) : WAITING;
     this.#note.textContent = run?.records[this.#pointed]
       ? evaluation(run.records[this.#pointed])
       : (run?.state === "done" && estimate(run, this.#settings)) || this.#about;
@@ -109,8 +109,8 @@ export class Chart {
     const texts = [
       `computed ${report.computed}`,
       `skipped ${report.skipped}`,
-      `rate, max ${short(fastest)}`,
-      budgeted ? "computed so far" : `error, max ${short(largest)}`,
+      `rate to ${short(fastest)}`,
+      budgeted ? "computed so far" : `error to ${short(largest)}`,
       budgeted ? `budget ${scale.limit}` : `threshold ${short(report.threshold)}`,
     ];
     this.#keys.forEach((key, i) => (key.textContent = texts[i]));

@@ -3,7 +3,7 @@
 import { Chart } from "./chart.js";
 import { CUSTOM, PRESETS, presetOf } from "./presets.js";
 
-const CHART_HEIGHT = 170;
+const CHART_HEIGHT = 190;
 const SETTINGS = Object.keys(PRESETS[0].widgets);
 
 export class Panel {
@@ -21,7 +21,7 @@ export class Panel {
     const chart = node.addDOMWidget("easycache_chart", "easycache_chart", this.#chart.element, {
       getMinHeight: () => CHART_HEIGHT,
     });
-    // Neither has a place in a saved workflow (the first) or in a prompt (the second).
+    // The first keeps them out of saved workflows, the second out of prompts.
     for (const widget of [this.#preset, chart]) {
       widget.serialize = false;
       widget.options.serialize = false;
@@ -36,10 +36,10 @@ export class Panel {
   /** Look at the widgets' values, which somebody has changed. */
   refresh() {
     const values = Object.fromEntries(this.#settings().map(({ name, value }) => [name, value]));
-    const preset = presetOf(values);
-    const about = preset?.about ?? "";
+    const preset = presetOf(values, this.#preset.value);
+    const [name, about] = preset ? [preset.name, preset.about] : [CUSTOM, ""];
     this.#filling = true;
-    if (this.#preset.value !== (preset?.name ?? CUSTOM)) set(this.#preset, preset?.name ?? CUSTOM);
+    if (this.#preset.value !== name) set(this.#preset, name);
     this.#filling = false;
     this.#preset.tooltip = `Fills in the settings above. ${about}`;
     this.#chart.set(values, about);

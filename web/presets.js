@@ -14,45 +14,40 @@ const DEFAULT = {
   start_percent: 0,
   end_percent: 1,
 };
-const MEASURED = "Measured on this pack's two tiny models at 50 steps (README, Figures), not at full size or on a GPU.";
+const MEASURED = "Measured on our tiny models (README), not on a GPU.";
+const UNKNOWN = { about: "The defaults: nothing was published or measured for it.", widgets: DEFAULT };
 
-/** name: in the drop-down. about: where the settings come from. widgets: values by widget. */
+/** name: in the drop-down. about: where the settings come from, two lines at most. widgets: values by widget. */
 export const PRESETS = [
+  { name: "default", about: "Forecasts with an error of up to 0.05.", widgets: DEFAULT },
+  { name: "faithful", about: `23 of 50 steps. ${MEASURED}`, widgets: { ...DEFAULT, target_speedup: 2.2 } },
+  { name: "fast", about: `15 of 50 steps. ${MEASURED}`, widgets: { ...DEFAULT, target_speedup: 3.4 } },
+  { name: "preview", about: `11 of 50 steps. ${MEASURED}`, widgets: { ...DEFAULT, target_speedup: 4.6 } },
   {
-    name: "default: Wan 2.2, Open-Sora, FLUX, images",
-    about: "The node's defaults. No settings were published or measured for these models at full size.",
-    widgets: DEFAULT,
-  },
-  {
-    name: "faithful, 2.2x",
-    about: `Computes 23 of 50 steps. ${MEASURED}`,
-    widgets: { ...DEFAULT, target_speedup: 2.2 },
-  },
-  {
-    name: "fast, 3.4x",
-    about: `Computes 15 of 50 steps. ${MEASURED}`,
-    widgets: { ...DEFAULT, target_speedup: 3.4 },
-  },
-  {
-    name: "preview, 4.6x",
-    about: `Computes 11 of 50 steps. ${MEASURED}`,
-    widgets: { ...DEFAULT, target_speedup: 4.6 },
-  },
-  {
-    name: "HunyuanVideo, paper",
-    about: "The EasyCache paper's, for 50 steps without CFG. Its authors report 2.2x; not measured here.",
+    name: "HunyuanVideo (paper)",
+    about: "The paper's, for 50 steps without CFG: 2.2x, they report. Not measured by us.",
     widgets: { ...DEFAULT, predictor: "reuse", threshold: 0.025, warmup_steps: 5 },
   },
   {
-    name: "Wan 2.1, paper",
-    about: "The EasyCache paper's, for 50 steps with CFG. Its authors report 2.5x; not measured here.",
+    name: "Wan 2.1 (paper)",
+    about: "The paper's, for 50 steps with CFG: 2.5x, they report. Not measured by us.",
     widgets: { ...DEFAULT, predictor: "reuse", threshold: 0.05, warmup_steps: 10 },
   },
+  { name: "Wan 2.2", ...UNKNOWN },
+  { name: "Open-Sora", ...UNKNOWN },
+  { name: "FLUX", ...UNKNOWN },
+  { name: "other image models", ...UNKNOWN },
 ];
 
-/** The preset whose values these are; undefined if they are nobody's. values: by widget. */
-export function presetOf(values) {
-  return PRESETS.find(({ widgets }) => Object.entries(widgets).every(([name, value]) => same(values[name], value)));
+/**
+ * The preset whose values these are; undefined if they are nobody's. values: by widget. chosen: the name of the one to
+ * take where several have them.
+ */
+export function presetOf(values, chosen) {
+  const fitting = PRESETS.filter(({ widgets }) =>
+    Object.entries(widgets).every(([name, value]) => same(values[name], value)),
+  );
+  return fitting.find(({ name }) => name === chosen) ?? fitting[0];
 }
 
 // Sliders leave rounding behind.
