@@ -74,8 +74,11 @@ class Frontend:
                     const node = LiteGraph.createNode(type);
                     node.pos = at;
                     app.canvas.graph.add(node);
-                    for (const [name, value] of Object.entries(widgets ?? {}))
-                        node.widgets.find((w) => w.name === name).value = value;
+                    for (const [name, value] of Object.entries(widgets ?? {})) {
+                        const widget = node.widgets.find((w) => w.name === name);
+                        widget.value = value;
+                        widget.callback?.(value);
+                    }
                     for (const [name, [from, output]] of Object.entries(inputs ?? {}))
                         made[from].connect(output, node, node.findInputSlot(name));
                     made.push(node);
@@ -146,7 +149,8 @@ class Frontend:
         )
 
     def press_run(self) -> None:
-        self.page.get_by_test_id("queue-button").get_by_role("button").first.click()
+        button = "[data-testid=queue-button]"
+        self.page.locator(f"button{button}, {button} button").first.click()
 
     def prompt(self) -> dict:
         """What would be queued."""

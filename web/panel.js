@@ -31,6 +31,7 @@ export class Panel {
   /** run: as in runs.js. */
   show(run) {
     this.#chart.show(run);
+    this.refresh();
   }
 
   /** Look at the widgets' values, which somebody has changed. */
