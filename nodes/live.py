@@ -13,7 +13,8 @@ log = logging.getLogger("easycache")
 class Live:
     """Messages of one sampling run: at most one a step, and one at the end. Without a browser there are none.
 
-    A message holds those records of the trace that are new since the one before, or have got their numbers since.
+    A message holds those records of the trace that are new since the one before, or have got their numbers since. It
+    names the job (prompt), as another workflow may have a node of the same id.
     """
 
     def __init__(self, node: str | None):

@@ -140,11 +140,11 @@ function budgetScale(run) {
 
 function summary(run) {
   const { report, records, state } = run;
-  if (!report.evaluations) return state === "running" ? "0 steps so far" : "nothing was sampled";
+  if (!report.evaluations) return "Nothing was sampled.";
   const single = report.evaluations <= (records.at(-1)?.step ?? 0) + 1;
   const counted = `${report.computed} of ${report.evaluations} ${single ? "steps" : "evaluations"} computed`;
   const speedup = report.speedup === null ? "" : `${report.speedup.toFixed(1)}x, `;
-  const ending = { running: `, ${width(run) - report.evaluations} to go`, done: "", stopped: ", stopped" }[state];
+  const ending = { running: "…", done: "", stopped: ", stopped" }[state];
   return `${speedup}${counted}${ending}`;
 }
 

@@ -1,5 +1,6 @@
 /** What the browser adds to an EasyCache (Adaptive) node: a drop-down of presets and the chart. */
 
+import { app } from "../../scripts/app.js";
 import { Chart } from "./chart.js";
 import { CUSTOM, PRESETS, presetOf } from "./presets.js";
 
@@ -21,6 +22,7 @@ export class Panel {
     const chart = node.addDOMWidget("easycache_chart", "easycache_chart", this.#chart.element, {
       getMinHeight: () => CHART_HEIGHT,
     });
+    this.#chart.element.addEventListener("wheel", zoom, { passive: false });
     // The first keeps them out of saved workflows, the second out of prompts.
     for (const widget of [this.#preset, chart]) {
       widget.serialize = false;
@@ -68,6 +70,13 @@ export class Panel {
     this.refresh();
     this.#node.setDirtyCanvas?.(true, true);
   }
+}
+
+/** What lies over the classic canvas keeps the wheel from it; Nodes 2.0 passes it on itself. */
+function zoom(event) {
+  if (window.LiteGraph.vueNodesMode) return;
+  event.preventDefault();
+  app.canvas.processMouseWheel(event);
 }
 
 /** Both ways of showing nodes learn of a value only by its callback. */
