@@ -10,8 +10,10 @@ benchmarks/results/what_if.csv.
 import argparse
 import base64
 import csv
+import dataclasses
 import statistics
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
 from host import ROOT, Host
@@ -31,9 +33,9 @@ def sample(seeds: int):
         from subjects import Video
 
         video, pack = Video(host), comfy_host.load_pack().__name__
-        journal_of = __import__(f"{pack}.nodes.journal", fromlist=["journal_of"]).journal_of
+        journal_of = import_module(f"{pack}.nodes.journal").journal_of
         for steps in STEPS:
-            configuration = video.configurations[0]._replace(steps=steps)
+            configuration = dataclasses.replace(video.configurations[0], steps=steps)
             for seed in range(seeds):
                 for predictor in ("forecast", "reuse"):
                     reports = {}

@@ -86,11 +86,12 @@ export class Chart {
     if (run) this.#drawRun(run);
   }
 
-  #drawRun({ report, records, state }) {
+  #drawRun({ report, records }) {
     const budgeted = report.target_speedup > 0;
     const scale = budgeted ? budgetScale(this.#run) : errorScale(report, this.#settings);
     const top = (part) => HEIGHT * (1 - part / scale.top);
-    const fastest = Math.max(0, ...records.map((record) => record?.rate ?? 0));
+    const largest = (name) => Math.max(0, ...records.map((record) => record?.[name] ?? 0));
+    const fastest = largest("rate");
     const wide = width(this.#run);
 
     this.#plot.setAttribute("viewBox", `0 0 ${wide} ${HEIGHT}`);
@@ -98,23 +99,24 @@ export class Chart {
       records.map((record, n) => (record?.computed === computed ? bar(n, height) : "")).join("");
     this.#computed.setAttribute("d", bars(true, HEIGHT));
     this.#skipped.setAttribute("d", bars(false, STUB));
-    this.#rate.setAttribute("d", line(records, ({ rate }) => rate !== null && HEIGHT * (1 - rate / (fastest * HEADROOM))));
+    const fast = (rate) => HEIGHT * (1 - rate / (fastest * HEADROOM || 1));
+    this.#rate.setAttribute("d", line(records, ({ rate }) => rate !== null && fast(rate)));
     let spent = 0;
-    const height = budgeted ? (record) => top((spent += record.computed)) : (record) => record.error !== null && top(record.error);
-    this.#error.setAttribute("d", line(records, height));
+    const risen = budgeted
+      ? ({ computed }) => top((spent += computed))
+      : ({ error }) => error !== null && top(error);
+    this.#error.setAttribute("d", line(records, risen));
     this.#limit.setAttribute("d", level(wide, top(scale.limit)));
     this.#wanted.setAttribute("d", scale.wanted ? level(wide, top(scale.wanted)) : "");
 
-    const largest = Math.max(0, ...records.map((record) => record?.error ?? 0));
     const texts = [
       `computed ${report.computed}`,
       `skipped ${report.skipped}`,
       `rate to ${short(fastest)}`,
-      budgeted ? "computed so far" : `error to ${short(largest)}`,
+      budgeted ? "computed so far" : `error to ${short(largest("error"))}`,
       budgeted ? `budget ${scale.limit}` : `threshold ${short(report.threshold)}`,
     ];
     this.#keys.forEach((key, i) => (key.textContent = texts[i]));
-    this.#element.classList.toggle("easycache-running", state === "running");
   }
 }
 
@@ -141,7 +143,7 @@ function budgetScale(run) {
 function summary(run) {
   const { report, records, state } = run;
   if (!report.evaluations) return "Nothing was sampled.";
-  const single = report.evaluations <= (records.at(-1)?.step ?? 0) + 1;
+  const single = report.evaluations <= (records.at(-1)?.step ?? Infinity) + 1;
   const counted = `${report.computed} of ${report.evaluations} ${single ? "steps" : "evaluations"} computed`;
   const speedup = report.speedup === null ? "" : `${report.speedup.toFixed(1)}x, `;
   const ending = { running: "…", done: "", stopped: ", stopped" }[state];

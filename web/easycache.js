@@ -47,7 +47,10 @@ app.registerExtension({
   },
 });
 
-const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(6)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+function randomKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(6));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
 
 const graph = () => app.rootGraph ?? app.graph;
 

@@ -12,7 +12,8 @@ STEPS = 14
 NODE = "12:5"  # as the frontend names a node in a subgraph
 RECORD = {"step", "sigma", "computed", "input_change", "rate", "error", "output_norm"}
 REPORT = {
-    "steps", "evaluations", "computed", "skipped", "speedup", "threshold", "warmup_steps", "predictor", "target_speedup",
+    "steps", "evaluations", "computed", "skipped", "speedup", "threshold", "warmup_steps", "predictor",
+    "target_speedup",
 }  # fmt: skip
 
 
