@@ -8,17 +8,14 @@ from typing import NamedTuple
 
 import torch
 
-# Part of the linear step that is taken. 1 overshoots over long gaps, 0 repays more than it has to.
-LEAN = 0.3
-
 
 class View(NamedTuple):
     """A noise level as seen from the last computed evaluation i and the one before it, j.
 
-    lean: how much of (D_i - D_j) is added to D_i there. onward: sigma / sigma_i.
+    stride: (a_n - a_i) / (a_i - a_j), how many times the last stretch; 0 without one. onward: sigma / sigma_i.
     """
 
-    lean: torch.Tensor
+    stride: torch.Tensor
     onward: torch.Tensor
 
 
@@ -74,12 +71,12 @@ class Course:
         second = torch.where(departure == 0, self._arrival / 2, departure)
         return torch.where(self._arrival == 0, departure / 2, second)
 
-    def computed(self) -> None:
-        """The network runs at this evaluation."""
+    def computed(self, lean: torch.Tensor | float) -> None:
+        """The network runs at this evaluation. lean: part of the stride that forecasts since the last one took."""
         nothing = torch.zeros_like(self.sigma)
         if self._last is not None:
             self._passed, self.view_there = self.distance, self.view
-            self.debts = Debts(ratio(self._gap, self._ahead), -LEAN * ratio(self._gap, self._run), self._due)
+            self.debts = Debts(ratio(self._gap, self._ahead), -lean * ratio(self._gap, self._run), self._due)
         self._earlier, self._last, self._sigma_last = self._last, self._place, self.sigma
         self._pace = self._widest
         self._gap, self._widest, self._due = nothing, nothing, nothing + 1
@@ -96,7 +93,7 @@ class Course:
     @property
     def view(self) -> View:
         """This noise level."""
-        return View(LEAN * ratio(self._ahead, self._run), ratio(self.sigma, self._sigma_last))
+        return View(ratio(self._ahead, self._run), ratio(self.sigma, self._sigma_last))
 
     @property
     def _ahead(self) -> torch.Tensor:

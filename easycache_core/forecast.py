@@ -4,13 +4,18 @@ The denoised latent D = x - sigma v of each branch moves smoothly along the nois
 a = log(1 + sigma), linear where flow models live and logarithmic at the high levels of others, a skipped evaluation
 gets
 
-    D_n = D_i + LEAN (a_n - a_i) / (a_i - a_j) (D_i - D_j) + theta (x_n - line_n)
+    D_n = D_i + lambda (a_n - a_i) / (a_i - a_j) (D_i - D_j) + theta (x_n - line_n)
 
-from the last two computed evaluations j < i. line_n = D_i + sigma_n / sigma_i (x_i - D_i) is where x would be had it
-kept to v_i, and theta in [0, 1] is how much D has been seen to follow when x left that line. A trained network sees
-through the noise that a sampler injects (theta of 0.01 to 0.05) and gives way to guidance and to earlier forecasts
-(0.1 to 0.5); where a network does not look at its input at all, theta is 1 and forecasts go on with v instead of D. So
-this is the test of trust in D as well.
+from the last two computed evaluations j < i.
+
+lambda in [-LEAN, LEAN] is how much of the movement before the last one was seen to go on in the last. Where D swings to
+and fro (strong guidance with a sparse budget, injected noise) it is negative: to go on regardless costs 8 dB and more
+there, and never to go on costs 1 to 3 dB where D moves smoothly.
+
+line_n = D_i + sigma_n / sigma_i (x_i - D_i) is where x would be had it kept to v_i, and theta in [0, 1] is how much D
+has been seen to follow when x left that line. A trained network sees through the noise that a sampler injects (theta of
+0.01 to 0.05) and gives way to guidance and to earlier forecasts (0.1 to 0.5); where a network does not look at its
+input at all, theta is 1 and forecasts go on with v instead of D.
 
 The next computed evaluation b shows where D really went:
 
@@ -24,6 +29,7 @@ is, and not from a guess of where D goes.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -32,6 +38,8 @@ from .predictor import Predictor
 from .rate import mean_abs, thin, transformation_rate, wide
 from .storage import keep
 
+# The most of a movement that is carried on, or taken back. 1 overshoots over long gaps.
+LEAN = 0.3
 # Movements of x off its line below this part (squared) of what else changed D say nothing on theta.
 NOTICEABLE = 1e-3
 # What remains of what was seen of theta before, at each computed evaluation.
@@ -76,7 +84,7 @@ class Forecast(Predictor):
             self._skipped += 1
             self._earlier = {}  # of branches that the network no longer computes
         else:
-            self._course.computed()
+            self._course.computed(self._trust.lean)
             self._skipped, self._longest = 0, self._skipped + 1
             self._earlier, self._branches = self._branches, {}
 
@@ -134,7 +142,7 @@ class Forecast(Predictor):
         # k as the paper has it; forecasts do not go by it.
         earlier_output = (wide(last.x) - wide(last.last)) * (view.onward * per_sigma)
         self.rate = transformation_rate(output, earlier_output, x, last.x, self.rate, self._streams)
-        miss = self._trust.learn(*last.surprise(x, denoised, view), linked)
+        miss = self._trust.learn(last.surprise(x, denoised, view), linked)
         slope = self._course.slope(mean_abs(miss, self._streams), self._slope)
         self._slope = slope if self._slope is None else torch.where(linked, slope, self._slope)
 
@@ -149,33 +157,52 @@ class Forecast(Predictor):
         Raises KeyError for a branch that was not stored at the last computed evaluation.
         """
         course = self._course
-        denoised = self._branches[branch].forecast(x, course.view, self._trust.theta, course.repaid)
+        denoised = self._branches[branch].forecast(x, course.view, self._trust, course.repaid)
         if not self._outputs_are_denoised:
             denoised = denoised.neg_().add_(wide(x)).mul_(self._per_sigma)
         return denoised.to(self._dtype)
 
 
 class Trust:
-    """theta: how much D follows where x leaves its line. Least squares over the run; later movements count more.
+    """lean and theta: how much of a movement of D goes on, and how much D follows where x leaves its line.
 
-    It is the tracked branch's and holds for all of them: guidance lives on the difference of branches, which forecasts
-    that follow x by different parts would spoil (by 3 dB with a theta for each).
+    Both by least squares, lean over the last movement, theta over the run, where later movements count more. They are
+    the tracked branch's and hold for all of them: guidance lives on the difference of branches, which forecasts that
+    follow x by different parts would spoil (by 3 dB with a theta for each).
     """
 
     def __init__(self):
+        self.lean: torch.Tensor | float = LEAN
         self.theta: torch.Tensor | float = 0.0
         self._followed: torch.Tensor | float = 0.0
         self._left: torch.Tensor | float = 0.0
 
-    def learn(self, off_line: torch.Tensor, off_lean: torch.Tensor, linked: torch.Tensor) -> torch.Tensor:
-        """Look at a `Branch.surprise`, and return what was missed of D with the theta so far."""
+    def learn(self, surprise: "Surprise", linked: torch.Tensor) -> torch.Tensor:
+        """Return what was missed of D with what was known so far, and learn from it."""
+        off_line, off_lean = surprise.off_line, surprise.moved
+        if surprise.carried is not None:
+            off_lean = off_lean - surprise.carried * self.lean
         miss = off_lean - off_line * self.theta
         followed = MEMORY * self._followed + (off_line * off_lean).sum()
         left = MEMORY * self._left + off_line.square().sum() + NOTICEABLE * off_lean.square().sum()
         self._followed = torch.where(linked, followed, self._followed)
         self._left = torch.where(linked, left, self._left)
         self.theta = ratio(self._followed, self._left).clamp(0, 1)
+        if surprise.carried is not None:
+            carried = surprise.carried.square().sum()
+            seen = ratio((surprise.carried * surprise.moved).sum(), carried).clamp(-LEAN, LEAN)
+            self.lean = torch.where(linked & (carried > 0), seen, torch.ones_like(seen) * self.lean)
         return miss
+
+
+class Surprise(NamedTuple):
+    """Where the network ran next: by how much x was off its line, how far D moved, and how far it would have moved had
+    its last movement gone on; None where there was none.
+    """
+
+    off_line: torch.Tensor
+    moved: torch.Tensor
+    carried: torch.Tensor | None
 
 
 class Branch:
@@ -197,21 +224,21 @@ class Branch:
         """What `look` leaves of it, there; without what is owed."""
         return Branch(*(part if part is None else look(part).to(device) for part in (self.x, self.last, self.change)))
 
-    def surprise(self, x: torch.Tensor, denoised: torch.Tensor, view: View) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the network ran next, on the same device: by how much x was off its line, and D off its lean."""
+    def surprise(self, x: torch.Tensor, denoised: torch.Tensor, view: View) -> "Surprise":
+        """x, denoised: at the next computed evaluation, on the same device."""
         last = wide(self.last)
         line = (wide(self.x) - last).mul_(view.onward).add_(last)
-        lean = last if self.change is None else last + wide(self.change) * view.lean
-        return wide(x) - line, wide(denoised) - lean
+        carried = None if self.change is None else wide(self.change) * view.stride
+        return Surprise(wide(x) - line, wide(denoised) - last, carried)
 
-    def forecast(self, x: torch.Tensor, view: View, theta: torch.Tensor | float, repaid: torch.Tensor) -> torch.Tensor:
+    def forecast(self, x: torch.Tensor, view: View, trust: Trust, repaid: torch.Tensor) -> torch.Tensor:
         """D_n, a new tensor on x's device."""
-        theta = torch.ones_like(view.onward) * theta  # a number until something was seen
+        theta = torch.ones_like(view.onward) * trust.theta  # a number until something was seen
         kept_to = view.onward * theta
         denoised = wide(self.last.to(x.device)) * (1 - theta + kept_to)
         denoised.addcmul_(wide(x), theta).addcmul_(wide(self.x.to(x.device)), -kept_to)
         if self.change is not None:
-            denoised.addcmul_(wide(self.change.to(x.device)), view.lean)
+            denoised.addcmul_(wide(self.change.to(x.device)), view.stride * trust.lean)
             denoised.addcmul_(wide(self.owed.to(x.device)), repaid)
         return denoised
 
