@@ -1,6 +1,6 @@
 /**
- * Settings to start from. A preset is filled into the node's widgets and nothing else; what is queued is what they show.
- * No DOM here.
+ * Settings to start from. A preset is filled into the node's widgets and nothing else; what is queued is what they
+ * show. No DOM here.
  */
 
 export const CUSTOM = "custom";
