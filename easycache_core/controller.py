@@ -1,6 +1,8 @@
 """One sampling run: ties rate, decision, prediction and storage together."""
 
 import logging
+import sys
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +11,9 @@ from .budget import Budget
 from .config import CacheConfig
 from .decision import ask
 from .forecast import Forecast
-from .rate import distance
+from .predictor import Place
+from .ranks import EVERYONE, Ranks, Word, convene
+from .rate import distance, elements
 from .reuse import Reuse
 from .storage import keep
 from .trace import Record, Trace
@@ -35,7 +39,12 @@ class CacheController:
 
     foreseen: whether there will be one evaluation at least for each of total_steps, so that a budget may count on them.
 
-    Raises ValueError for a negative total_steps, and for `denoised` with another predictor.
+    ranks: the processes that sample together and must decide alike, by default all that torch.distributed knows of,
+    which is this one where it is not initialised; None: decide alone. Controllers are made on all of them, with the
+    same settings, and each calls `begin` for the same evaluations and `release` in the end, whatever happens, so that
+    the others need not wait for it. Used as a context manager it does so by itself.
+
+    Raises ValueError for a negative total_steps, and for `denoised` with another predictor; RanksDiffer, RankLost.
     """
 
     def __init__(
@@ -45,6 +54,7 @@ class CacheController:
         streams: Sequence[int] = (),
         denoised: bool = False,
         foreseen: bool = True,
+        ranks: Ranks | None = EVERYONE,
     ):
         if total_steps < 0:
             raise ValueError(f"total_steps must not be negative, got {total_steps}")
@@ -53,18 +63,37 @@ class CacheController:
         self.config = config
         self.total_steps = total_steps
         self._streams, self._denoised = tuple(streams), denoised
+        terms = f"{config}, {total_steps} steps, streams={len(self._streams)}, {denoised=}, {foreseen=}"
+        self._meeting = convene(ranks, max(1, len(self._streams)), terms)
+        if self._meeting is not None:
+            weakref.finalize(self, self._meeting.leave, "its controller is gone")
         self._trace = Trace()
         self._warned = False
         self._budget = None
         if config.target_speedup:
             self._budget = Budget(config.target_speedup, total_steps if foreseen else 0)
         self.forget()
+        self._lost = False
+
+    def __enter__(self) -> "CacheController":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.release()
+
+    @property
+    def shared(self) -> bool:
+        """Whether other ranks decide along: what one rank computes, all must."""
+        return self._meeting is not None
 
     def forget(self) -> None:
         """Let go of every tensor; the run goes on as if nothing were known of the network yet."""
-        where = self.config.cache_device
-        forecasts = self.config.predictor == "forecast"
-        self._predictor = Forecast(where, self._streams, self._denoised) if forecasts else Reuse(where, self._streams)
+        where, alone = self.config.cache_device, not self.shared
+        if self.config.predictor == "forecast":
+            self._predictor = Forecast(where, self._streams, alone, self._denoised)
+        else:
+            self._predictor = Reuse(where, self._streams, alone)
+        self._lost = True  # which other ranks have to know
         self._x: torch.Tensor | None = None  # x_(n-1), then x_n once `begin` is through
         self._device: torch.device | None = None  # where the caller's latent lives
         self._worst: torch.Tensor | None = None  # index of the stream with the largest E when it was last asked for
@@ -91,31 +120,38 @@ class CacheController:
         A budget (target_speedup) goes before both of them.
 
         Waits for x's device at most once, and not at all when the answer does not depend on it: while warming
-        up, at the last step, with threshold 0, when forced, and while too little is known.
+        up, at the last step, with threshold 0, when forced, and while too little is known. With other ranks it waits
+        once always, for the device and then for them.
 
-        Raises ValueError without a sigma under "forecast".
+        Raises ValueError without a sigma under "forecast"; RankLost and RanksDiffer if the ranks cannot go on together.
         """
         if self._x is not None and (self._x.shape != x.shape or self._x.dtype != x.dtype):
             self.forget()
         input_change = self._next_input(x)
-        self._predictor.arrive(sigma, x.device, self._goes_on(changed))
+        self._predictor.arrive(sigma, x.device)
+        place = None
+        if self.shared:
+            input_change, place, force, changed = self._agreed(x, sigma, step, input_change, force, changed)
+        linked = self._goes_on(changed)
+        self._predictor.link(bool(linked) if self.shared else linked)
         self._error = None
         force = _either(force, changed)
         if self._budget is None:
-            reusable = self._worth_reusing(step, input_change, force)
+            reusable = self._worth_reusing(step, input_change, place, force)
         else:
             reusable = not self._affordable(step, force)
         self._consecutive_skips = self._consecutive_skips + 1 if reusable else 0
         self._awaiting_tracked = not reusable
         self._predictor.leave(skipping=reusable)
+        known = reusable or not self.shared  # else the next evaluation hears what the ranks saw in this one
         self._trace.open(
             step=step,
             sigma=sigma.detach().flatten()[0].clone() if isinstance(sigma, torch.Tensor) else sigma,
             computed=not reusable,
             input_change=self._of_worst(input_change),
-            rate=self._of_worst(self._predictor.rate),
+            rate=self._of_worst(self._predictor.rate) if known else None,
             error=self._of_worst(self._error) if reusable else 0.0,
-            output_norm=self._of_worst(self._predictor.output_norm),
+            output_norm=self._of_worst(self._predictor.output_norm) if known else None,
         )
         return not reusable
 
@@ -134,6 +170,32 @@ class CacheController:
         log.warning("EasyCache: no memory left for the cache; it starts anew")
         self.forget()
 
+    def _agreed(self, x: torch.Tensor, sigma, step: int, input_change, force, changed) -> tuple:
+        """(input change, place, force, changed) as all ranks together have them.
+
+        What follows from the last computed evaluation is reckoned from all ranks' numbers, too, and a cache that one
+        has lost is lost for all: so whatever the decision rests on is the same on each of them.
+        """
+        healthy = True if self._healthy is None else self._healthy
+        predictor = self._predictor
+        word = Word(
+            step, self._lost, force, changed, healthy, elements(x, self._streams), input_change, predictor.place,
+            predictor.seen,
+        )  # fmt: skip
+        agreed, numbers = self._meeting.agree(word, self._trace.pending, x.device)
+        self._trace.deliver(numbers)
+        self._healthy = torch.tensor(agreed.healthy)
+        if agreed.lost:
+            self.forget()
+            self._lost = False
+            self._next_input(x)
+            self._predictor.arrive(sigma, x.device)
+            return None, None, agreed.force, agreed.changed
+        predictor.settle(agreed.seen, agreed.healthy)
+        if agreed.seen is not None:
+            self._trace.update(rate=self._of_worst(predictor.rate), output_norm=self._of_worst(predictor.output_norm))
+        return agreed.input_change, agreed.place, agreed.force, agreed.changed
+
     def _goes_on(self, changed: bool | torch.Tensor) -> bool | torch.Tensor:
         """Whether outputs of this evaluation may be compared with those stored last."""
         if self._healthy is None:
@@ -149,9 +211,9 @@ class CacheController:
             self._budget.spend()
         return runs
 
-    def _worth_reusing(self, step: int, input_change, force: bool | torch.Tensor) -> bool:
+    def _worth_reusing(self, step: int, input_change, place: Place | None, force: bool | torch.Tensor) -> bool:
         forced = not isinstance(force, torch.Tensor) and force
-        return not forced and self._may_reuse(step) and self._within_threshold(input_change, force)
+        return not forced and self._may_reuse(step) and self._within_threshold(input_change, place, force)
 
     def _may_reuse(self, step: int) -> bool:
         """Whether the error is to be asked at all; known without a look at the device."""
@@ -166,9 +228,9 @@ class CacheController:
     def _skipped_enough(self) -> bool:
         return 0 < self.config.max_consecutive_skips <= self._consecutive_skips
 
-    def _within_threshold(self, input_change: torch.Tensor, force: bool | torch.Tensor) -> bool:
+    def _within_threshold(self, input_change: torch.Tensor, place: Place | None, force: bool | torch.Tensor) -> bool:
         """Estimate E at this evaluation and say whether it is still below the threshold."""
-        self._error = self._predictor.error(input_change)
+        self._error = self._predictor.error(input_change, place or self._predictor.place)
         self._worst = self._error.nan_to_num(nan=torch.inf).argmax(keepdim=True)
         healthy = self._healthy & torch.isfinite(input_change).all()
         below, sound, numbers = ask(self._error, self.config.threshold, healthy, force, self._trace.pending)
@@ -202,7 +264,7 @@ class CacheController:
         kept_x = self._x if x is None else keep(x, self.config.cache_device)
         healthy = self._predictor.store(branch, output, kept_x, tracked)
         self._healthy = healthy if tracked else self._healthy & healthy
-        if tracked:
+        if tracked and not self.shared:
             self._trace.update(
                 rate=self._of_worst(self._predictor.rate), output_norm=self._of_worst(self._predictor.output_norm)
             )
@@ -225,7 +287,10 @@ class CacheController:
 
     @property
     def trace(self) -> list[Record]:
-        """One record an evaluation; reading it waits for the device."""
+        """One record an evaluation; reading it waits for the device.
+
+        With other ranks, what a computed evaluation tells of rate and output norm is known from the next one on.
+        """
         return self._trace.resolve()
 
     def trace_so_far(self) -> tuple[list[Record], int]:
@@ -247,7 +312,10 @@ class CacheController:
         return self._trace.count(computed=False)
 
     def release(self) -> None:
-        """Let go of every tensor; the trace stays, as numbers."""
+        """Let go of every tensor; the trace stays, as numbers. Other ranks that go on are told, and why."""
+        if self._meeting is not None:
+            error = sys.exc_info()[1]
+            self._meeting.leave("it has finished" if error is None else f"{type(error).__name__}: {error}"[:300])
         self.forget()
         self._trace.resolve()
 

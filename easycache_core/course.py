@@ -45,7 +45,7 @@ class Course:
         self._due: torch.Tensor | None = None  # part of what is owed that is not repaid yet
         self._repaying: torch.Tensor | None = None  # the change of u within which this evaluation would repay all
         # At the evaluation where the network ran last:
-        self._passed: torch.Tensor | None = None  # how far it was from the one before
+        self.passed: torch.Tensor | None = None  # how far it was from the one before
         self.view_there: View | None = None  # `view`, by which it would have been forecast
         self.debts: Debts | None = None
 
@@ -75,7 +75,7 @@ class Course:
         """The network runs at this evaluation. lean: part of the stride that forecasts since the last one took."""
         nothing = torch.zeros_like(self.sigma)
         if self._last is not None:
-            self._passed, self.view_there = self.distance, self.view
+            self.passed, self.view_there = self.distance, self.view
             self.debts = Debts(ratio(self._gap, self._ahead), -lean * ratio(self._gap, self._run), self._due)
         self._earlier, self._last, self._sigma_last = self._last, self._place, self.sigma
         self._pace = self._widest
@@ -110,15 +110,16 @@ class Course:
         """How much of what is owed is added to D where it is forecast."""
         return ratio(self._due, self._repaying)
 
-    def slope(self, miss: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-        """How fast forecasts go wrong: miss is by how much one was off where the network ran last."""
-        unknown = torch.full_like(miss, torch.nan) if before is None else before
-        return torch.where(self._passed > 0, miss / self._passed, unknown)
-
     @property
     def distance(self) -> torch.Tensor:
         """How far this level is from the last computed evaluation's."""
         return self._ahead.abs()
+
+
+def slope(miss: torch.Tensor, passed: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+    """How fast forecasts go wrong: miss is by how much one was off over the distance `passed`."""
+    unknown = torch.full_like(miss, torch.nan) if before is None else before
+    return torch.where(passed > 0, miss / passed, unknown)
 
 
 def ratio(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:

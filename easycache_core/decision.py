@@ -30,6 +30,13 @@ def ask(
     return bool(below), bool(sound), numbers
 
 
+def read(values: Sequence[float | torch.Tensor], device: torch.device) -> list[float]:
+    """Numbers and one-element tensors as numbers on the host, which waits for the device once."""
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    numbers = iter(as_floats(tensors, device).tolist() if tensors else ())
+    return [next(numbers) if isinstance(value, torch.Tensor) else float(value) for value in values]
+
+
 def as_floats(values: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """One-element tensors as one tensor there, so that they can be read at once."""
     return torch.stack([value.detach().to(device, torch.float32).reshape(()) for value in values])

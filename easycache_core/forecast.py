@@ -33,9 +33,9 @@ from typing import NamedTuple
 
 import torch
 
-from .course import Course, Debts, View, ratio
-from .predictor import Predictor
-from .rate import mean_abs, thin, transformation_rate, wide
+from .course import Course, Debts, View, ratio, slope
+from .predictor import Movements, Place, Predictor, Seen
+from .rate import distance, mean_abs, thin, transformation_rate, wide
 from .storage import keep
 
 # The most of a movement that is carried on, or taken back. 1 overshoots over long gaps.
@@ -52,22 +52,19 @@ class Forecast(Predictor):
     Holds three tensors a branch and the input of the last computed evaluation. Norms look at a part of large latents.
     """
 
-    def __init__(self, cache_device: str, streams: Sequence[int], denoised: bool):
+    def __init__(self, cache_device: str, streams: Sequence[int], alone: bool, denoised: bool):
         """denoised: whether outputs are D."""
-        super().__init__(cache_device, streams)
+        super().__init__(cache_device, streams, alone)
         self._outputs_are_denoised = denoised
         self._course = Course()
         self._trust = Trust()
         self._slope: torch.Tensor | None = None  # how fast forecasts of D go wrong, in each stream
-        self._linked: torch.Tensor | bool = True  # whether this evaluation's outputs go on from the last ones
         self._earlier: dict[str, Branch] = {}  # those of the last computed evaluation, during the next
         self._dtype = torch.float32
         self._skipped, self._longest = 0, 1  # evaluations of this gap, and how many they may become
 
-    def arrive(self, sigma, device: torch.device, linked: torch.Tensor | bool) -> None:
+    def arrive(self, sigma, device: torch.device) -> None:
         """Come to the next evaluation.
-
-        linked: whether the network is asked the same as before, and answered with numbers.
 
         Raises ValueError without a sigma.
         """
@@ -75,7 +72,6 @@ class Forecast(Predictor):
             raise ValueError('sigma must be given: predictor "forecast" follows the noise level')
         level = torch.as_tensor(sigma, dtype=torch.float32).flatten()[0]
         self._course.at(level.to(device, non_blocking=True, copy=True))
-        self._linked = linked
 
     def leave(self, skipping: bool) -> None:
         """What was decided there."""
@@ -96,10 +92,15 @@ class Forecast(Predictor):
         """
         return self._slope is not None and self._skipped < self._longest
 
-    def error(self, input_change: torch.Tensor) -> torch.Tensor:
+    @property
+    def place(self) -> Place | None:
+        """This noise level; None while nothing was computed."""
+        return None if self.empty else Place(self._course.distance, self._course.sigma)
+
+    def error(self, input_change: torch.Tensor, place: Place) -> torch.Tensor:
         """E: the expected miss of a forecast of v at this noise level, relative to ||v_i||."""
         tiny = torch.finfo(self.output_norm.dtype).tiny
-        return self._slope * self._course.distance / self._course.sigma / self.output_norm.clamp_min(tiny)
+        return self._slope * place.distance / place.sigma / self.output_norm.clamp_min(tiny)
 
     def look(self, tensor: torch.Tensor) -> torch.Tensor:
         """What of a tensor goes into norms; packed streams stay as they are."""
@@ -115,8 +116,8 @@ class Forecast(Predictor):
         if before is not None and before.last.shape != denoised.shape:
             before = None
         if tracked:
-            self._track(branch, before, self.look(here), self.look(x).to(output.device), linked)
-            self._dtype = output.dtype
+            self._see(self._look_back(branch, before, self.look(here), self.look(x).to(output.device)), healthy)
+            self._tracked, self._dtype = branch, output.dtype
         if before is None:
             self._branches[branch] = Branch(x, denoised)
         else:
@@ -129,22 +130,38 @@ class Forecast(Predictor):
         denoised = torch.addcmul(wide(x.to(output.device)), wide(output), -self._course.sigma)
         return denoised.to(torch.promote_types(x.dtype, output.dtype))
 
-    def _track(self, branch: str, before: "Branch | None", denoised, x, linked: torch.Tensor) -> None:
+    def _look_back(self, branch: str, before: "Branch | None", denoised: torch.Tensor, x: torch.Tensor) -> Seen:
         """What the tracked branch tells of the network; denoised, x: what `look` leaves of them."""
         per_sigma = self._per_sigma
         output = (wide(x) - wide(denoised)) * per_sigma
-        self.output_norm = mean_abs(output, self._streams)
+        norm = mean_abs(output, self._streams)
         if before is None or branch != self._tracked:
-            self._tracked, self.rate, self._slope = branch, None, None
-            return
+            return Seen(norm)
         view = self._course.view_there
         last = before.seen(self.look, x.device)
         # k as the paper has it; forecasts do not go by it.
         earlier_output = (wide(last.x) - wide(last.last)) * (view.onward * per_sigma)
-        self.rate = transformation_rate(output, earlier_output, x, last.x, self.rate, self._streams)
-        miss = self._trust.learn(last.surprise(x, denoised, view), linked)
-        slope = self._course.slope(mean_abs(miss, self._streams), self._slope)
-        self._slope = slope if self._slope is None else torch.where(linked, slope, self._slope)
+        surprise = last.surprise(x, denoised, view)
+        return Seen(
+            norm,
+            distance(output, earlier_output, self._streams),
+            distance(x, last.x, self._streams),
+            mean_abs(self._trust.miss(surprise), self._streams),
+            self._course.passed,
+            # Alone sums will do; slices of a latent, of which each rank has one, add up by their means.
+            self._trust.movements(surprise, 1 if self._alone else x.numel()),
+        )
+
+    def conclude(self, seen: Seen, linked: torch.Tensor) -> None:
+        """Go on from what was seen of the tracked branch."""
+        self.output_norm = seen.output_norm
+        if seen.output_change is None:
+            self.rate = self._slope = None
+            return
+        self.rate = transformation_rate(seen.output_change, seen.moved, self.rate)
+        self._trust.learn(seen.movements, linked)
+        now = slope(seen.miss, seen.passed, self._slope)
+        self._slope = now if self._slope is None else torch.where(linked, now, self._slope)
 
     @property
     def _per_sigma(self) -> torch.Tensor:
@@ -177,32 +194,45 @@ class Trust:
         self._followed: torch.Tensor | float = 0.0
         self._left: torch.Tensor | float = 0.0
 
-    def learn(self, surprise: "Surprise", linked: torch.Tensor) -> torch.Tensor:
-        """Return what was missed of D with what was known so far, and learn from it."""
-        off_line, off_lean = surprise.off_line, surprise.moved
-        if surprise.carried is not None:
-            off_lean = off_lean - surprise.carried * self.lean
-        miss = off_lean - off_line * self.theta
-        followed = MEMORY * self._followed + (off_line * off_lean).sum()
-        left = MEMORY * self._left + off_line.square().sum() + NOTICEABLE * off_lean.square().sum()
+    def miss(self, surprise: "Surprise") -> torch.Tensor:
+        """What was missed of D with what was known so far."""
+        return self._off_lean(surprise) - surprise.off_line * self.theta
+
+    def _off_lean(self, surprise: "Surprise") -> torch.Tensor:
+        return surprise.moved - surprise.carried * self.lean
+
+    def movements(self, surprise: "Surprise", count: int) -> Movements:
+        """What `learn` needs: sums over count."""
+        off_line, off_lean, carried = surprise.off_line, self._off_lean(surprise), surprise.carried
+        products = (
+            off_line * off_lean,
+            off_line.square(),
+            off_lean.square(),
+            carried * surprise.moved,
+            carried.square(),
+        )
+        sums = Movements(*(product.sum() for product in products))
+        return sums if count == 1 else Movements(*(total / count for total in sums))
+
+    def learn(self, seen: Movements, linked: torch.Tensor) -> None:
+        """Take in what was seen."""
+        followed = MEMORY * self._followed + seen.followed
+        left = MEMORY * self._left + seen.left + NOTICEABLE * seen.leant
         self._followed = torch.where(linked, followed, self._followed)
         self._left = torch.where(linked, left, self._left)
         self.theta = ratio(self._followed, self._left).clamp(0, 1)
-        if surprise.carried is not None:
-            carried = surprise.carried.square().sum()
-            seen = ratio((surprise.carried * surprise.moved).sum(), carried).clamp(-LEAN, LEAN)
-            self.lean = torch.where(linked & (carried > 0), seen, torch.ones_like(seen) * self.lean)
-        return miss
+        lean = ratio(seen.carried_on, seen.carried).clamp(-LEAN, LEAN)
+        self.lean = torch.where(linked & (seen.carried > 0), lean, torch.ones_like(lean) * self.lean)
 
 
 class Surprise(NamedTuple):
     """Where the network ran next: by how much x was off its line, how far D moved, and how far it would have moved had
-    its last movement gone on; None where there was none.
+    its last movement gone on; 0 where there was none.
     """
 
     off_line: torch.Tensor
     moved: torch.Tensor
-    carried: torch.Tensor | None
+    carried: torch.Tensor
 
 
 class Branch:
@@ -228,7 +258,7 @@ class Branch:
         """x, denoised: at the next computed evaluation, on the same device."""
         last = wide(self.last)
         line = (wide(self.x) - last).mul_(view.onward).add_(last)
-        carried = None if self.change is None else wide(self.change) * view.stride
+        carried = torch.zeros_like(last) if self.change is None else wide(self.change) * view.stride
         return Surprise(wide(x) - line, wide(denoised) - last, carried)
 
     def forecast(self, x: torch.Tensor, view: View, trust: Trust, repaid: torch.Tensor) -> torch.Tensor:

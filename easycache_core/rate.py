@@ -34,20 +34,27 @@ def distance(a: torch.Tensor, b: torch.Tensor, streams: Sequence[int] = ()) -> t
     return _means((wide(a) - wide(b.to(a.device))).abs_(), streams)
 
 
-def transformation_rate(output, earlier_output, x, earlier_x, previous_rate=None, streams=()) -> torch.Tensor:
-    """k = ||v_i - v_j|| / ||x_i - x_j|| between two computed evaluations j < i.
+def transformation_rate(output_change, moved, previous_rate=None) -> torch.Tensor:
+    """k = ||v_i - v_j|| / ||x_i - x_j|| between two computed evaluations j < i; output_change, moved: the two norms.
 
     Where the input did not move at all (a repeated noise level) the rate says nothing new: the previous one
     stays, NaN if there was none. A stream that stands still while another moves (a soundtrack that is given)
     has rate 0: it must not keep the others from being reused.
     """
-    moved = distance(x, earlier_x, streams)
-    rate = distance(output, earlier_output, streams) / moved
+    rate = output_change / moved
     if previous_rate is None:
         previous_rate = torch.where((moved > 0).any(), torch.zeros_like(rate), torch.full_like(rate, torch.nan))
     return torch.where(moved > 0, rate, previous_rate)
 
 
+def elements(tensor: torch.Tensor, streams: Sequence[int] = ()) -> list[int]:
+    """How many elements norms are means of, an entry a stream."""
+    return [part.numel() for part in _parts(tensor, streams)]
+
+
 def _means(tensor: torch.Tensor, streams: Sequence[int]) -> torch.Tensor:
-    packed = sum(streams) == tensor.shape[-1]
-    return torch.stack([part.mean() for part in (tensor.split(list(streams), -1) if packed else [tensor])])
+    return torch.stack([part.mean() for part in _parts(tensor, streams)])
+
+
+def _parts(tensor: torch.Tensor, streams: Sequence[int]) -> Sequence[torch.Tensor]:
+    return tensor.split(list(streams), -1) if streams and sum(streams) == tensor.shape[-1] else [tensor]

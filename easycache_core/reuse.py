@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from .decision import relative_change
-from .predictor import Predictor
-from .rate import mean_abs, transformation_rate, wide
+from .predictor import Place, Predictor, Seen
+from .rate import distance, mean_abs, transformation_rate, wide
 from .storage import Snapshot, keep
 
 
@@ -16,11 +16,11 @@ class Reuse(Predictor):
     Holds one output a branch and the input of the last computed evaluation, all in the dtype they came in.
     """
 
-    def __init__(self, cache_device: str, streams: Sequence[int]):
-        super().__init__(cache_device, streams)
+    def __init__(self, cache_device: str, streams: Sequence[int], alone: bool):
+        super().__init__(cache_device, streams, alone)
         self._error: torch.Tensor | None = None  # E; None stands for 0
 
-    def arrive(self, sigma, device: torch.device, linked: torch.Tensor | bool) -> None:
+    def arrive(self, sigma, device: torch.device) -> None:
         """Come to the next evaluation. The paper's rule looks at the input alone."""
 
     def leave(self, skipping: bool) -> None:
@@ -33,7 +33,7 @@ class Reuse(Predictor):
         """Whether an error can be estimated."""
         return self.rate is not None
 
-    def error(self, input_change: torch.Tensor) -> torch.Tensor:
+    def error(self, input_change: torch.Tensor, place: Place | None) -> torch.Tensor:
         """E, grown by this evaluation."""
         change = relative_change(self.rate, input_change, self.output_norm)
         self._error = change if self._error is None else self._error + change
@@ -46,22 +46,27 @@ class Reuse(Predictor):
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:
         """Keep a branch's output and return whether it is finite. x: its input as it was kept."""
         norm = mean_abs(output, self._streams)
+        healthy = torch.isfinite(norm).all()
         if tracked:
-            self._track(branch, output, x, norm)
+            self._see(self._look_back(branch, output, x, norm), healthy)
+            # What the network no longer computes must not be predicted from a stale output.
+            self._branches.clear()
+            self._tracked = branch
         self._branches[branch] = Snapshot(x, keep(output, self._cache_device))
-        return torch.isfinite(norm).all()
+        return healthy
 
-    def _track(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: torch.Tensor) -> None:
+    def _look_back(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: torch.Tensor) -> Seen:
         last = self._branches.get(branch)
         if branch != self._tracked or last is None or last.output.shape != output.shape:
-            self.rate = None
-        else:
-            self.rate = transformation_rate(
-                output, last.output, x.to(output.device), last.x.to(output.device), self.rate, self._streams
-            )
-        # What the network no longer computes must not be predicted from a stale output.
-        self._branches.clear()
-        self._tracked, self.output_norm = branch, norm
+            return Seen(norm)
+        moved = distance(x.to(output.device), last.x, self._streams)
+        return Seen(norm, distance(output, last.output, self._streams), moved)
+
+    def conclude(self, seen: Seen, linked: torch.Tensor) -> None:
+        """Go on from what was seen of the tracked branch."""
+        known = seen.output_change is not None
+        self.rate = transformation_rate(seen.output_change, seen.moved, self.rate) if known else None
+        self.output_norm = seen.output_norm
 
     def predict(self, branch: str, x: torch.Tensor) -> torch.Tensor:
         """A new tensor of x's shape and device in the dtype of the network's output.

@@ -18,7 +18,11 @@ class EasyCacheAdaptive(io.ComfyNode):
             description="Speeds up sampling by skipping network evaluations whose result can be predicted. "
             "Put it between the model (and its LoRAs) and the sampler.",
             inputs=[
-                io.Model.Input("model", tooltip="The model to speed up. It is not changed; use this node's output."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model to speed up, as the sampler would get it: with its LoRAs and its shift. It is "
+                    "not changed; use this node's output.",
+                ),
                 io.Float.Input(
                     "threshold",
                     default=0.05,
@@ -81,8 +85,8 @@ class EasyCacheAdaptive(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="No skipping after this part of the schedule. Lower: the last, detail-drawing steps are "
-                    "all computed. 1: up to the last step but one.",
+                    tooltip="No skipping after this part of the schedule. Higher: skipping goes on for longer. Lower: "
+                    "the last, detail-drawing steps are all computed. 1: up to the last step but one.",
                 ),
                 io.Combo.Input(
                     "cache_device",

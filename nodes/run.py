@@ -15,7 +15,8 @@ import torch
 from comfy.model_management import OOM_EXCEPTION, soft_empty_cache
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from ..easycache_core import CacheController
+from ..easycache_core import CacheController, Ranks
+from ..easycache_core.ranks import EVERYONE
 from .activity import Switches, patched_layers
 from .journal import KEY, Journal, totals
 from .live import Live
@@ -44,8 +45,10 @@ def sample_with_cache(
     """OUTER_SAMPLE wrapper: opens a run and closes it whatever happens; its report goes to the journal."""
     guider = executor.class_obj
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
-    run = Run(settings, len(sigmas) - 1, model_sampling, packed_streams(*args, **kwargs), foreseen(sampler))
-    if "easycache" in guider.model_options.get("transformer_options", {}):
+    options = guider.model_options.get("transformer_options", {})
+    ranks = options.get("easycache_ranks", EVERYONE)  # a worker with replicas of its own says which belong together
+    run = Run(settings, len(sigmas) - 1, model_sampling, packed_streams(*args, **kwargs), foreseen(sampler), ranks)
+    if "easycache" in options:
         log.warning(
             "EasyCache: the model also has ComfyUI's built-in EasyCache or LazyCache node; two caches add up "
             "their errors, so use one of them"
@@ -69,13 +72,12 @@ def sample_with_cache(
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
         log.info(run.summary())
         state = "done"
-        return samples
     finally:
         guider.model_options = original_options
         run.close()
         live.tell(state, run.account)
-        if state == "done":
-            journal.last = run.report()
+    journal.add(samples, run.report())
+    return samples
 
 
 def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list[int]:
@@ -101,6 +103,7 @@ class Run:
         model_sampling,
         streams: Sequence[int] = (),
         steps_are_foreseen: bool = True,
+        ranks: Ranks | None = EVERYONE,
     ):
         self.settings = settings
         self.clock = StepClock()
@@ -110,7 +113,12 @@ class Run:
         self._highest = float(model_sampling.percent_to_sigma(settings.start_percent))
         self._lowest = float(model_sampling.percent_to_sigma(settings.end_percent))
         self._controller = CacheController(
-            settings.config, self._total_steps, streams, denoised=forecasting, foreseen=steps_are_foreseen
+            settings.config,
+            self._total_steps,
+            streams,
+            denoised=forecasting,
+            foreseen=steps_are_foreseen,
+            ranks=ranks,
         )
         self._switches: Switches | None = None
         self._computed_at: torch.Tensor | None = None  # noise level of the last computed evaluation
@@ -192,6 +200,8 @@ class Run:
                     for i in range(len(conds))
                 ]
             except OOM_EXCEPTION:
+                if self._controller.shared:
+                    raise
                 self._controller.forget()
         denoised = self._computed(compute)
         if self._reusing:
@@ -212,11 +222,14 @@ class Run:
             self._computing = False
 
     def _with_room(self, make, *args):
-        """make(*args), a second time without the cache if there was no room for both."""
+        """make(*args), a second time without the cache if there was no room for both.
+
+        Not where other ranks run along: the network talks to theirs, and one rank alone must not run it again.
+        """
         try:
             return make(*args)
         except OOM_EXCEPTION:
-            if not self._controller.holds_tensors:
+            if self._controller.shared or not self._controller.holds_tensors:
                 raise
             log.warning("EasyCache: out of memory; the cache is freed and what failed is done again")
             self._controller.forget()

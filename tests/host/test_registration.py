@@ -28,6 +28,8 @@ def test_the_pack_loads_beside_the_built_in_node(comfy):
     assert names == {
         "EasyCache": "EasyCache",
         "EasyCacheAdaptive": "EasyCache (Adaptive)",
+        "EasyCacheReport": "EasyCache Report",
+        "EasyCacheCompare": "EasyCache Compare",
         "EasyCacheDemoModel": "EasyCache Demo Model",
         "EasyCacheDemoDecode": "EasyCache Demo Decode",
     }
@@ -44,7 +46,27 @@ def test_widgets_in_their_order(comfy):
     assert info["category"] == "EasyCache" and info["output"] == ["MODEL"]
 
 
-@pytest.mark.parametrize("node", ["EasyCacheAdaptive", "EasyCacheDemoModel", "EasyCacheDemoDecode"])
+SOCKETS = {
+    "EasyCacheReport": (["model", "latent"], ["LATENT", "IMAGE", "STRING"], ["latent", "plot", "report"]),
+    "EasyCacheCompare": (
+        ["reference", "candidate"],
+        ["FLOAT", "FLOAT", "IMAGE", "STRING"],
+        ["psnr", "ssim", "difference", "report"],
+    ),
+}
+
+
+@pytest.mark.parametrize("node", SOCKETS)
+def test_sockets_in_their_order(comfy, node):
+    """Workflows store links by position."""
+    info = comfy.classes[node].GET_NODE_INFO_V1()
+    assert (list(info["input"]["required"]), info["output"], info["output_name"]) == SOCKETS[node]
+    assert info["category"] == "EasyCache"
+
+
+@pytest.mark.parametrize(
+    "node", ["EasyCacheAdaptive", "EasyCacheReport", "EasyCacheCompare", "EasyCacheDemoModel", "EasyCacheDemoDecode"]
+)
 def test_every_socket_has_a_tooltip(comfy, node):
     info = comfy.classes[node].GET_NODE_INFO_V1()
     for section in ("required", "optional"):

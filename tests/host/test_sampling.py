@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from closeness import psnr
+from scene import Scene
 
 
 def test_threshold_zero_is_bit_identical(comfy, demo_scene):
@@ -47,6 +48,23 @@ def test_a_budget_is_spent_to_the_last_and_forecasts_make_more_of_it(comfy, demo
         assert len(levels) == 10, "24 / 2.5, rounded up"
         closeness[predictor] = psnr(cached, plain)
     assert closeness["forecast"] > closeness["reuse"] + better_by, closeness
+
+
+def test_strong_guidance_on_few_evaluations_is_no_worse_than_reuse(comfy):
+    """Catches forecasts that overshoot: here the denoised latent swings to and fro between sparse evaluations."""
+    model, positive, negative, latent = comfy.node("EasyCacheDemoModel", "violet", "star", "left", "meadow", 1)
+    scene = Scene(comfy.node("ModelSamplingSD3", model, 7.0)[0], positive, negative, latent)
+    closeness = {}
+    for predictor in (None, "forecast", "reuse"):
+        patched = scene.model
+        if predictor:
+            patched = comfy.cached(patched, target_speedup=4.6, predictor=predictor)
+        sampled = comfy.sample(scene, patched, seed=3, steps=40, cfg=5.5, sampler_name="dpmpp_2m")
+        if not predictor:
+            plain = sampled
+        else:
+            closeness[predictor] = psnr(sampled, plain)
+    assert closeness["forecast"] > closeness["reuse"] - 1, closeness
 
 
 def test_warmup_and_last_step_reach_the_network(comfy, demo_scene):

@@ -1,0 +1,219 @@
+"""EasyCache Report: which run it shows, its JSON, its plot."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import ImageDraw
+
+KEYS = ["steps", "evaluations", "computed", "skipped", "speedup", "threshold", "warmup_steps", "predictor",
+        "target_speedup", "trace"]  # fmt: skip
+RECORD = ["step", "sigma", "computed", "input_change", "rate", "error", "output_norm"]
+
+
+def strict(text):
+    """JSON as browsers and other languages read it, without NaN and Infinity."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def report_on(comfy, model, samples):
+    """(report, plot as bytes) of a latent tensor."""
+    latent = {"samples": samples}
+    handed_on, plot, text = comfy.node("EasyCacheReport", model, latent)
+    assert handed_on is latent, "passed through"
+    assert plot.shape == (1, 768, 1024, 3) and plot.dtype == torch.float32 and 0 <= plot.min() <= plot.max() <= 1
+    return strict(text), (plot[0] * 255).round().byte().numpy()
+
+
+@pytest.fixture(scope="module")
+def runs(comfy, demo_scene):
+    """A model that was sampled three times, and for each run (latent, steps, noise levels the network really saw)."""
+    model, results = comfy.cached(demo_scene.model), []
+    for steps in (8, 12, 10):
+        latent, sigmas = demo_scene.counting(lambda steps=steps: comfy.sample(demo_scene, model, steps=steps))
+        results.append((latent, steps, sigmas))
+    return model, results
+
+
+@pytest.fixture(scope="module")
+def nodes(comfy):
+    """The pack's package of nodes."""
+    return sys.modules[comfy.classes["EasyCacheReport"].__module__.rpartition(".")[0]]
+
+
+def test_the_report_is_what_the_network_saw(comfy, runs):
+    """Keys other programs rest on; counts that disagree with the network's real calls."""
+    model, results = runs
+    latent, steps, sigmas = results[-1]
+    report, _ = report_on(comfy, model, latent)
+    assert list(report) == KEYS
+    assert all(list(record) == RECORD for record in report["trace"])
+    assert report["steps"] == report["evaluations"] == len(report["trace"]) == steps
+    assert report["computed"] == len(sigmas) < steps
+    assert report["computed"] + report["skipped"] == report["evaluations"]
+    assert report["speedup"] == pytest.approx(steps / len(sigmas))
+    assert [record["sigma"] for record in report["trace"] if record["computed"]] == pytest.approx(sigmas)
+    assert [report[key] for key in KEYS[5:9]] == [0.1, 3, "forecast", 0.0]
+
+
+def test_samplers_that_share_a_model_have_each_their_report(comfy, runs):
+    """ComfyUI executes both samplers before either Report, or hands out an earlier latent from its cache: the last run
+    is not the one that is asked for."""
+    model, results = runs
+    behind = comfy.node("ModelSamplingSD3", model, 3.0)[0]  # patched again behind the node, as by a LoRA
+    for latent, steps, sigmas in results:
+        for asked in (model, behind):
+            report, _ = report_on(comfy, asked, latent.clone())
+            assert (report["steps"], report["computed"]) == (steps, len(sigmas))
+
+
+def test_a_latent_that_was_changed_on_the_way(comfy, runs):
+    """In the job that sampled it is the last run that counts; in a later one, whose sampler came from the cache, that
+    may be anybody's."""
+    from comfy_execution.utils import CurrentNodeContext
+
+    model, results = runs
+    changed = results[0][0] * 2
+    assert report_on(comfy, model, changed)[0]["steps"] == results[-1][1]
+    with CurrentNodeContext("another job", "1"):
+        assert "left this latent" in report_on(comfy, model, changed)[0]["message"]
+        assert report_on(comfy, model, results[0][0])[0]["steps"] == results[0][1], "as it is, it is known in any job"
+
+
+def test_an_interrupted_run_is_none(comfy, demo_scene, runs):
+    """Half a run must not be shown as that of the latent which the sampler made before."""
+    import comfy.model_management as management
+
+    model, results = runs
+
+    def interrupt(module, args, kwargs):
+        raise management.InterruptProcessingException
+
+    handle = demo_scene.model.model.diffusion_model.register_forward_pre_hook(interrupt, with_kwargs=True)
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            comfy.sample(demo_scene, model, steps=6)
+    finally:
+        handle.remove()
+    assert report_on(comfy, model, results[-1][0])[0]["steps"] == results[-1][1]
+    assert report_on(comfy, model, results[-1][0] + 1)[0]["steps"] == results[-1][1]
+
+
+def test_nothing_to_report_is_said(comfy, demo_scene):
+    """Neither an exception nor an empty picture: the rest of the workflow goes on, and says what to connect."""
+    samples = demo_scene.latent["samples"]
+    pages = []
+    for model, said in ((demo_scene.model, "EasyCache (Adaptive)"), (comfy.cached(demo_scene.model), "has ended yet")):
+        report, plot = report_on(comfy, model, samples)
+        assert list(report) == ["message"] and said in report["message"]
+        assert (plot < 128).all(-1).mean() > 0.005, "words in the picture"
+        pages.append(plot)
+    assert (pages[0] != pages[1]).any()
+
+
+def test_a_run_without_steps(comfy, demo_scene):
+    """Its speed-up is none, which is null in JSON; nothing is divided by it."""
+    model = comfy.cached(demo_scene.model)
+    sampler = comfy.node("KSamplerSelect", "euler")[0]
+    samples = comfy.node("SamplerCustom", model, True, 1, 4.0, demo_scene.positive, demo_scene.negative, sampler,
+                         torch.tensor([1.0]), demo_scene.latent)[0]["samples"]  # fmt: skip
+    report, _ = report_on(comfy, model, samples)
+    assert list(report) == KEYS
+    assert (report["steps"], report["evaluations"], report["speedup"], report["trace"]) == (0, 0, None, [])
+
+
+def test_a_latent_of_several_streams_is_known(nodes):
+    """Samplers get video and sound packed into one tensor, and hand them out side by side."""
+    from comfy.nested_tensor import NestedTensor
+    from comfy.utils import pack_latents
+
+    video, sound = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 2, 20)
+    journal = nodes.journal.Journal()
+    journal.add(torch.randn(1, 1, 808), {"name": "another"})
+    journal.add(pack_latents([video, sound])[0], {"name": "it"})
+    journal.add(torch.randn(1, 1, 808), {"name": "the last"})
+    assert journal.find(NestedTensor([video, sound])) == {"name": "it"}
+
+
+def test_a_journal_does_not_grow_without_end(nodes):
+    """A server runs for weeks, and a model may be sampled thousands of times."""
+    journal = nodes.journal.Journal()
+    for i in range(100):
+        journal.add(torch.full((1, 4), float(i)), {"name": i})
+    assert len(journal._runs) == nodes.journal.KEPT and journal.last == {"name": 99}
+
+
+def made_up(evaluations, **changes):
+    """A report of a run whose every third evaluation is computed."""
+    trace = []
+    for i in range(evaluations):
+        computed, rate = i % 3 == 0, 1e4 / (i + 1) if i else None
+        trace.append(dict(step=i, sigma=1 - i / evaluations, computed=computed, input_change=0.1, rate=rate,
+                          error=0.02 * (i % 3), output_norm=1.0))  # fmt: skip
+    computed = len(trace[::3])
+    totals = dict(steps=evaluations, evaluations=evaluations, computed=computed, skipped=evaluations - computed,
+                  speedup=evaluations / computed, threshold=0.05, warmup_steps=5, predictor="forecast",
+                  target_speedup=0.0)  # fmt: skip
+    return {**totals, "trace": trace, **changes}
+
+
+@pytest.fixture
+def words(monkeypatch):
+    """The texts that are drawn meanwhile, each with its box."""
+    drawn, draw_text = [], ImageDraw.ImageDraw.text
+
+    def text(self, xy, text, fill=None, font=None, anchor=None, **more):
+        drawn.append((text, self.textbbox(xy, text, font, anchor)))
+        draw_text(self, xy, text, fill, font, anchor, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    return drawn
+
+
+@pytest.mark.parametrize("target", [0.0, 3.0])
+@pytest.mark.parametrize("evaluations", [1, 2, 4, 20, 50, 99, 200, 1000])
+def test_the_plot_is_legible(nodes, words, evaluations, target):
+    """No text over another or beyond the edge, none too small at 512 pixels, whatever the length of the run."""
+    report = made_up(evaluations, target_speedup=target)
+    picture = np.asarray(nodes.plot.draw_report(report))
+    texts = dict(words)
+    summary = f"{report['speedup']:.2f}x, {report['computed']} of {evaluations} evaluations computed"
+    assert {summary, "computed", "skipped", "rate", "transformation rate", "evaluation"} <= set(texts)
+    assert ("threshold" in texts) is not bool(target), "with a target it is not the rule"
+    assert (f"budget: {report['computed']}" in texts) is bool(target)
+    for i, (text, (left, top, right, bottom)) in enumerate(words):
+        assert min(left, top) >= 0 and right <= 1024 and bottom <= 768, text
+        for other, (left2, top2, right2, bottom2) in words[:i]:
+            apart = left >= right2 or left2 >= right or top >= bottom2 or top2 >= bottom
+            assert apart, f"{text!r} lies over {other!r}"
+    assert min(nodes.plot.TEXT, nodes.plot.SCALE * 512 / picture.shape[1] * nodes.plot.TEXT) >= 10
+
+
+def test_the_plot_has_a_bar_for_each_evaluation(nodes):
+    """Catches bars that run into each other or are left out at the edges."""
+    report = made_up(50)
+    picture = np.asarray(nodes.plot.draw_report(report)).astype(int)
+    row = picture[2 * 344]  # through the feet of the bars
+    for colour, bars in ((nodes.plot.COMPUTED, report["computed"]), (nodes.plot.SKIPPED, report["skipped"])):
+        inside = (np.abs(row - colour) < 8).all(-1)
+        assert (inside[1:] & ~inside[:-1]).sum() == bars
+
+
+def test_the_plot_follows_the_numbers(nodes):
+    """Two runs that differ in one number look different; catches a curve that is not drawn at all."""
+    before = np.asarray(nodes.plot.draw_report(made_up(20)))
+    for name in ("rate", "error"):
+        report = made_up(20)
+        report["trace"][10][name] *= 0.5
+        assert (np.asarray(nodes.plot.draw_report(report)) != before).any(), name
+    for name in ("rate", "error"):
+        report = made_up(20)
+        for record in report["trace"]:
+            record[name] = None
+        nodes.plot.draw_report(report)  # a number may not be known at any evaluation
