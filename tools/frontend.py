@@ -66,7 +66,7 @@ class Frontend:
 
         A node is {"type", "at": [x, y], "widgets": values by name, "inputs": {name: [index of the node, its output]}}.
         """
-        self.load({"version": 0.4, "nodes": [], "links": []})
+        self.load({"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": []})
         return self.page.evaluate(
             """(nodes) => {
                 const made = [];

@@ -17,19 +17,19 @@ REPORT = {
 }  # fmt: skip
 
 
-def prompt(seed, steps=STEPS):
+def prompt(seed, steps=STEPS, node=NODE):
     words = {"colour": "red", "shape": "circle", "motion": "right", "background": "sea", "batch_size": 1}
     cache = {
         "model": ["1", 0], "threshold": 0.2, "warmup_steps": 3, "predictor": "forecast", "target_speedup": 0.0,
         "max_consecutive_skips": 0, "start_percent": 0.0, "end_percent": 1.0, "cache_device": "gpu", "verbose": False,
     }  # fmt: skip
     sampler = {
-        "model": [NODE, 0], "positive": ["1", 1], "negative": ["1", 2], "latent_image": ["1", 3], "seed": seed,
+        "model": [node, 0], "positive": ["1", 1], "negative": ["1", 2], "latent_image": ["1", 3], "seed": seed,
         "steps": steps, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
     }  # fmt: skip
     return {
         "1": {"class_type": "EasyCacheDemoModel", "inputs": words},
-        NODE: {"class_type": "EasyCacheAdaptive", "inputs": cache},
+        node: {"class_type": "EasyCacheAdaptive", "inputs": cache},
         "3": {"class_type": "KSampler", "inputs": sampler},
         "4": {"class_type": "EasyCacheDemoDecode", "inputs": {"samples": ["3", 0]}},
         "6": {"class_type": "PreviewImage", "inputs": {"images": ["4", 0]}},
@@ -113,6 +113,10 @@ def test_runs_are_told_to_whom_they_concern(tmp_path):
             await queue(http, prompt(2))
             await queue(http, prompt(3), "gone")
             assert ours.heard == other.heard == [], "a job of no connected client is told to nobody"
+
+            await queue(http, prompt(1, node="20:7"), "ours")
+            told = {message["node"] for message in ours.take()}
+            assert told == {"20:7"}, "another node of the same settings must not be answered from ComfyUI's cache"
 
             stop = asyncio.create_task(queue(http, prompt(4, steps=400), "ours"))
             while len(ours.heard) < 3:
