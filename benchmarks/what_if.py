@@ -22,6 +22,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "what_if.csv"
 THRESHOLDS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 STEPS = (30, 50)
 WARMUP = 5
+NEAR = 2.5  # times the threshold of the run that is asked
 COLUMNS = ("predictor", "steps", "seed", "run_at", "threshold", "estimated", "computed", "evaluations")
 
 
@@ -44,7 +45,7 @@ def sample(seeds: int):
                         model = host.node("EasyCacheAdaptive", video.prepared(configuration, "fp32"), **widgets)[0]
                         video.sample(model, video.scene(seed), configuration, seed)
                         reports[threshold] = journal_of(model).last
-                    print(f"{predictor}, {steps} steps, seed {seed}: {[r['computed'] for r in reports.values()]}")
+                    print(f"{predictor}, {steps} steps, seed {seed}: {[r['computed'] for r in reports.values()]}", flush=True)
                     yield (predictor, steps, seed), reports
 
 
@@ -85,7 +86,7 @@ def main():
                 report = reports[threshold]
                 table.writerow([*key, run_at, threshold, estimate, report["computed"], report["evaluations"]])
                 if estimate is not None:
-                    near = 0.4 <= threshold / run_at <= 2.5
+                    near = 1 / NEAR <= threshold / run_at <= NEAR
                     miss = abs(estimate - report["computed"])
                     misses.setdefault((key[0], "near" if near else "far"), []).append(miss)
     for (predictor, distance), found in sorted(misses.items()):
