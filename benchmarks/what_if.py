@@ -45,7 +45,8 @@ def sample(seeds: int):
                         model = host.node("EasyCacheAdaptive", video.prepared(configuration, "fp32"), **widgets)[0]
                         video.sample(model, video.scene(seed), configuration, seed)
                         reports[threshold] = journal_of(model).last
-                    print(f"{predictor}, {steps} steps, seed {seed}: {[r['computed'] for r in reports.values()]}", flush=True)
+                    counts = [report["computed"] for report in reports.values()]
+                    print(f"{predictor}, {steps} steps, seed {seed}: {counts}", flush=True)
                     yield (predictor, steps, seed), reports
 
 

@@ -7,10 +7,11 @@ const HEIGHT = 100; // of the drawing, in units of its own; it is as wide as the
 const STUB = 14; // height of the bar of a skipped evaluation
 const HEADROOM = 1.2;
 const WAITING = "Queue to see which steps are computed and which are skipped.";
-const ESTIMATE = // figures: benchmarks/results/what_if.csv
+// The figures are those of benchmarks/results/what_if.csv.
+const ESTIMATE =
   "Estimated from the last run: its rule is replayed at the node's settings with the numbers that the run measured. " +
-  "On the bundled model it was off by half a step in the mean where the threshold was changed by up to 2.5 times, and " +
-  "by one in the mean and ten at most beyond that.";
+  "On the bundled model it was off by half a step in the mean where the threshold was changed by up to 2.5 times, " +
+  "and by about one in the mean and ten at most beyond that.";
 
 export class Chart {
   #run;

@@ -1,6 +1,6 @@
 """A real server and its real frontend in a real Chromium.
 
-Fixtures of the package's scope: Playwright's loop must be gone when tests elsewhere start loops of their own.
+Browser and servers end with their module: Playwright's loop must be gone when others start loops of their own.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import pytest
 from comfy_server import ComfyServer
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def chromium():
     try:
         path = browsers.find()
@@ -27,7 +27,7 @@ def chromium():
         yield browser
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def servers(tmp_path_factory):
     """servers(which): a running server with the frontend that it requires, or the newest one."""
     loop = asyncio.new_event_loop()

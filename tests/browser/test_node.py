@@ -65,7 +65,10 @@ def test_found_in_the_node_search(tab):
     for name in ("EasyCache Demo Model", "EasyCache Demo Decode"):
         assert found.filter(has_text=re.compile(f"^{name}")).count() == 1
     found.filter(has_text="EasyCache (Adaptive)").first.click()
-    tab.page.mouse.click(500, 300)  # newer frontends let one choose the place
+    tab.page.mouse.move(510, 310)
+    tab.frames()
+    tab.page.mouse.click(510, 310)  # newer frontends let one choose the place
+    tab.page.wait_for_function("() => app.canvas.graph.nodes.length === 1")
     (node,) = tab.nodes()
     assert "Queue to see" in tab.wait_for_summary("^Queue")
     assert tab.values(node)["preset"] == "default"
