@@ -103,6 +103,8 @@ class EasyCacheAdaptive(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            # Two nodes of the same settings are two models: each has its own runs to show.
+            not_idempotent=True,
             outputs=[io.Model.Output(tooltip="The model with the cache. Connect it to the sampler.")],
         )
 

@@ -4,6 +4,8 @@ import logging
 import sys
 import uuid
 
+from comfy_execution.utils import get_executing_context
+
 EVENT = "easycache.run"
 log = logging.getLogger("easycache")
 
@@ -11,7 +13,8 @@ log = logging.getLogger("easycache")
 class Live:
     """Messages of one sampling run: at most one a step, and one at the end. Without a browser there are none.
 
-    A message holds those records of the trace that are new since the one before, or have got their numbers since.
+    A message holds those records of the trace that are new since the one before, or have got their numbers since. It
+    names the job (prompt), as another workflow may have a node of the same id.
     """
 
     def __init__(self, node: str | None):
@@ -47,5 +50,7 @@ class Live:
         if state != "running":
             first = 0
         self._sent, self._settled = len(trace), settled
-        about = {"node": self._node, "run": self._run, "state": state, "report": report}
+        context = get_executing_context()  # of the sampler's node
+        prompt = context.prompt_id if context else None
+        about = {"node": self._node, "run": self._run, "prompt": prompt, "state": state, "report": report}
         return {**about, "first": first, "records": trace[first:]}

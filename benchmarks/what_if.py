@@ -1,0 +1,102 @@
+"""How good the chart's "what if" is: estimated against counted evaluations.
+
+    python benchmarks/what_if.py
+
+The bundled video model is sampled at several thresholds. From each of these runs the browser's own module
+(web/what_if.js, in Chromium) estimates how many evaluations every other one computes. Rows go to
+benchmarks/results/what_if.csv.
+"""
+
+import argparse
+import base64
+import csv
+import dataclasses
+import statistics
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+from host import ROOT, Host
+
+RESULTS = Path(__file__).resolve().parent / "results" / "what_if.csv"
+THRESHOLDS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
+STEPS = (30, 50)
+WARMUP = 5
+NEAR = 2.5  # times the threshold of the run that is asked
+COLUMNS = ("predictor", "steps", "seed", "run_at", "threshold", "estimated", "computed", "evaluations")
+
+
+def sample(seeds: int):
+    """(predictor, steps, seed) and the reports of its runs by threshold, with their traces."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
+        host = Host(Path(base))
+        import comfy_host
+        from subjects import Video
+
+        video, pack = Video(host), comfy_host.load_pack().__name__
+        journal_of = import_module(f"{pack}.nodes.journal").journal_of
+        for steps in STEPS:
+            configuration = dataclasses.replace(video.configurations[0], steps=steps)
+            for seed in range(seeds):
+                for predictor in ("forecast", "reuse"):
+                    reports = {}
+                    for threshold in THRESHOLDS:
+                        widgets = dict(threshold=threshold, warmup_steps=WARMUP, predictor=predictor)
+                        model = host.node("EasyCacheAdaptive", video.prepared(configuration, "fp32"), **widgets)[0]
+                        video.sample(model, video.scene(seed), configuration, seed)
+                        reports[threshold] = journal_of(model).last
+                    counts = [report["computed"] for report in reports.values()]
+                    print(f"{predictor}, {steps} steps, seed {seed}: {counts}", flush=True)
+                    yield (predictor, steps, seed), reports
+
+
+def estimates(page, reports: dict):
+    """(threshold of the run, threshold asked for, estimate)."""
+    module = base64.b64encode((ROOT / "web" / "what_if.js").read_bytes()).decode()
+    for run_at, report in reports.items():
+        for threshold in reports:
+            if threshold == run_at:
+                continue
+            settings = {**report, "threshold": threshold, "max_consecutive_skips": 0,
+                        "start_percent": 0, "end_percent": 1}  # fmt: skip
+            answer = page.evaluate(
+                """async ([module, report, settings]) => {
+                    const { whatIf } = await import(`data:text/javascript;base64,${module}`);
+                    return whatIf({ report, records: report.trace }, settings);
+                }""",
+                [module, report, settings],
+            )
+            yield run_at, threshold, answer.get("computed")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    import browser
+
+    measured = list(sample(args.seeds))
+    with browser.chromium() as chromium, args.results.open("w", newline="") as file:
+        page = chromium.new_page()
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        misses = {}
+        for key, reports in measured:
+            for run_at, threshold, estimate in estimates(page, reports):
+                report = reports[threshold]
+                table.writerow([*key, run_at, threshold, estimate, report["computed"], report["evaluations"]])
+                if estimate is not None:
+                    near = 1 / NEAR <= threshold / run_at <= NEAR
+                    miss = abs(estimate - report["computed"])
+                    misses.setdefault((key[0], "near" if near else "far"), []).append(miss)
+    for (predictor, distance), found in sorted(misses.items()):
+        found.sort()
+        print(
+            f"{predictor}, threshold {distance}: off by {statistics.mean(found):.1f} evaluations in the mean, "
+            f"{found[len(found) * 9 // 10]} or less in nine of ten, {found[-1]} at most ({len(found)} estimates)"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""EasyCache (Adaptive) in the browser, used as a person would."""
+
+import json
+import re
+
+import comfy_host
+import frontend
+import pytest
+from graphs import sampling, two_stages
+
+WIDGETS = [
+    "threshold", "warmup_steps", "predictor", "target_speedup", "max_consecutive_skips", "start_percent",
+    "end_percent", "cache_device", "verbose",
+]  # fmt: skip
+FINISHED = "^[0-9.]+x, [0-9]+ of [0-9]+ steps computed$"
+both_frontends = pytest.mark.parametrize("server", ["required", "newest"], indirect=True)
+
+
+def bars(tab, kind, chart=0):
+    """How many bars of a kind a chart has."""
+    drawn = tab.charts.nth(chart).locator(f"svg .easycache-{kind}").get_attribute("d") or ""
+    return drawn.count("z")
+
+
+def counted(summary):
+    """(computed, evaluations) of a chart's text."""
+    return tuple(map(int, re.search(r"(\d+) of (\d+)", summary).groups()))
+
+
+def saved_nodes(workflow):
+    return [node for node in workflow["nodes"] if node["type"] == frontend.NODE]
+
+
+def saved_node(workflow):
+    (node,) = saved_nodes(workflow)
+    return node
+
+
+def cut_off(tab):
+    """Parts of the chart whose text does not fit into them."""
+    return tab.charts.first.evaluate(
+        """chart => [chart, ...chart.querySelectorAll('div')]
+            .filter(e => e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight)
+            .map(e => `${e.className}: ${e.textContent}`)"""
+    )
+
+
+def choose(tab, node, preset):
+    """Take an entry of the drop-down on the canvas."""
+    left, right, y = tab.widget(node, "preset")
+    tab.page.mouse.click((left + right) / 2, y)
+    tab.page.locator(".litecontextmenu").get_by_text(preset, exact=True).click()
+
+
+@both_frontends
+def test_found_in_the_node_search(tab):
+    """Typing "EasyCache" must list the pack's nodes by their full names, and a pick must bring node and chart."""
+    tab.open()
+    tab.build()
+    tab.page.mouse.dblclick(500, 300)
+    tab.page.get_by_role("combobox").last.wait_for()
+    tab.page.keyboard.type("EasyCache")
+    found = tab.page.get_by_role("option")
+    found.filter(has_text="EasyCache Demo Decode").first.wait_for()
+    for name in ("EasyCache Demo Model", "EasyCache Demo Decode"):
+        assert found.filter(has_text=re.compile(f"^{name}")).count() == 1
+    found.filter(has_text="EasyCache (Adaptive)").first.click()
+    tab.page.mouse.move(510, 310)
+    tab.frames()
+    tab.page.mouse.click(510, 310)  # newer frontends let one choose the place
+    tab.page.wait_for_function("() => app.canvas.graph.nodes.length === 1")
+    (node,) = tab.nodes()
+    assert "Queue to see" in tab.wait_for_summary("^Queue")
+    assert tab.values(node)["preset"] == "default"
+
+
+@both_frontends
+def test_from_the_template_to_a_run_that_stays(tab, server, seed):
+    """The whole way: template, slider, run, chart that fills, summary; and after a reload it is still there."""
+    tab.open()
+    page = tab.page
+    page.get_by_role("button", name="Templates").first.click()
+    page.get_by_role("dialog").get_by_placeholder("Search").fill("instant demo")
+    page.get_by_role("dialog").get_by_text("instant demo").first.click()
+    page.get_by_role("dialog").wait_for(state="hidden")
+    page.wait_for_function("() => app.canvas.graph.nodes.length > 5")
+    (node,) = tab.nodes()
+    for sampler in tab.nodes("KSampler"):
+        tab.set(sampler, steps=20)
+    tab.set(tab.nodes("PrimitiveInt")[0], value=seed)
+
+    tab.look_at(node)
+    left, right, y = tab.widget(node, "threshold")
+    page.mouse.move(left + 20, y)
+    page.mouse.down()
+    page.mouse.move(left + 0.1 * (right - left), y, steps=4)
+    page.mouse.up()
+    values = tab.values(node)
+    assert 0.05 < values["threshold"] < 0.15 and values["preset"] == "custom"
+
+    tab.press_run()
+    half = tab.wait_for_summary("computed…$")
+    seen = [bars(tab, "computed") + bars(tab, "skipped")]
+    summary = tab.wait_for_summary(FINISHED)
+    assert cut_off(tab) == []
+    assert counted(half)[1] < 20 and seen[0] < 20, "the chart must be drawn while it samples"
+    assert counted(summary)[1] == 20 == bars(tab, "computed") + bars(tab, "skipped")
+    logged = re.search(r"computed (\d+) of (\d+) evaluations", server.easycache_lines()[-1])
+    assert counted(summary) == tuple(map(int, logged.groups()))
+
+    page.reload()
+    tab.wait_until_loaded()
+    page.wait_for_function("() => app.canvas.graph.nodes.length > 5")
+    tab.look_at(tab.nodes()[0])
+    assert tab.wait_for_summary(FINISHED) == summary
+    assert bars(tab, "computed") == counted(summary)[0]
+
+
+def test_a_copy_shows_the_run_until_it_has_its_own(tab, seed):
+    """Copy and paste, save and load: the picture stays with each node, and nothing of it is in the workflow."""
+    tab.open()
+    node = tab.build(*sampling(14, seed, threshold=0.2, warmup_steps=2))[2]
+    tab.look_at(node)
+    tab.press_run()
+    summary = tab.wait_for_summary(FINISHED)
+
+    page = tab.page
+    page.mouse.click(400, 145)  # its title
+    page.keyboard.press("Control+c")
+    page.mouse.move(900, 300)
+    page.keyboard.press("Control+v")
+    page.wait_for_function("() => app.canvas.graph.nodes.filter(n => n.type === 'EasyCacheAdaptive').length === 2")
+    (copy,) = set(tab.nodes()) - {node}
+    tab.look_at(copy)
+    tab.wait_for_summary(FINISHED, chart=1)
+    assert {tab.summary(0), tab.summary(1)} == {summary}
+
+    # The copy takes the original's place and runs: the original's picture must not change.
+    page.evaluate(
+        "([from, to]) => { const g = app.canvas.graph; g.getNodeById(from).connect(0, g.getNodeById(to), 0); }",
+        [copy, tab.nodes("KSampler")[0]],
+    )
+    page.evaluate(
+        "([from, to]) => { const g = app.canvas.graph; g.getNodeById(from).connect(0, g.getNodeById(to), 0); }",
+        [tab.nodes("ModelSamplingSD3")[0], copy],
+    )
+    tab.set(copy, threshold=0)
+    tab.press_run()
+    tab.wait_for_summary("14 of 14", chart=1)
+    assert tab.summary(0) == summary
+
+    saved = tab.saved()
+    text = json.dumps(saved)
+    assert "records" not in text and "easycache_chart" not in text and summary not in text
+    for one in saved_nodes(saved):
+        assert len(one["widgets_values"]) == len(WIDGETS)
+        assert set(one["properties"]) - {"cnr_id", "aux_id", "ver"} == {"Node name for S&R", "easycache"}
+        assert re.fullmatch("[0-9a-f]{12}", one["properties"]["easycache"])
+    tab.load(saved)
+    tab.look_at(node)
+    tab.wait_for_summary("14 of 14", chart=1)
+    assert tab.summary(0) == summary
+
+
+def test_two_nodes_and_another_client(tab, chromium, server, seed):
+    """Two stages as in Wan 2.2: each chart shows its own run. A browser that did not queue it is told nothing."""
+    tab.open()
+    build = two_stages(20, seed, {"target_speedup": 2.0}, {"threshold": 0.0})
+    first, second = (tab.build(*build)[i] for i in (2, 4))
+    with frontend.tab(chromium, server.url) as other:
+        other.open()
+        other.build(*build)
+        other.look_at(first)
+        tab.look_at(first)
+        tab.press_run()
+        tab.wait_for_summary("10 of 10", chart=1)
+        assert counted(tab.summary(0)) == (5, 10)
+        assert "budget 5" in tab.charts.nth(0).inner_text() and "threshold" not in tab.charts.nth(0).inner_text()
+        assert other.summary(0).startswith("Queue") and other.summary(1).startswith("Queue")
+    tab.look_at(second)
+    assert counted(tab.summary(1)) == (10, 10)
+
+
+def test_a_run_goes_to_the_workflow_it_was_queued_from(tab, seed):
+    """Another workflow is open by the time it runs, whose node has the same id: it must not show that run."""
+    tab.open()
+    graph = sampling(24, seed, threshold=0.2)
+    node = tab.build(*graph)[2]
+    own = tab.saved()
+    tab.press_run()
+    tab.build(*graph)
+    tab.look_at(node)
+    tab.page.wait_for_function("() => localStorage.getItem('easycache.runs')?.includes('done')")
+    assert tab.summary().startswith("Queue")
+    tab.load(own)
+    tab.look_at(node)
+    tab.wait_for_summary("of 24 steps")
+
+
+def test_in_a_subgraph_and_collapsed(tab, seed):
+    """Inside a subgraph the run has an id of two parts; a collapsed node leaves nothing floating on the canvas."""
+    tab.open()
+    node = tab.build(*sampling(12, seed, threshold=0.3, warmup_steps=2))[2]
+    tab.page.evaluate(
+        """(id) => {
+            const { graph } = app.canvas;
+            const { node } = graph.convertToSubgraph(new Set([graph.getNodeById(id)]));
+            app.canvas.openSubgraph(node.subgraph, node);
+        }""",
+        node,
+    )
+    (inner,) = tab.nodes()
+    tab.look_at(inner)
+    assert any(":" in id for id in tab.prompt())
+    tab.press_run()
+    tab.wait_for_summary(FINISHED)
+    assert tab.charts.count() == 1
+    box = tab.charts.first.bounding_box()
+    tab.page.mouse.move(box["x"] + 50, box["y"] + 50)
+    tab.page.mouse.wheel(0, -100)
+    tab.page.wait_for_function("() => app.canvas.ds.scale > 1")  # the chart must not swallow the wheel
+
+    toggle = "id => { app.canvas.graph.getNodeById(id).collapse(); app.canvas.setDirty(true, true); }"
+    tab.page.evaluate(toggle, inner)
+    tab.charts.first.wait_for(state="hidden")
+    tab.page.evaluate(toggle, inner)
+    tab.wait_for_summary(FINISHED)
+    tab.page.evaluate("() => app.canvas.setGraph(app.rootGraph ?? app.graph)")
+    tab.charts.first.wait_for(state="hidden")
+
+
+@both_frontends
+def test_nodes_2(tab, seed):
+    """Nodes 2.0: the chart fills there too, presets reach the widgets on show, and collapsing puts it away."""
+    tab.open(VueNodes_Enabled=True)
+    node = tab.build(*sampling(14, seed))[2]
+    tab.look_at(node)
+    tab.page.locator(f"[data-node-id='{node}'] .easycache").wait_for()
+    tab.set(node, preset="Wan 2.1 (paper)")
+    shown = tab.page.locator(f"[data-node-id='{node}']")
+    shown.get_by_text("reuse", exact=True).first.wait_for()
+    tab.set(node, predictor="forecast", threshold=0.3, warmup_steps=2)
+    shown.get_by_text("custom", exact=True).first.wait_for()
+    tab.press_run()
+    tab.wait_for_summary(FINISHED)
+    assert bars(tab, "computed") + bars(tab, "skipped") == 14
+    assert len(saved_node(tab.saved())["widgets_values"]) == len(WIDGETS)
+
+    toggle = "id => app.canvas.graph.getNodeById(id).collapse()"
+    tab.page.evaluate(toggle, node)
+    tab.charts.first.wait_for(state="hidden")
+    tab.page.evaluate(toggle, node)
+    tab.wait_for_summary(FINISHED)
+    assert bars(tab, "computed") + bars(tab, "skipped") == 14
+
+
+def test_presets_fill_the_widgets_and_nothing_else(tab):
+    """What is queued are the widgets' values; the drop-down follows them, wherever they come from."""
+    tab.open()
+    node = tab.build(*sampling(14, 1))[2]
+    tab.look_at(node)
+    choose(tab, node, "HunyuanVideo (paper)")
+    values = tab.values(node)
+    assert (values["threshold"], values["warmup_steps"], values["predictor"]) == (0.025, 5, "reuse")
+    assert "Not measured by us" in tab.charts.first.inner_text()
+    queued = tab.prompt()[str(node)]["inputs"]
+    assert sorted(queued) == sorted([*WIDGETS, "model"])
+    assert all(queued[name] == values[name] for name in WIDGETS)
+
+    saved = tab.saved()
+    tab.set(node, threshold=0.03)
+    assert tab.values(node)["preset"] == "custom"
+    tab.load(saved)
+    assert tab.values(node)["preset"] == "HunyuanVideo (paper)"
+    saved_node(saved)["widgets_values"][0] = 0.07
+    tab.load(saved)
+    assert tab.values(node)["preset"] == "custom"
+    assert tab.values(node)["threshold"] == 0.07
+
+    for preset, expected in (("faithful", 2.2), ("fast", 3.4), ("FLUX", 0)):
+        choose(tab, node, preset)
+        values = tab.values(node)
+        assert (values["preset"], values["target_speedup"], values["predictor"]) == (preset, expected, "forecast")
+    assert tab.page.evaluate("() => app.extensionManager.workflow.activeWorkflow !== null")
+
+
+def test_what_if(tab, seed):
+    """Moving a slider after a run says what the run would have computed; the target's count is exact, and is kept."""
+    tab.open()
+    node = tab.build(*sampling(24, seed, threshold=0.1, warmup_steps=3))[2]
+    tab.look_at(node)
+    tab.press_run()
+    computed, _ = counted(tab.wait_for_summary(FINISHED))
+    note = tab.charts.first.locator(".easycache-note")
+    assert "What if" not in note.inner_text()
+
+    def count(**values):
+        tab.set(node, **values)
+        tab.frames()
+        text = note.inner_text()
+        assert text.startswith("What if"), text
+        return counted(text)[0], text
+
+    fewer, text = count(threshold=0.4)
+    assert fewer <= computed and "an estimate" in text
+    assert "estimated" in note.get_attribute("title").lower()
+    more, _ = count(threshold=0.02)
+    assert more >= computed
+    assert count(threshold=0.0)[0] == 24
+    exact, text = count(target_speedup=3.0)
+    assert exact == 8 and "estimate" not in text
+    tab.press_run()
+    tab.wait_for_summary("8 of 24")
+
+
+@pytest.mark.parametrize("palette", ["dark", "light"])
+def test_readable_in_the_theme(tab, seed, palette):
+    """Text stands out against its ground (contrast of 4.5, WCAG AA), and none of it is cut off."""
+    tab.open(ColorPalette=palette)
+    node = tab.build(*sampling(10, seed))[2]
+    tab.look_at(node)
+    tab.press_run()
+    tab.wait_for_summary(FINISHED)
+    ground, text = tab.charts.first.evaluate(
+        "e => ['backgroundColor', 'color'].map(name => getComputedStyle(e)[name].match(/[0-9.]+/g).slice(0, 3))"
+    )
+    low, high = sorted((luminance(ground), luminance(text)))
+    assert (high + 0.05) / (low + 0.05) > 4.5
+    assert (luminance(ground) > 0.4) == (palette == "light")
+    assert cut_off(tab) == []
+
+
+def luminance(colour):
+    channels = [float(part) / 255 for part in colour]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_no_html_is_made_from_what_is_shown():
+    """Text of a run or of a workflow that is set as HTML would run as a script in everybody's browser."""
+    sources = [path.read_text("utf-8") for path in (comfy_host.PACK / "web").glob("*.js")]
+    assert sources and not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", "".join(sources))
+    assert "fetch(" not in "".join(sources) and "fetchApi" not in "".join(sources)

@@ -1,0 +1,74 @@
+"""The README's pictures of the node in the browser: python tools/screenshots.py [FOLDER]"""
+
+import asyncio
+import json
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import browser as browsers
+import comfy_host
+import frontend
+from comfy_server import ComfyServer
+
+STEPS = 50
+DEMO = comfy_host.PACK / "workflows" / "EasyCache - instant demo.json"
+PICTURES = {  # name: settings of the frontend
+    "classic": {},
+    "nodes2": {"VueNodes_Enabled": True},
+    "light": {"ColorPalette": "light"},
+}
+
+
+def main(folder: Path):
+    folder.mkdir(parents=True, exist_ok=True)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        server = ComfyServer(comfy_host.make_base(Path(scratch) / "base"), Path(scratch) / "server.log")
+        asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result()
+        try:
+            with browsers.chromium() as browser:
+                for seed, (name, settings) in enumerate(PICTURES.items()):
+                    with frontend.tab(browser, server.url, height=860) as tab:
+                        take(tab, settings, seed, folder / name)
+        finally:
+            asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+
+
+def take(tab, settings: dict, seed: int, path: Path):
+    """Half way, finished, and with the threshold moved after that."""
+    tab.open(**settings)
+    workflow = json.loads(DEMO.read_text(encoding="utf-8"))
+    tab.load(workflow)
+    (node,) = tab.nodes()
+    for sampler in tab.nodes("KSampler"):
+        tab.set(sampler, steps=STEPS)
+    tab.set(tab.nodes("PrimitiveInt")[0], value=seed)
+    tab.look_at(node, zoom=1.2, left=100, top=150)
+    tab.press_run()
+    tab.wait_for_summary(" (2[4-9]|3[0-9]) steps computed…")
+    picture(tab, node, path.with_name(f"{path.name}-running.png"))
+    tab.wait_for_summary(f" {STEPS} steps computed$")
+    picture(tab, node, path.with_name(f"{path.name}-finished.png"))
+    tab.set(node, threshold=0.1)
+    tab.frames()
+    picture(tab, node, path.with_name(f"{path.name}-what-if.png"))
+
+
+def picture(tab, node, path: Path):
+    """The node and a little around it."""
+    left, right, _ = tab.widget(node, "threshold")
+    bottom = tab.charts.first.bounding_box()
+    top = 100
+    clip = {"x": left - 40, "y": top, "width": right - left + 80, "height": bottom["y"] + bottom["height"] + 30 - top}
+    tab.page.mouse.move(1300, 800)
+    tab.page.screenshot(path=path, clip=clip)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else comfy_host.PACK / "docs" / "screenshots")

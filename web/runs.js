@@ -1,0 +1,86 @@
+/**
+ * The last run of each node. Runs are told by the server while they sample (nodes/live.py), and finished ones are kept
+ * in the browser's own storage, never in a workflow. No DOM here.
+ *
+ * A run is {run, state, report, records}: its id, "running", "done" or "stopped", totals, and an entry an evaluation,
+ * null where the server was not heard.
+ */
+
+const PLACE = "easycache.runs";
+// ComfyUI keeps drafts of workflows in the same storage, some megabytes in all.
+const MOST_RUNS = 40;
+const MOST_CHARACTERS = 300_000;
+const FIELDS = ["step", "sigma", "computed", "input_change", "rate", "error", "output_norm"];
+
+export class Runs {
+  #live = new Map();
+  #storage;
+
+  /** storage: as window.localStorage. */
+  constructor(storage) {
+    this.#storage = storage;
+  }
+
+  /** Take in a message on the run of a node, by the node's key. */
+  receive(key, { run, state, report, first, records }) {
+    const known = this.#live.get(key);
+    const before = known?.run === run ? known.records : [];
+    const together = Array.from({ length: first }, (_, n) => before[n] ?? null).concat(records);
+    const now = { run, state, report, records: together };
+    this.#live.set(key, now);
+    if (state !== "running") this.#keep(key, now);
+    return now;
+  }
+
+  /** The run of that key; undefined if there was none. */
+  last(key) {
+    if (!this.#live.has(key)) {
+      const kept = this.#kept().find(([other]) => other === key);
+      if (kept) this.#live.set(key, unpacked(kept[1]));
+    }
+    return this.#live.get(key);
+  }
+
+  /** A copied node shows the run of its original until it has one of its own. */
+  copy(from, to) {
+    const run = this.last(from);
+    if (!run || run.state === "running") return;
+    this.#live.set(to, run);
+    this.#keep(to, run);
+  }
+
+  #keep(key, run) {
+    const others = this.#kept().filter(([other]) => other !== key);
+    const all = [...others, [key, packed(run)]].slice(-MOST_RUNS);
+    let text = JSON.stringify(all);
+    while (text.length > MOST_CHARACTERS && all.length) {
+      all.shift();
+      text = JSON.stringify(all);
+    }
+    try {
+      this.#storage.setItem(PLACE, text);
+    } catch {
+      // Full or forbidden: runs then last as long as the page.
+    }
+  }
+
+  /** [[key, packed run], ...], oldest first. */
+  #kept() {
+    try {
+      const kept = JSON.parse(this.#storage.getItem(PLACE) ?? "[]");
+      return Array.isArray(kept) ? kept : [];
+    } catch {
+      return [];
+    }
+  }
+}
+
+function packed({ run, state, report, records }) {
+  const short = (value) => (typeof value === "number" ? Number(value.toPrecision(6)) : value);
+  return { run, state, report, records: records.map((record) => record && FIELDS.map((name) => short(record[name]))) };
+}
+
+function unpacked({ records, ...run }) {
+  const record = (values) => values && Object.fromEntries(FIELDS.map((name, i) => [name, values[i]]));
+  return { ...run, records: records.map(record) };
+}

@@ -1,0 +1,113 @@
+/**
+ * How many evaluations a recorded run would have computed at other settings. An estimate: what a run that computes
+ * elsewhere would have measured is taken from the recorded one, on a line between what that has measured. The rules
+ * are those of easycache_core (decision.py, forecast.py, budget.py). No DOM here.
+ *
+ * A run is {report, records}: the report's totals, and a record an evaluation, {step, sigma, computed, input_change,
+ * rate, error, output_norm} as in easycache_core/trace.py. settings: the node's widgets by name.
+ */
+
+/** {computed, evaluations, exact}, or {reason} where the run says nothing about these settings. */
+export function whatIf(run, settings) {
+  const { report, records } = run;
+  const evaluations = records.length;
+  if (!evaluations || records.some((record) => !record)) return { reason: "the run was not recorded" };
+  if (settings.target_speedup > 0) {
+    // As easycache_core/budget.py rounds it.
+    return { computed: Math.ceil(evaluations / settings.target_speedup - 1e-9), evaluations, exact: true };
+  }
+  if (settings.threshold <= 0) return { computed: evaluations, evaluations, exact: true };
+  if (settings.start_percent > 0 || settings.end_percent < 1) {
+    return { reason: "no estimate with start_percent or end_percent" };
+  }
+  if (settings.predictor !== report.predictor) return { reason: `no estimate before a run with ${settings.predictor}` };
+  const rule = settings.predictor === "reuse" ? reuse(records) : forecast(records);
+  if (!rule) return { reason: "nothing was skipped by a threshold in that run, so there is nothing to go by" };
+  return { computed: replay(records, settings, rule), evaluations, exact: false };
+}
+
+/** Whether the node is set to something else than it was in that run, as far as the run can tell. */
+export function differs({ report, records }, settings) {
+  const { target_speedup: target, max_consecutive_skips: most } = settings;
+  if (target !== report.target_speedup) return true;
+  if (target > 0) return false;
+  const others = ["threshold", "predictor", "warmup_steps"].some((name) => settings[name] !== report[name]);
+  let gap = 0;
+  return others || (most > 0 && records.some((record) => (gap = record?.computed ? 0 : gap + 1) > most));
+}
+
+/**
+ * Take the decisions of a run anew. rule: error(n, skipped) is E at evaluation n after so many skipped ones, NaN where
+ * the network has to be asked; computed(n, skipped) says that it was.
+ */
+function replay(records, settings, rule) {
+  const { threshold, warmup_steps: warmup, max_consecutive_skips: most } = settings;
+  const lastStep = records.at(-1).step;
+  let computed = 0, skipped = 0;
+  records.forEach((record, n) => {
+    const open = record.step >= warmup && record.step < lastStep && computed > 1 && !(most > 0 && skipped >= most);
+    if (open && rule.error(n, skipped) < threshold) {
+      skipped += 1;
+    } else {
+      rule.computed(n, skipped);
+      computed += 1;
+      skipped = 0;
+    }
+  });
+  return computed;
+}
+
+/** The paper's rule: E grows by k ||x_n - x_(n-1)|| / ||v_i||. */
+function reuse(records) {
+  const seen = records.flatMap((record, n) => (record.computed ? [n] : []));
+  // k of a computed evaluation tells of the way from the one before it.
+  const rate = curve(
+    seen.slice(1).map((n, i) => [(n + seen[i]) / 2, records[n].rate]),
+  );
+  const norm = curve(seen.map((n) => [n, records[n].output_norm]));
+  if (!rate || !norm) return null;
+  let error = 0, last = null, before = null;
+  return {
+    error: (n) => (error += (rate((last + before) / 2) * records[n].input_change) / norm(last)),
+    computed: (n) => { [before, last, error] = [last, n, 0]; },
+  };
+}
+
+/** Forecasts: E is slope |a_n - a_i| / sigma_n / ||v_i||, a = log(1 + sigma), and gaps grow by one evaluation. */
+function forecast(records) {
+  const place = records.map(({ sigma }) => Math.log1p(sigma));
+  const slopes = [];
+  let seen = null;
+  records.forEach((record, n) => {
+    if (record.computed) {
+      seen = n;
+    } else if (record.error > 0 && record.sigma > 0 && seen !== null && slopes.at(-1)?.[0] !== seen) {
+      const distance = Math.abs(place[n] - place[seen]);
+      if (distance > 0) slopes.push([seen, (record.error * record.sigma * record.output_norm) / distance]);
+    }
+  });
+  const slope = curve(slopes);
+  const norm = curve(records.flatMap((record, n) => (record.computed ? [[n, record.output_norm]] : [])));
+  if (!slope || !norm) return null;
+  let last = null, longest = 1;
+  return {
+    error: (n, skipped) =>
+      skipped >= longest
+        ? NaN
+        : (slope(last) * Math.abs(place[n] - place[last])) / records[n].sigma / norm(last),
+    computed: (n, skipped) => { [last, longest] = [n, skipped + 1]; },
+  };
+}
+
+/** A function through [[place, value], ...], on a line between two, constant beyond the ends; null without any. */
+function curve(points) {
+  const known = points.filter(([, value]) => Number.isFinite(value));
+  if (!known.length) return null;
+  return (at) => {
+    const next = known.findIndex(([place]) => place >= at);
+    if (next === -1) return known.at(-1)[1];
+    if (next === 0) return known[0][1];
+    const [[x0, y0], [x1, y1]] = [known[next - 1], known[next]];
+    return y0 + ((y1 - y0) * (at - x0)) / (x1 - x0);
+  };
+}
