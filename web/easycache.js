@@ -75,7 +75,7 @@ function noteWhatIsQueued() {
   const { queuePrompt } = api;
   api.queuePrompt = function (number, data, ...rest) {
     const answer = queuePrompt.call(this, number, data, ...rest);
-    queueing = answer.then(({ prompt_id }) => note(prompt_id, data), () => {});
+    queueing = answer.then(({ prompt_id }) => note(prompt_id, data)).catch(() => {}); // refused: nothing to note
     return answer;
   };
 }
