@@ -67,25 +67,26 @@ def attach(
     >>> cache.computed + cache.skipped
     30
     """
-    if isinstance(module.__dict__.get("forward"), Attachment):
+    # Compiled by module.compile(), which would trace the decision, a module is cached around its graph.
+    slot = "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
+    before = module.__dict__.get(slot)
+    if isinstance(before, Attachment):
         raise ValueError(f"{type(module).__name__} is attached already; two caches would add up their errors")
     arguments = find_arguments(module, input, time)
-    cache = Attachment(module, arguments, config, total_steps, sigma_of, prediction, tracked, controller_options)
-    before = module.__dict__.get("forward")
-    if getattr(module, "_compiled_call_impl", None) is None:
-        ours = cache
-    else:  # module.compile() would trace the decision
-        ours = torch.compiler.disable(cache, recursive=False)
-    module.forward = ours
+    network = getattr(module, slot)
+    cache = Attachment(
+        module, network, arguments, config, total_steps, sigma_of, prediction, tracked, controller_options
+    )
+    setattr(module, slot, cache)
     try:
         yield cache
     finally:
-        mine = module.__dict__.get("forward") is ours
-        if mine and before is None:
-            del module.forward
-        elif mine:
-            module.forward = before
-        cache.close(keep_network=not mine)
+        ours = module.__dict__.get(slot) is cache
+        if ours and before is None:
+            delattr(module, slot)
+        elif ours:
+            setattr(module, slot, before)
+        cache.close(keep_network=not ours)
 
 
 TENSOR = object()
@@ -112,7 +113,10 @@ class Asked:
     def again(self, level: float, x: list[torch.Tensor], layout: Layout | None) -> bool:
         if level != self.level or _shapes(x) != _shapes(self._x):
             return False
-        if any(version not in (None, ours._version) for ours, version in zip(self._x, self._versions, strict=True)):
+        if any(
+            version is not None and version != ours._version
+            for ours, version in zip(self._x, self._versions, strict=True)
+        ):
             return False
         if all(ours is theirs for ours, theirs in zip(self._x, x, strict=True)):
             return True
@@ -123,7 +127,7 @@ class Asked:
 class Attachment:
     """The cache of an attached module, and its forward meanwhile. Numbers are those of the newest run."""
 
-    def __init__(self, module, arguments, config, total_steps, sigma_of, prediction, tracked, controller_options):
+    def __init__(self, module, network, arguments, config, total_steps, sigma_of, prediction, tracked, options):
         require_integer("total_steps", total_steps, 1, 1_000_000)
         forecasts = config.predictor == "forecast"
         if forecasts and sigma_of is None:
@@ -133,11 +137,11 @@ class Attachment:
             )
         terms = Terms(prediction)
         self._terms = terms if forecasts else Raw()
-        self._module, self._network = module, module.forward
+        self._module, self._network = module, network
         self._config, self._total_steps, self._sigma_of = config, total_steps, sigma_of
         self._x, self._time = arguments
         self._tracked = tracked
-        self._options = {**controller_options, "denoised": forecasts}
+        self._options = {**options, "denoised": forecasts}
         self._active = True
         self._layouts: dict[tuple, Layout] = {}  # by the shapes of x
         self.reset()
