@@ -132,8 +132,8 @@ class Attachment:
         forecasts = config.predictor == "forecast"
         if forecasts and sigma_of is None:
             raise ValueError(
-                'predictor "forecast" follows the noise level: pass sigma_of, a function of the timestep, for most flow '
-                'models lambda t: t / 1000; or choose CacheConfig(predictor="reuse")'
+                'predictor "forecast" follows the noise level: pass sigma_of, a function of the timestep, for most '
+                'flow models lambda t: t / 1000; or choose CacheConfig(predictor="reuse")'
             )
         terms = Terms(prediction)
         self._terms = terms if forecasts else Raw()
