@@ -4,6 +4,8 @@ The browser does this for a person; tests and the demo need it without one. Cove
 use: plain nodes, links, widgets, notes. No subgraphs.
 """
 
+from collections.abc import Iterator
+
 NOTES = ("Note", "MarkdownNote")
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
@@ -21,7 +23,7 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
             continue
         if node["type"] not in object_info:
             raise KeyError(f"the server has no node {node['type']!r}")
-        inputs = dict(_widgets(node, object_info[node["type"]]["input"]))
+        inputs = {name: value for name, _, _, value in widgets(node, object_info[node["type"]]["input"])}
         for socket in node.get("inputs", ()):
             if socket.get("link") is not None:
                 inputs[socket["name"]] = list(origin[socket["link"]])
@@ -33,16 +35,27 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
     return prompt
 
 
-def _widgets(node: dict, declared: dict):
-    """(name, value) of a node's widgets; saved values go by position, a seed's followed by its control mode."""
-    values = list(node.get("widgets_values", ()))
+def inputs_of(declared: dict) -> Iterator[tuple[str, object, dict, bool]]:
+    """(name, type, options, whether it is a widget) of each input of a node, in order.
+
+    declared: `input` of a node's entry in object_info. A type is a list where it lists a combo's options itself.
+    """
     for section in ("required", "optional"):
         for name, (kind, *options) in declared.get(section, {}).items():
             options = options[0] if options else {}
-            if not (isinstance(kind, list) or kind in WIDGET_TYPES) or options.get("forceInput"):
-                continue
-            if not values:
-                return
-            yield name, values.pop(0)
-            if options.get("control_after_generate") and values and values[0] in CONTROLS:
-                values.pop(0)
+            is_widget = isinstance(kind, list) or kind in WIDGET_TYPES
+            yield name, kind, options, is_widget and not options.get("forceInput")
+
+
+def widgets(node: dict, declared: dict) -> Iterator[tuple[str, object, dict, object]]:
+    """(name, type, options, value) of a node's widgets that have one; saved values go by position, a seed's followed
+    by its control mode."""
+    values = list(node.get("widgets_values", ()))
+    for name, kind, options, is_widget in inputs_of(declared):
+        if not is_widget:
+            continue
+        if not values:
+            return
+        yield name, kind, options, values.pop(0)
+        if options.get("control_after_generate") and values and values[0] in CONTROLS:
+            values.pop(0)

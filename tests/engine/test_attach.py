@@ -1,0 +1,653 @@
+"""attach: the cache on any module, called as samplers of all kinds call theirs."""
+
+import gc
+
+import pytest
+import torch
+from paper_rule import Recorder, assert_the_papers, predictions_of_the_rule
+from torch import nn
+
+from easycache_core import CacheConfig, attach
+
+STEPS = 30
+PAPER = CacheConfig(threshold=0.1, warmup_steps=5, predictor="reuse")
+EXACT = CacheConfig(threshold=0.0, predictor="reuse")
+TIMES = torch.linspace(1, 0, STEPS + 1)
+
+
+class Network(nn.Module):
+    """A smooth velocity towards data that depends on a text; batch of (4, 2, 6, 6) latents."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.mix = nn.Linear(4, 4)
+            self.text = nn.Linear(3, 4)
+        self.eval()
+
+    def denoised(self, x, text):
+        mixed = self.mix(x.movedim(1, -1)) + self.text(text)[:, None, None, None]
+        return 0.6 * torch.tanh(mixed).movedim(-1, 1)
+
+    def forward(self, x, t, text):
+        return (x - self.denoised(x, text)) / (0.3 + torch.as_tensor(t).reshape(-1, *[1] * (x.ndim - 1)))
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def noise(batch=1):
+    return torch.randn(batch, 4, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+COND, UNCOND = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[0.0, 0.5, 0.0]])
+
+
+def guided(cond, uncond):
+    return uncond + 3 * (cond - uncond)
+
+
+def two_calls(network, x, t):
+    return guided(network(x, t, COND), network(x, t, UNCOND))
+
+
+def one_batch(network, x, t):
+    return guided(*network(torch.cat([x, x]), t.expand(2), torch.cat([COND, UNCOND])).chunk(2))
+
+
+def distilled(network, x, t):
+    return network(x, t.expand(1), text=COND)
+
+
+def euler(network, ask, x=None, times=TIMES):
+    x = noise() if x is None else x
+    for t, following in zip(times[:-1], times[1:], strict=True):
+        x = x + (following - t) * ask(network, x, t)
+    return x
+
+
+def recorded(network, **options):
+    return Recorder(network, network.mix, **options)
+
+
+@pytest.mark.parametrize(("ask", "calls"), [(two_calls, 2), (one_batch, 1), (distilled, 1)])
+def test_decisions_are_the_papers_however_guidance_is_asked_for(ask, calls):
+    """Catches an evaluation that is counted twice, a branch answered from the other's cache, and another rule."""
+    network = Network()
+    with recorded(network) as seen, attach(network, PAPER, STEPS) as cache:
+        euler(network, ask)
+    x, v, ran = seen.tracked(calls)
+    assert_the_papers(x, v, ran, PAPER)
+    assert (cache.computed, cache.skipped) == (sum(ran), STEPS - sum(ran))
+    assert cache.speedup == STEPS / sum(ran)
+    assert [record["computed"] for record in cache.trace] == ran
+    assert all(seen.ran[n::calls] == ran for n in range(calls)), "branches of an evaluation share its decision"
+    for expected, got in predictions_of_the_rule(seen.x[calls - 1 :: calls], seen.v[calls - 1 :: calls], ran):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ask", [two_calls, one_batch, distilled])
+def test_threshold_zero_is_bit_identical(ask):
+    """Catches a cache that changes what the network is given or what it answered."""
+    network = Network()
+    plain = euler(network, ask)
+    with attach(network, EXACT, STEPS) as cache:
+        assert torch.equal(euler(network, ask), plain)
+    assert cache.speedup == 1
+
+
+def test_rows_that_decide():
+    """Catches `tracked` being ignored, or the rest of the batch getting another's prediction."""
+    network = Network()
+    for rows in (slice(0, 1), slice(1, 2)):
+        with recorded(network) as seen, attach(network, PAPER, STEPS, tracked=rows):
+            euler(network, one_batch)
+        first = [[tensor[rows] for tensor in tensors] for tensors in (seen.x, seen.v)]
+        assert_the_papers(*first, seen.ran, PAPER)
+        for expected, got in predictions_of_the_rule(seen.x, seen.v, seen.ran):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="tracked"), attach(network, PAPER, STEPS, tracked=slice(2, 3)):
+        euler(network, one_batch)
+
+
+class Listed(Network):
+    """As Wan's own code: lists of latents without a batch axis, some larger than others."""
+
+    def forward(self, x, t, context):
+        each = zip(x, t, context, strict=True)
+        return [super(Listed, self).forward(u[None], s, text[None])[0] for u, s, text in each]
+
+
+def test_lists_of_latents():
+    """Catches lists that are stacked, answered in another form, or judged by their first latent alone."""
+    network = Listed()
+    parts = [noise()[0], noise()[0, :, :, :3] * 2]
+
+    def sample():
+        x = [part.clone() for part in parts]
+        for now, following in zip(TIMES[:-1], TIMES[1:], strict=True):
+            t = torch.stack([now, now])
+            cond = network(x, t=t, context=COND.expand(2, -1))
+            uncond = network(x, t=t, context=UNCOND.expand(2, -1))
+            assert isinstance(cond, list) and [v.shape for v in cond] == [part.shape for part in parts]
+            x = [u + (following - now) * guided(a, b) for u, a, b in zip(x, cond, uncond, strict=True)]
+        return x
+
+    def flat(tensors):
+        return torch.cat([tensor.flatten() for tensor in tensors])
+
+    plain = sample()
+    with attach(network, EXACT, STEPS):
+        assert torch.equal(flat(sample()), flat(plain))
+    record = Recorder(network, network.mix, lambda args, kwargs: flat(args[0]), flat)
+    with record as seen, attach(network, PAPER, STEPS):
+        sample()
+    assert_the_papers(*seen.tracked(2), PAPER)
+    with record as seen, attach(network, PAPER, STEPS, tracked=slice(1, 2)):
+        sample()
+
+
+class Learned(Network):
+    """As Open-Sora 1.2: a learned variance comes out beside the velocity, in further channels."""
+
+    def forward(self, x, timestep, y, mask=None, x_mask=None, fps=None, height=None, width=None):
+        v = super().forward(x, timestep / 1000, y)
+        return torch.cat([v, v * 0 + timestep.reshape(-1, 1, 1, 1, 1)], 1)
+
+
+def open_sora_1(network, steps=STEPS):
+    z = noise()
+    arguments = dict(mask=torch.ones(2, 3), fps=torch.tensor([24.0]), height=torch.tensor([48.0]), width=None)
+    timesteps = [torch.tensor([1000 * (1 - i / steps)]) for i in range(steps)]
+    for i, t in enumerate(timesteps):
+        out = network(torch.cat([z, z]), torch.cat([t, t]), y=torch.cat([COND, UNCOND]), **arguments)
+        pred, variance = out.chunk(2, dim=1)
+        assert variance.shape == pred.shape and variance.unique().numel() == 1
+        dt = (t - timesteps[i + 1] if i < steps - 1 else t) / 1000
+        z = z - guided(*pred.chunk(2)) * dt[:, None, None, None, None]
+    return z
+
+
+def test_outputs_with_a_learned_variance():
+    """Catches further channels of the output being lost, or being taken for a part of the latent."""
+    network = Learned()
+    plain = open_sora_1(network)
+    with attach(network, EXACT, STEPS):
+        assert torch.equal(open_sora_1(network), plain)
+    record = Recorder(network, network.mix, v_of=lambda output: output[:, :4])
+    with record as seen, attach(network, PAPER, STEPS):
+        open_sora_1(network)
+    assert_the_papers(seen.x, seen.v, seen.ran, PAPER)
+
+
+class Packed(Network):
+    """As Open-Sora 2.0: packed latents, and a batch of three for the guidance of text and image."""
+
+    def forward(self, img, img_ids, txt, txt_ids, timesteps, y_vec, cond=None, guidance=None, **kwargs):
+        x = (img + 0.1 * cond if cond is not None else img).movedim(-1, 1)[..., None, None]
+        return super().forward(x, timesteps, txt)[..., 0, 0].movedim(1, -1)
+
+
+def open_sora_2(network, steps=STEPS):
+    img = noise().flatten(2).movedim(1, -1)
+    still = dict(img_ids=None, txt_ids=None, y_vec=None, txt=torch.cat([COND, UNCOND, UNCOND]), guidance=torch.ones(3))
+    times = torch.linspace(1, 0, steps + 1).tolist()
+    for t, following in zip(times[:-1], times[1:], strict=True):
+        picture = torch.cat([torch.ones(2, *img.shape[1:]), torch.zeros(1, *img.shape[1:])])
+        pred = network(img=img.repeat(3, 1, 1), timesteps=torch.full((3,), t), cond=picture, **still)
+        cond, uncond, nothing = pred.chunk(3)
+        img = img + (following - t) * (nothing + 2 * (uncond - nothing) + 3 * (cond - uncond))
+    return img
+
+
+@pytest.mark.parametrize("tracked", [None, slice(0, 1)])
+def test_a_batch_of_three_given_by_keywords(tracked):
+    """Catches arguments being found by their place alone."""
+    network = Packed()
+    plain = open_sora_2(network)
+    with attach(network, EXACT, STEPS):
+        assert torch.equal(open_sora_2(network), plain)
+    record = Recorder(network, network.mix, lambda args, kwargs: kwargs["img"])
+    with record as seen, attach(network, PAPER, STEPS, tracked=tracked):
+        open_sora_2(network)
+    rows = tracked or slice(None)
+    assert_the_papers([x[rows] for x in seen.x], [v[rows] for v in seen.v], seen.ran, PAPER)
+
+
+class Animated(Network):
+    """As image-to-video models: a picture follows the latent in further channels of the input."""
+
+    def forward(self, x, t, text):
+        return super().forward(x[:, :4] + 0.1 * x[:, 4:], t, text)
+
+
+def test_inputs_with_a_picture_to_be_animated():
+    """Catches the picture, which never changes, being counted as latent: rates would then be wrong."""
+    network, picture = Animated(), noise()
+
+    def ask(network, x, t):
+        return distilled(network, torch.cat([x, picture], 1), t)
+
+    plain = euler(network, ask)
+    with attach(network, EXACT, STEPS):
+        assert torch.equal(euler(network, ask), plain)
+    record = recorded(network, x_of=lambda args, kwargs: args[0][:, :4])
+    with record as seen, attach(network, PAPER, STEPS):
+        euler(network, ask)
+    assert_the_papers(seen.x, seen.v, seen.ran, PAPER)
+
+
+@pytest.mark.parametrize("form", [dict, tuple, list])
+def test_answers_have_the_form_that_the_network_gives_them(form):
+    """Catches predictions that come bare where the caller unpacks a dict or a tuple, or reads a word beside it."""
+
+    class Wrapped(Network):
+        def forward(self, x, t, text):
+            v = super().forward(x, t, text)
+            return {"x": v, "note": None} if form is dict else form([v, None])
+
+    network = Wrapped()
+
+    def ask(network, x, t):
+        answer = distilled(network, x, t)
+        assert type(answer) is form and len(answer) == 2
+        v, note = answer.values() if form is dict else answer
+        assert note is None
+        return v
+
+    with attach(network, PAPER, STEPS) as cache:
+        euler(network, ask)
+    assert cache.skipped
+
+
+def heun(network, x, times=TIMES):
+    for t, following in zip(times[:-1], times[1:], strict=True):
+        slope = two_calls(network, x, t)
+        there = x + (following - t) * slope
+        if following > 0:
+            slope = (slope + two_calls(network, there, following)) / 2
+        x = x + (following - t) * slope
+    return x
+
+
+def test_two_looks_at_one_timestep_are_two_evaluations():
+    """Catches a second-order sampler's corrector being answered as if it were the uncond of the step before."""
+    network = Network()
+    evaluations = 2 * STEPS - 1
+    with recorded(network) as seen, attach(network, PAPER, evaluations) as cache:
+        heun(network, noise())
+    assert len(cache.trace) == evaluations
+    assert_the_papers(*seen.tracked(2), PAPER)
+
+
+def test_timesteps_that_half_precision_makes_equal():
+    """Catches steps being told apart by their timestep alone: near 1 bfloat16 has no other number for the next one."""
+    network = Network()
+
+    def ask(network, x, t):
+        t = t.to(torch.bfloat16).expand(1)
+        return guided(network(x, t, COND), network(x.clone(), t, UNCOND))
+
+    times = 17 * TIMES / (1 + 16 * TIMES)
+    assert len(set(times.bfloat16().tolist())) < len(times)
+    with recorded(network) as seen, attach(network, PAPER, STEPS) as cache:
+        euler(network, ask, times=times)
+    assert len(cache.trace) == STEPS
+    assert_the_papers(*seen.tracked(2), PAPER)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_tensors_that_are_overwritten(mode):
+    """Catches aliases: a sampler may step in place, refill its timestep, and write over what the network returned."""
+    network = Network()
+
+    def in_place():
+        x, t = noise(), torch.ones(1)
+        for now, following in zip(TIMES[:-1], TIMES[1:], strict=True):
+            t.fill_(now)
+            cond, uncond = network(x, t, COND), network(x, t, UNCOND)
+            x.add_(cond.sub_(uncond).mul_(3).add_(uncond), alpha=float(following - now))
+            uncond.fill_(torch.nan)
+        return x
+
+    with mode():
+        with attach(network, PAPER, STEPS) as cache:
+            expected = euler(network, two_calls)
+        with attach(network, PAPER, STEPS) as again:
+            torch.testing.assert_close(in_place(), expected)
+    assert cache.skipped == again.skipped > 0
+
+
+def test_a_latent_changed_in_place_at_the_same_timestep():
+    """Catches x being told by its identity: in inference mode nothing else says that it was overwritten."""
+    network = Network()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode(), attach(network, PAPER, 4) as cache:
+            x, t = noise(), torch.ones(1)
+            for _ in range(4):
+                distilled(network, x, t)
+                x.mul_(0.9)
+        assert len(cache.trace) == 4
+
+
+def test_runs_after_one_another():
+    """Catches a second run that goes on from the first: its warm-up would be skipped, and the picture another."""
+    network = Network()
+    with attach(network, PAPER, STEPS) as cache:
+        first = euler(network, two_calls)
+        trace = cache.trace
+        assert torch.equal(euler(network, two_calls), first)
+        assert cache.trace == trace
+        euler(network, two_calls, times=TIMES[:12])  # given up on the way
+        assert len(cache.trace) == 11
+        assert torch.equal(euler(network, two_calls), first)
+        distilled(network, noise(), torch.tensor(0.5))
+        cache.reset()
+        assert torch.equal(euler(network, two_calls), first)
+
+
+def test_evaluations_past_the_end_are_computed(caplog):
+    """Catches a wrong total_steps making a run restart, with its warm-up, or skip its real last step unnoticed."""
+    network = Network()
+    with recorded(network) as seen, attach(network, PAPER, STEPS - 5) as cache:
+        euler(network, distilled)
+    assert len(cache.trace) == STEPS and all(seen.ran[-6:])
+    assert "total_steps=25" in caplog.text
+
+
+def test_a_branch_that_joins_on_the_way_is_computed_until_it_is_known():
+    """Catches guidance that sets in later being answered from a cache that has nothing, or something else, for it."""
+    network = Network()
+    late = [n >= 12 for n in range(STEPS)]
+    steps = iter(late)
+
+    def ask(network, x, t):
+        return two_calls(network, x, t) if next(steps) else distilled(network, x, t)
+
+    with recorded(network) as seen, attach(network, PAPER, STEPS):
+        euler(network, ask)
+    first = seen.ran[:12]
+    pairs = list(zip(seen.ran[12::2], seen.ran[13::2], strict=True))
+    assert not first[-1] and pairs[0] == (False, True) and pairs[1] == (True, True)
+    assert all(cond == uncond for cond, uncond in pairs[1:]) and (False, False) in pairs
+
+
+def test_batches_of_changing_size():
+    """Catches predictions in the shape of an earlier batch: guidance may end and halve it."""
+    network = Network()
+    steps = iter(range(STEPS))
+
+    def ask(network, x, t):
+        return one_batch(network, x, t) if next(steps) < 15 else distilled(network, x, t)
+
+    with attach(network, PAPER, STEPS) as cache:
+        euler(network, ask)
+    flags = [record["computed"] for record in cache.trace]
+    assert not all(flags[:15]) and flags[15] and flags[16] and not all(flags[17:-1])
+
+
+def test_half_precision():
+    """Catches predictions in another type than the network's."""
+    network = Network().bfloat16()
+    record = recorded(network)
+    with record as seen, attach(network, PAPER, STEPS) as cache:
+        x = noise().bfloat16()
+        for t, following in zip(TIMES[:-1], TIMES[1:], strict=True):
+            v = network(x, t.bfloat16(), COND.bfloat16())
+            assert v.dtype == torch.bfloat16
+            x = (x.float() + (following - t) * v.float()).bfloat16()
+    assert cache.skipped and seen.ran == [one["computed"] for one in cache.trace]
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_module_is_left_as_it_was(failing):
+    """Catches anything that stays behind, be it a forward, a hook, a latent or the module in what was yielded."""
+    network = Network()
+    network(noise(), 1.0, COND)
+    before, tensors = dict(network.__dict__), _tensors()
+    try:
+        with attach(network, PAPER, STEPS) as cache:
+            euler(network, two_calls, times=TIMES[:14])
+            if failing:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert network.__dict__ == before and list(network.__dict__) == list(before)
+    assert _tensors() == tensors
+    assert len(cache.trace) == 13 and cache.skipped
+    holders = [holder for holder in gc.get_referrers(network) if holder is cache.__dict__]
+    assert not holders, "a trace that somebody keeps must not keep the network on its device"
+
+
+def _tensors():
+    gc.collect()
+    return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+
+
+def test_a_forward_of_the_module_s_own_is_put_back():
+    """Catches modules that set self.forward themselves (Open-Sora 2.0, offloading hooks) losing it."""
+    network = Network()
+    own = network.forward = lambda x, t, text: Network.forward(network, x, t, text)
+    with attach(network, PAPER, STEPS) as cache:
+        euler(network, two_calls)
+    assert cache.skipped and network.__dict__["forward"] is own
+
+
+def test_a_forward_that_was_wrapped_meanwhile_stays_wrapped():
+    """Catches the end of the cache tearing down what somebody else has put around it."""
+    network = Network()
+    calls = []
+    with attach(network, PAPER, STEPS):
+        inner = network.forward
+
+        def outer(*args, **kwargs):
+            calls.append(args)
+            return inner(*args, **kwargs)
+
+        network.forward = outer
+    assert torch.equal(euler(network, two_calls), euler(Network(), two_calls))
+    assert len(calls) == 2 * STEPS
+
+
+def test_a_network_that_fails_once():
+    """Catches a half-done evaluation being taken for a whole one when its caller tries again."""
+    network = Network()
+    runs = []
+
+    def fail(*_):
+        runs.append(len(runs) == 9)  # an uncond
+        if runs[-1]:
+            raise MemoryError
+
+    hook = network.mix.register_forward_pre_hook(fail)
+
+    def ask(network, x, t):
+        try:
+            return two_calls(network, x, t)
+        except MemoryError:
+            return two_calls(network, x, t)
+
+    with attach(network, EXACT, STEPS + 1) as cache:
+        assert torch.equal(euler(network, ask), euler(Network(), two_calls))
+    runs.clear()
+    with attach(network, PAPER, STEPS + 1) as cache:
+        euler(network, ask)
+    hook.remove()
+    assert any(runs) and len(runs) == 2 * cache.computed
+    flags = [record["computed"] for record in cache.trace]
+    assert all(flags[:7]) and not all(flags), "what is needed for a rate is asked for anew"
+
+
+def test_training_and_gradients():
+    """Catches a network being trained on cached outputs, and a gradient with respect to x that is none."""
+    network = Network().train()
+    with torch.enable_grad(), attach(network, PAPER, STEPS):
+        with pytest.raises(RuntimeError, match="eval"):
+            distilled(network, noise(), torch.ones(()))
+        network.eval()
+        assert distilled(network, noise(), torch.ones(())).requires_grad
+        x = noise().requires_grad_()
+        for t in TIMES[:-1]:
+            (gradient,) = torch.autograd.grad(distilled(network, x, t).sum(), x)
+            assert gradient.abs().sum() > 0
+    network.eval()
+    tensors = _tensors()
+    with torch.enable_grad(), attach(network, PAPER, STEPS) as cache:
+        euler(network, lambda *call: distilled(*call).detach())
+        assert cache.skipped
+    assert _tensors() == tensors
+
+
+def flow_of(denoised):
+    return lambda x, sigma: (x - denoised(x, sigma)) / sigma
+
+
+NOISY = CacheConfig(threshold=0.05, warmup_steps=4)  # forecasts
+
+
+class Speaks(nn.Module):
+    """One denoiser in all the terms in which networks speak; x and t as such networks get them."""
+
+    def __init__(self, prediction):
+        super().__init__()
+        self.prediction, self.core = prediction, Network()
+
+    def forward(self, x, t):
+        sigma = float(t)
+        c = (1 + sigma**2) ** 0.5
+        flow = self.prediction in ("flow", "reverse_flow")
+        noisy = x if flow else c * x
+        # The same function of noise level and of noisy latent for all, both in the terms of D + sigma noise.
+        denoised = self.core.denoised(noisy / (1 + sigma), COND)
+        derivative = (noisy - denoised) / sigma
+        if self.prediction == "v_prediction":
+            return (derivative - sigma * denoised) / c
+        return -derivative if self.prediction == "reverse_flow" else derivative
+
+
+def follow(prediction, config, sigmas):
+    """Euler's steps on D + sigma noise; the network is given what it is used to."""
+    network, noisy = Speaks(prediction), noise() * sigmas[0]
+    with attach(network, config, len(sigmas) - 1, sigma_of=float, prediction=prediction) as cache:
+        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+            sigma, c = float(sigma), (1 + float(sigma) ** 2) ** 0.5
+            flow = prediction in ("flow", "reverse_flow")
+            v = network(noisy if flow else noisy / c, torch.tensor(sigma))
+            if prediction == "v_prediction":  # x = noisy / c, D = x / c - sigma / c v
+                derivative = (noisy - (noisy / c**2 - sigma / c * v)) / sigma
+            else:
+                derivative = -v if prediction == "reverse_flow" else v
+            noisy = noisy + (float(following) - sigma) * derivative
+    return noisy, cache
+
+
+def test_forecasts_are_the_same_in_all_terms():
+    """Catches a wrong formula for what a network predicts: the denoised latent would then be another."""
+    sigmas = torch.linspace(1, 0, STEPS + 1)
+    exact, _ = follow("flow", CacheConfig(threshold=0.0), sigmas)
+    expected, reference = follow("flow", NOISY, sigmas)
+    assert reference.skipped > STEPS / 3
+    assert (expected - exact).abs().mean() < 0.02 * exact.abs().mean()
+    for prediction in ("reverse_flow", "epsilon", "v_prediction"):
+        got, cache = follow(prediction, NOISY, sigmas)
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+        assert [one["computed"] for one in cache.trace] == [one["computed"] for one in reference.trace]
+
+
+def test_a_budget_and_the_options_of_the_controller():
+    """Catches options that do not reach the controller."""
+    network = Network()
+    config = CacheConfig(target_speedup=3)
+    with attach(network, config, STEPS, sigma_of=float) as cache:
+        euler(network, two_calls)
+    assert cache.computed == 10
+    with attach(network, config, STEPS, sigma_of=float, foreseen=False) as cache:
+        euler(network, two_calls)
+    assert cache.computed <= 10
+    with pytest.raises(TypeError, match="unheard_of"), attach(network, config, STEPS, sigma_of=float, unheard_of=1):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (dict(config=CacheConfig()), "sigma_of"),
+        (dict(total_steps=0), "total_steps"),
+        (dict(input="img"), "input='img'"),
+        (dict(time="clock"), "time='clock'"),
+        (dict(prediction="x0"), "prediction"),
+    ],
+)
+def test_bad_arguments_are_named(options, said):
+    """Catches a mistake that shows as a crash within the network, or not at all; the module stays as it was."""
+    network = Network()
+    before = dict(network.__dict__)
+    with pytest.raises(ValueError, match=said), attach(network, **{"config": PAPER, "total_steps": 5, **options}):
+        pass
+    assert network.__dict__ == before
+
+
+def test_attached_twice():
+    """Catches two caches on top of each other, which add up their errors."""
+    network = Network()
+    with attach(network, PAPER, STEPS):
+        with pytest.raises(ValueError, match="already"), attach(network, PAPER, STEPS):
+            pass
+        euler(network, distilled)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda v: None, "no tensor"),
+        (lambda v: (v, v), "2 tensors"),
+        (lambda v: v.flatten(2), "each element"),
+        (lambda v: v[:, :2, :, :3], "each element"),
+    ],
+)
+def test_outputs_that_are_no_prediction_are_refused(answer, said):
+    """Catches a network of another kind getting nonsense in place of its output."""
+
+    class Odd(Network):
+        def forward(self, x, t, text):
+            return answer(super().forward(x, t, text))
+
+    network = Odd()
+    with attach(network, PAPER, STEPS), pytest.raises(ValueError, match=said):
+        distilled(network, noise(), torch.ones(()))
+    with attach(network, PAPER, STEPS), pytest.raises(TypeError, match="str"):
+        network("x", 1.0, COND)
+    with attach(network, PAPER, STEPS), pytest.raises(TypeError, match="'t'"):
+        network(noise())
+
+
+@pytest.mark.parametrize("way", ["in place", "around", "data parallel"])
+def test_networks_within_wrappers(way):
+    """Catches the decision being traced into a compiled network's graph, anew in every step; and hidden arguments."""
+    graphs = []
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return graph.forward
+
+    network = Network()
+    torch._dynamo.reset()
+    if way == "in place":
+        network.compile(backend=backend, fullgraph=True)
+    elif way == "around":
+        network = torch.compile(network, backend=backend)
+    else:
+        network = nn.DataParallel(network)
+    before = dict(network.__dict__)
+    with attach(network, PAPER, STEPS) as cache:
+        euler(network, one_batch)
+    assert network.__dict__ == before
+    expected = Network()
+    with attach(expected, PAPER, STEPS) as reference:
+        euler(expected, one_batch)
+    assert cache.skipped == reference.skipped > 0
+    assert len(graphs) == (way != "data parallel"), "the network alone is one graph"
