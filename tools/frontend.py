@@ -168,24 +168,24 @@ class Frontend:
     def summary(self, chart: int = 0) -> str:
         return self.charts.nth(chart).locator(".easycache-summary").inner_text()
 
-    def wait_for_summary(self, pattern: str, chart: int = 0, seconds: float = 60) -> str:
-        """Wait until a chart's summary matches a regular expression of JavaScript's."""
-        self.page.wait_for_function(
+    def wait_for_summary(self, pattern: str, chart: int = 0, seconds: float = 120) -> str:
+        """Wait until a chart's summary matches a regular expression of JavaScript's, and return it."""
+        return self.page.wait_for_function(
             """([pattern, chart]) => {
                 const shown = [...document.querySelectorAll('.easycache')].filter((e) => e.checkVisibility());
-                return new RegExp(pattern).test(shown[chart]?.querySelector('.easycache-summary').textContent ?? '');
+                const text = shown[chart]?.querySelector('.easycache-summary').textContent ?? '';
+                return new RegExp(pattern).test(text) && text;
             }""",
             arg=[pattern, chart],
             timeout=seconds * 1000,
-        )
-        return self.summary(chart)
+        ).json_value()
 
 
 @contextlib.contextmanager
 def tab(browser, url: str, width: int = 1400, height: int = 1000) -> Iterator[Frontend]:
     """A tab with a profile of its own: nothing is known there of other tabs."""
     context = browser.new_context(viewport={"width": width, "height": height})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(60_000)
     try:
         yield Frontend(context.new_page(), url)
     finally:

@@ -36,12 +36,30 @@ def saved_node(workflow):
     return node
 
 
+CUT_OFF = """chart => [chart, ...chart.querySelectorAll('div')]
+    .filter(e => e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight)
+    .map(e => `${e.className}: ${e.textContent}`)"""
+
+
 def cut_off(tab):
     """Parts of the chart whose text does not fit into them."""
-    return tab.charts.first.evaluate(
-        """chart => [chart, ...chart.querySelectorAll('div')]
-            .filter(e => e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight)
-            .map(e => `${e.className}: ${e.textContent}`)"""
+    return tab.charts.first.evaluate(CUT_OFF)
+
+
+def watch(tab):
+    """Have the page note in `watched` whatever the chart shows from now on."""
+    tab.charts.first.evaluate(
+        """(chart, cut) => {
+            window.watched = [];
+            const note = () => watched.push({
+                text: chart.querySelector('.easycache-summary').textContent,
+                bars: [...chart.querySelectorAll('svg .easycache-computed, svg .easycache-skipped')]
+                    .reduce((sum, path) => sum + (path.getAttribute('d') ?? '').split('z').length - 1, 0),
+                cut: eval(cut)(chart),
+            });
+            new MutationObserver(note).observe(chart, { subtree: true, childList: true, attributes: true });
+        }""",
+        CUT_OFF,
     )
 
 
@@ -99,12 +117,12 @@ def test_from_the_template_to_a_run_that_stays(tab, server, seed):
     values = tab.values(node)
     assert 0.05 < values["threshold"] < 0.15 and values["preset"] == "custom"
 
+    watch(tab)
     tab.press_run()
-    half = tab.wait_for_summary("computed…$")
-    seen = [bars(tab, "computed") + bars(tab, "skipped")]
     summary = tab.wait_for_summary(FINISHED)
-    assert cut_off(tab) == []
-    assert counted(half)[1] < 20 and seen[0] < 20, "the chart must be drawn while it samples"
+    running = [state for state in tab.page.evaluate("() => watched") if state["text"].endswith("…")]
+    assert len({state["bars"] for state in running}) > 2, "the chart must fill while it samples"
+    assert all(state["bars"] == counted(state["text"])[1] and not state["cut"] for state in running)
     assert counted(summary)[1] == 20 == bars(tab, "computed") + bars(tab, "skipped")
     logged = re.search(r"computed (\d+) of (\d+) evaluations", server.easycache_lines()[-1])
     assert counted(summary) == tuple(map(int, logged.groups()))
