@@ -1,0 +1,109 @@
+"""attach on the transformers of real diffusers pipelines, tiny and with random weights."""
+
+import diffusers
+import pytest
+import torch
+from paper_rule import Recorder, assert_the_papers
+from pipelines import FAMILIES, build
+
+from easycache_core import CacheConfig, attach
+
+STEPS = 30
+PAPER = CacheConfig(threshold=0.1, warmup_steps=5, predictor="reuse")
+
+
+@pytest.fixture(params=FAMILIES)
+def subject(request):
+    return build(request.param)
+
+
+def recorder(transformer):
+    return Recorder(
+        transformer, transformer.proj_out, lambda args, kwargs: kwargs["hidden_states"], lambda output: output[0]
+    )
+
+
+def test_decisions_and_predictions_are_the_papers(subject):
+    """Catches a pipeline's way to call its transformer that attach takes for something else."""
+    transformer = subject.pipe.transformer
+    with recorder(transformer) as seen, attach(transformer, PAPER, STEPS) as cache:
+        subject.sample(STEPS)
+    assert len(seen.ran) == subject.calls * STEPS == subject.calls * len(cache.trace)
+    for n in range(subject.calls):
+        assert seen.ran[n :: subject.calls] == seen.ran[:: subject.calls]
+    assert_the_papers(*seen.tracked(subject.calls), PAPER)
+
+
+def test_threshold_zero_is_bit_identical_and_nothing_stays_behind(subject):
+    """Catches changed inputs and outputs, and a pipeline that is not its own after the cache is gone."""
+    transformer = subject.pipe.transformer
+    plain, before = subject.sample(STEPS), dict(transformer.__dict__)
+    with attach(transformer, CacheConfig(threshold=0.0, predictor="reuse"), STEPS) as cache:
+        assert torch.equal(subject.sample(STEPS), plain)
+    assert cache.skipped == 0
+    with attach(transformer, PAPER, STEPS) as cache:
+        first = subject.sample(STEPS)
+        assert torch.equal(subject.sample(STEPS), first), "a second run starts anew"
+    assert cache.skipped > 0 and not torch.equal(first, plain)
+    assert transformer.__dict__ == before
+    assert torch.equal(subject.sample(STEPS), plain)
+
+
+def test_forecasts_are_closer_than_repetitions(subject):
+    """Catches a wrong noise level or a wrong word for what the network predicts: forecasts would be far off."""
+    plain = subject.sample(STEPS)
+    distances = {}
+    for predictor in ("reuse", "forecast"):
+        config = CacheConfig(target_speedup=2, predictor=predictor)
+        options = dict(sigma_of=subject.sigma_of, prediction=subject.prediction)
+        with attach(subject.pipe.transformer, config, STEPS, **options) as cache:
+            distances[predictor] = (subject.sample(STEPS) - plain).abs().mean()
+        assert cache.computed == STEPS / 2
+    assert distances["forecast"] < distances["reuse"] / 2
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_answers_are_what_the_transformer_returns(subject, return_dict):
+    """Catches a bare tensor, or one in the wrong wrapping, where a step is predicted."""
+    transformer = subject.pipe.transformer
+    calls = []
+    hook = transformer.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    subject.sample(STEPS)
+    hook.remove()
+    kind = type(transformer(**{**calls[0], "return_dict": return_dict}))
+    assert issubclass(kind, diffusers.utils.BaseOutput if return_dict else tuple)
+    with attach(transformer, PAPER, STEPS) as cache:
+        for call in calls:
+            answer = transformer(**{**call, "return_dict": return_dict})
+            assert type(answer) is kind
+            v = answer.sample if return_dict else answer[0]
+            assert v.shape == call["hidden_states"].shape
+    assert cache.skipped
+
+
+def test_a_denoiser_that_is_a_unet():
+    """Catches whatever holds for transformers alone: here x is called sample, and timesteps are numbers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=4,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        )  # fmt: skip
+        text, noise = torch.randn(2, 4, 8), torch.randn(1, 4, 8, 8)
+    unet.eval().requires_grad_(False)
+    scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing")
+
+    def sample():
+        x = noise
+        scheduler.set_timesteps(STEPS)
+        for t in scheduler.timesteps:
+            negative, positive = unet(torch.cat([x, x]), t, encoder_hidden_states=text).sample.chunk(2)
+            x = scheduler.step(negative + 2 * (positive - negative), t, x).prev_sample
+        return x
+
+    record = Recorder(unet, unet.conv_out, v_of=lambda output: output.sample)
+    config = CacheConfig(threshold=0.3, warmup_steps=3, predictor="reuse")
+    with record as seen, attach(unet, config, STEPS):
+        sample()
+    assert_the_papers(seen.x, seen.v, seen.ran, config)
