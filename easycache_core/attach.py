@@ -144,11 +144,14 @@ class Attachment:
         self._options = {**options, "denoised": forecasts}
         self._active = True
         self._layouts: dict[tuple, Layout] = {}  # by the shapes of x
+        self._controller: CacheController | None = None
         self.reset()
         functools.update_wrapper(self, self._network, updated=())
 
     def reset(self) -> None:
         """Begin another run with the next call; what is known of this one goes."""
+        if self._controller is not None:
+            self._controller.release()  # other ranks that go on with it are told
         self._controller = CacheController(self._config, self._total_steps, **self._options)
         self._asked: Asked | None = None
         self._answers: dict[str, Answer] = {}

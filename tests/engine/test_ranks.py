@@ -190,3 +190,13 @@ def test_without_torch_distributed_there_is_nobody_to_ask():
 def test_a_time_out_must_be_positive():
     with pytest.raises(ValueError, match="timeout must be"):
         Ranks(timeout=0)
+
+
+def test_attached_modules_decide_together(ranks):
+    """Catches an attached network that hangs since ranks parted, a second run that they never come to, and a rank that
+    goes without a word when its network raises."""
+    first, second = same(seen["attached"][0] for seen in ranks)
+    assert first == second and 0 < sum(first) < len(first)
+    *others, failed = [seen["attached"][1] for seen in ranks]
+    assert failed["kind"] == "ValueError"
+    assert all(one["kind"] == "RankLost" and "gave up" in one["message"] and one["seconds"] < 3 for one in others)

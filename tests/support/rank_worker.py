@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from easycache_core import CacheConfig, CacheController, RankLost, Ranks, RanksDiffer  # noqa: E402
+from easycache_core import CacheConfig, CacheController, RankLost, Ranks, RanksDiffer, attach  # noqa: E402
 from easycache_core import controller as engine  # noqa: E402
 
 STEPS, SHAPE = 24, (2, 4, 8, 8)
@@ -408,6 +408,41 @@ def after_release(rank, ranks):
     return failure(lambda: controller.begin(latent(), sigma=1.0, step=0), RuntimeError)
 
 
+class Spread(torch.nn.Module):
+    """A network that waits for all ranks, and that may raise on one of them before it does."""
+
+    def __init__(self, raises):
+        super().__init__()
+        self._raises = raises
+
+    def forward(self, x, sigma, cond):
+        if self._raises is None:
+            dist.all_reduce(torch.zeros(1))
+        elif self._raises and sigma < SIGMAS[6]:
+            raise ValueError("gave up")
+        return velocity(x, sigma) - (0 if cond else 0.4 * torch.tanh(x))
+
+
+def attached(rank, ranks):
+    """`attach`, two runs one after the other on latents that differ in their last bits; then one rank raises."""
+    start, threshold = parted(rank, ranks, "reuse")
+    config = CacheConfig(threshold=threshold, warmup_steps=3, predictor="reuse")
+
+    def euler(network, runs):
+        flags = []
+        with attach(network, config, STEPS, ranks=SOON) as cache:
+            for _ in range(runs):
+                x = start
+                for sigma, following in zip(SIGMAS[:-1], SIGMAS[1:], strict=True):
+                    cond, uncond = network(x, sigma, True), network(x, sigma, False)
+                    x = x + (following - sigma) * (uncond + 3 * (cond - uncond))
+                flags.append([record["computed"] for record in cache.trace])
+        return flags
+
+    flags = euler(Spread(None), runs=2)
+    return flags, failure(lambda: euler(Spread(rank == ranks - 1), runs=1), RankLost, ValueError)
+
+
 def killed(rank, ranks):
     """The last rank is gone without a word."""
 
@@ -421,7 +456,7 @@ def killed(rank, ranks):
 
 SCENARIOS = (
     identical_latents, last_bits, slices, slices_of_streams, one_rank_says_so, no_memory, spread_network, raises,
-    ends_early, does_not_come, other_settings, other_steps, groups, leaves_nothing, looks, after_release,
+    ends_early, does_not_come, other_settings, other_steps, groups, leaves_nothing, looks, after_release, attached,
 )  # fmt: skip
 
 
