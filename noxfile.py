@@ -33,7 +33,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    comfyui(session, *PICTURES, "pytest", "pytest-timeout", "playwright")
+    comfyui(session, *PICTURES, "pytest", "pytest-timeout", "playwright", "diffusers==0.42.1")
     session.run("python", "-m", "pytest", *(session.posargs or ("--verified=docs/verified",)))
 
 

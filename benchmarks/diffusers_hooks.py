@@ -209,6 +209,9 @@ def page(rows: list[tuple]) -> str:
         "method's grid that costs at most the column's evaluations; empty: none does. Tiny networks on a CPU, with "
         "random weights: they say little about trained models. Made by `benchmarks/diffusers_hooks.py`.",
         "",
+        "MagCache is calibrated by its own mode on a seed of its own and keeps its retention ratio; TaylorSeer is in "
+        "its lite mode, as by default it predicts attention alone and runs the rest, with its warm-up of three steps.",
+        "",
     ]
     for weights in WEIGHTS:
         title = "Random weights" if weights == "random" else "Random weights, the last layer fitted"
