@@ -141,15 +141,15 @@ class Forecast(Predictor):
         last = before.seen(self.look, x.device)
         # k as the paper has it; forecasts do not go by it.
         earlier_output = (wide(last.x) - wide(last.last)) * (view.onward * per_sigma)
-        surprise = last.surprise(x, denoised, view)
+        # Alone sums will do; slices of a latent, of which each rank has one, add up by their means.
+        miss, movements = self._trust.judge(last.surprise(x, denoised, view), 1 if self._alone else x.numel())
         return Seen(
             norm,
             distance(output, earlier_output, self._streams),
             distance(x, last.x, self._streams),
-            mean_abs(self._trust.miss(surprise), self._streams),
+            mean_abs(miss, self._streams),
             self._course.passed,
-            # Alone sums will do; slices of a latent, of which each rank has one, add up by their means.
-            self._trust.movements(surprise, 1 if self._alone else x.numel()),
+            movements,
         )
 
     def conclude(self, seen: Seen, linked: torch.Tensor) -> None:
@@ -194,16 +194,10 @@ class Trust:
         self._followed: torch.Tensor | float = 0.0
         self._left: torch.Tensor | float = 0.0
 
-    def miss(self, surprise: "Surprise") -> torch.Tensor:
-        """What was missed of D with what was known so far."""
-        return self._off_lean(surprise) - surprise.off_line * self.theta
-
-    def _off_lean(self, surprise: "Surprise") -> torch.Tensor:
-        return surprise.moved - surprise.carried * self.lean
-
-    def movements(self, surprise: "Surprise", count: int) -> Movements:
-        """What `learn` needs: sums over count."""
-        off_line, off_lean, carried = surprise.off_line, self._off_lean(surprise), surprise.carried
+    def judge(self, surprise: "Surprise", count: int) -> tuple[torch.Tensor, Movements]:
+        """(what was missed of D with what was known so far, what `learn` needs: sums over count)."""
+        off_line, carried = surprise.off_line, surprise.carried
+        off_lean = surprise.moved - carried * self.lean
         products = (
             off_line * off_lean,
             off_line.square(),
@@ -212,7 +206,8 @@ class Trust:
             carried.square(),
         )
         sums = Movements(*(product.sum() for product in products))
-        return sums if count == 1 else Movements(*(total / count for total in sums))
+        seen = sums if count == 1 else Movements(*(total / count for total in sums))
+        return off_lean - off_line * self.theta, seen
 
     def learn(self, seen: Movements, linked: torch.Tensor) -> None:
         """Take in what was seen."""

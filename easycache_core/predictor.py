@@ -1,5 +1,6 @@
 """What the two predictors have in common."""
 
+import abc
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ class Seen(NamedTuple):
     movements: Movements | None = None
 
 
-class Predictor:
+class Predictor(abc.ABC):
     """Stands in for the network: knows the branches of the last computed evaluation, and how far to trust itself.
 
     rate, output_norm: k and ||v_i|| of the tracked branch, an entry a stream; None until known.
@@ -75,8 +76,9 @@ class Predictor:
             self.conclude(seen, torch.tensor(self._linked and healthy))
         self.seen = None
 
+    @abc.abstractmethod
     def conclude(self, seen: Seen, linked: torch.Tensor) -> None:
-        raise NotImplementedError
+        """Go on from what was seen of the tracked branch. linked: as in `link`, and what was seen is finite."""
 
     def knows(self, branch: str) -> bool:
         """Whether the branch was stored at the last computed evaluation."""

@@ -1,13 +1,12 @@
 """Several processes that decide together, over gloo on this machine: what each of them saw (support/rank_worker.py)."""
 
 import json
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from processes import run_together
 
 from easycache_core import CacheConfig, CacheController, Ranks
 
@@ -22,21 +21,14 @@ def ranks(request, tmp_path_factory):
     """By rank: what it saw in each scenario. A rank that hangs is ended, and fails whatever asks for this."""
     folder = tmp_path_factory.mktemp("ranks")
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes, files = [], [folder / f"{rank}.json" for rank in range(request.param)]
-    try:
-        for rank, file in enumerate(files):
-            command = [sys.executable, str(WORKER), str(rank), str(request.param), str(store.port), str(file)]
-            with file.with_suffix(".log").open("w") as told:
-                processes.append(subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT))
-        deadline = time.monotonic() + PATIENCE
-        for process in processes:
-            process.wait(deadline - time.monotonic())
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        told = "\n".join(file.with_suffix(".log").read_text() for file in files[: len(processes)])
-    assert [process.returncode for process in processes] == [0] * (len(files) - 1) + [3], told
+    files = [folder / f"{rank}.json" for rank in range(request.param)]
+    commands = [
+        [sys.executable, str(WORKER), str(rank), str(request.param), str(store.port), str(file)]
+        for rank, file in enumerate(files)
+    ]
+    logs = [file.with_suffix(".log") for file in files]
+    codes = run_together(commands, logs, PATIENCE)
+    assert codes == [0] * (len(files) - 1) + [3], "\n".join(log.read_text() for log in logs)
     return [json.loads(file.read_text()) for file in files]
 
 

@@ -1,13 +1,12 @@
 """Two real ComfyUI processes that sample together, as in a worker that spreads one model over several GPUs."""
 
 import json
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from processes import run_together
 
 WORKER = Path(__file__).resolve().parents[1] / "support" / "comfy_rank_worker.py"
 PATIENCE = 240  # seconds
@@ -18,20 +17,10 @@ def ranks(tmp_path_factory):
     """By rank: what it saw (support/comfy_rank_worker.py). A rank that hangs is ended."""
     folder = tmp_path_factory.mktemp("comfy ranks")
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    logs, processes = [folder / f"{rank}.log" for rank in range(2)], []
-    try:
-        for rank, log in enumerate(logs):
-            command = [sys.executable, str(WORKER), str(rank), str(store.port), str(folder)]
-            with log.open("w") as told:
-                processes.append(subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT))
-        deadline = time.monotonic() + PATIENCE
-        for process in processes:
-            process.wait(deadline - time.monotonic())
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert all(process.returncode == 0 for process in processes), "\n".join(log.read_text() for log in logs)
+    logs = [folder / f"{rank}.log" for rank in range(2)]
+    commands = [[sys.executable, str(WORKER), str(rank), str(store.port), str(folder)] for rank in range(2)]
+    codes = run_together(commands, logs, PATIENCE)
+    assert not any(codes), "\n".join(log.read_text() for log in logs)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
