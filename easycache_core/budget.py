@@ -7,6 +7,11 @@ import math
 CROWDING = 0.4
 
 
+def affordable(evaluations: int, target_speedup: float) -> int:
+    """How many of so many evaluations may be computed; what rounding adds to a whole number is no evaluation."""
+    return math.ceil(evaluations / target_speedup - 1e-9)
+
+
 class Budget:
     """At most ceil(N / target_speedup) of a run's N evaluations, the first and the last of them included.
 
@@ -27,13 +32,13 @@ class Budget:
         self._evaluations += 1
         to_come = max(1, self._total_steps - step)  # this one included
         at_least = now + to_come
-        affordable = math.ceil(at_least / self._target_speedup - 1e-9)
-        left = affordable - self._spent
+        budget = affordable(at_least, self._target_speedup)
+        left = budget - self._spent
         if left < 1:
             return False
         if urgent or self._spent == 0 or left >= to_come:
             return True
-        return now >= round(_place(self._spent / (affordable - 1)) * (at_least - 1))
+        return now >= round(_place(self._spent / (budget - 1)) * (at_least - 1))
 
     def spend(self) -> None:
         """The network runs at the evaluation that was asked about."""

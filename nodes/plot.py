@@ -7,6 +7,7 @@ import math
 
 from PIL import Image, ImageDraw
 
+from ..easycache_core.budget import affordable
 from .pictures import font
 
 SCALE = 2
@@ -63,7 +64,7 @@ def _draw_error(page: "_Page", top: float, bottom: float, trace: list[dict], rep
 
 def _draw_budget(page: "_Page", top: float, bottom: float, trace: list[dict], report: dict) -> None:
     """How many evaluations had been computed by each, below what the target allows in all."""
-    budget = math.ceil(report["evaluations"] / report["target_speedup"] - 1e-9)
+    budget = affordable(report["evaluations"], report["target_speedup"])
     so_far, spent = 0, []
     for record in trace:
         so_far += record["computed"]
