@@ -198,14 +198,13 @@ class Trust:
         """(what was missed of D with what was known so far, what `learn` needs: sums over count)."""
         off_line, carried = surprise.off_line, surprise.carried
         off_lean = surprise.moved - carried * self.lean
-        products = (
-            off_line * off_lean,
-            off_line.square(),
-            off_lean.square(),
-            carried * surprise.moved,
-            carried.square(),
+        sums = Movements(
+            (off_line * off_lean).sum(),
+            off_line.square().sum(),
+            off_lean.square().sum(),
+            (carried * surprise.moved).sum(),
+            carried.square().sum(),
         )
-        sums = Movements(*(product.sum() for product in products))
         seen = sums if count == 1 else Movements(*(total / count for total in sums))
         return off_lean - off_line * self.theta, seen
 
