@@ -95,7 +95,10 @@ class Subject(abc.ABC):
 
 class Video(Subject):
     name = "video"
-    configurations = configurations(shift=5.0, cfg=4.0, other=dict(shift=8.0), held_out=dict(shift=6.0, cfg=6.0))
+    configurations = configurations(
+        shift=5.0, cfg=4.0, other=dict(shift=8.0), strong=dict(shift=6.0, cfg=6.0),
+        held_out=dict(scheduler="beta", shift=4.0, cfg=5.0),
+    )  # fmt: skip
 
     def __init__(self, host: Host):
         model = host.node("EasyCacheDemoModel", "red", "circle", "right", "sea", 1)[0]
@@ -116,7 +119,10 @@ class Video(Subject):
 
 class Digits(Subject):
     name = "digits"
-    configurations = configurations(shift=2.0, cfg=3.0, other=dict(shift=4.0), held_out=dict(shift=3.0, cfg=4.0))
+    configurations = configurations(
+        shift=2.0, cfg=3.0, other=dict(shift=4.0), strong=dict(shift=3.0, cfg=4.0),
+        held_out=dict(scheduler="beta", shift=2.5, cfg=5.0),
+    )  # fmt: skip
     architecture = "flux"
 
     def __init__(self, host: Host):
@@ -159,7 +165,9 @@ class Digits(Subject):
 class DigitsUnet(Digits):
     name = "digits-unet"
     karras = dict(scheduler="karras")
-    configurations = configurations(shift=0.0, cfg=3.0, other=karras, held_out=dict(cfg=4.0, **karras))
+    configurations = configurations(
+        shift=0.0, cfg=3.0, other=karras, strong=dict(cfg=4.0, **karras), held_out=dict(scheduler="beta", cfg=5.0)
+    )
     architecture = "unet"
     transformer = False
 
