@@ -7,9 +7,6 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 
-from ..easycache_core import CacheController
-from .settings import Settings
-
 KEY = "easycache_adaptive"  # of the pack's wrappers
 KEPT = 16  # runs
 
@@ -77,22 +74,3 @@ def journal_of(model) -> Journal | None:
     """The journal of a MODEL (a ModelPatcher), None if it has not been through an EasyCache (Adaptive) node."""
     wrappers = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
     return wrappers[-1].journal if wrappers else None
-
-
-def totals(settings: Settings, steps: int, controller: CacheController) -> dict:
-    """What a run did so far, ready for JSON and without `trace`; steps: of the sampler.
-
-    speedup is evaluations / computed, None if there were none.
-    """
-    config, computed, skipped = settings.config, controller.computed, controller.skipped
-    return {
-        "steps": steps,
-        "evaluations": computed + skipped,
-        "computed": computed,
-        "skipped": skipped,
-        "speedup": (computed + skipped) / computed if computed else None,
-        "threshold": config.threshold,
-        "warmup_steps": config.warmup_steps,
-        "predictor": config.predictor,
-        "target_speedup": config.target_speedup,
-    }

@@ -18,12 +18,12 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from ..easycache_core import CacheController, Ranks
 from ..easycache_core.ranks import EVERYONE
 from .activity import Switches, patched_layers
-from .journal import KEY, Journal, totals
+from .journal import KEY, Journal
 from .live import Live
 from .parametrisation import Denoised, Parametrisation
 from .settings import Settings
 from .steps import StepClock, foreseen
-from .summary import summarise
+from .summary import summarise, totals
 from .windows import CachedWindows
 
 log = logging.getLogger("easycache")
@@ -248,15 +248,18 @@ class Run:
         )
 
     def summary(self) -> str:
-        return summarise(self.settings, self.clock.steps, self._controller.computed, self._controller.skipped)
+        return summarise(self._totals(), self.settings, self.clock.steps)
 
     def account(self) -> tuple[dict, list, int]:
         """The report without its trace, the trace so far, and how many of its records have all their numbers."""
-        return totals(self.settings, self._total_steps, self._controller), *self._controller.trace_so_far()
+        return self._totals(), *self._controller.trace_so_far()
 
     def report(self) -> dict:
         """The report as the user gets it; waits for the device."""
-        return {**totals(self.settings, self._total_steps, self._controller), "trace": self._controller.trace}
+        return {**self._totals(), "trace": self._controller.trace}
+
+    def _totals(self) -> dict:
+        return totals(self.settings, self._total_steps, self._controller)
 
     def close(self) -> None:
         """Let go of every tensor, even if somebody still holds this run."""

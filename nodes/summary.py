@@ -1,22 +1,37 @@
-"""The one log line at the end of a run."""
+"""What a run did, in numbers and in one line of the log."""
 
+from ..easycache_core import CacheController
 from .settings import Settings
 
 
-def summarise(settings: Settings, steps: int, computed: int, skipped: int) -> str:
-    """What a run did, and if nothing was skipped, why.
+def totals(settings: Settings, steps: int, controller: CacheController) -> dict:
+    """What a run did so far, ready for JSON and without `trace`; steps: of the sampler.
 
-    steps: sampler steps of the run.
+    speedup is evaluations / computed, None if there were none.
     """
-    config = settings.config
-    evaluations = computed + skipped
-    if evaluations == 0:
+    config, computed, skipped = settings.config, controller.computed, controller.skipped
+    return {
+        "steps": steps,
+        "evaluations": computed + skipped,
+        "computed": computed,
+        "skipped": skipped,
+        "speedup": (computed + skipped) / computed if computed else None,
+        "threshold": config.threshold,
+        "warmup_steps": config.warmup_steps,
+        "predictor": config.predictor,
+        "target_speedup": config.target_speedup,
+    }
+
+
+def summarise(did: dict, settings: Settings, steps: int) -> str:
+    """What the log says of `totals`, and if nothing was skipped, why. steps: that the sampler took."""
+    if did["evaluations"] == 0:
         return "EasyCache: nothing was sampled, the run had no steps"
     line = (
-        f"EasyCache: computed {computed} of {evaluations} evaluations, skipped {skipped} "
-        f"({evaluations / max(computed, 1):.2f}x), {config.predictor}, {_rule(config)}"
+        f"EasyCache: computed {did['computed']} of {did['evaluations']} evaluations, skipped {did['skipped']} "
+        f"({did['evaluations'] / max(did['computed'], 1):.2f}x), {did['predictor']}, {_rule(settings.config)}"
     )
-    if skipped:
+    if did["skipped"]:
         return line
     return f"{line}. Nothing was skipped: {_reason(settings, steps)}"
 
