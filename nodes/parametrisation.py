@@ -32,7 +32,7 @@ class Parametrisation:
         slope = self._sampling.calculate_denoised(sigma, one, zero)
         without = self._sampling.calculate_denoised(sigma, zero, x)
         # At sigma 0 the output has no say in the result, and any finite answer does.
-        return (denoised - without) / torch.where(slope.abs() < 1e-6, torch.ones_like(slope), slope)
+        return (denoised - without).div_(torch.where(slope.abs() < 1e-6, torch.ones_like(slope), slope))
 
 
 class Denoised:
