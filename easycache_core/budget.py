@@ -4,7 +4,7 @@ import math
 
 # How much denser than even evaluations lie at both ends of a run: 0 is even, 1 as the extrema of a Chebyshev
 # polynomial. A forecast has little to go on at the start, and the end draws the detail.
-CROWDING = 0.4
+CROWDING = 0.5
 
 
 def affordable(evaluations: int, target_speedup: float) -> int:
