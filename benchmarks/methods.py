@@ -23,6 +23,9 @@ PAPER, SAME_STEPS = "the paper's rule", "reuse at the budget's steps"
 FEWER, BEST_SOLVER = "fewer steps", "fewer steps, best solver"
 BUILT_IN, LAZY = "built-in EasyCache", "built-in LazyCache"
 TEACACHE, MAGCACHE, SPECTRUM = "TeaCache", "MagCache", "Spectrum"
+ORDER = (
+    OURS, THRESHOLD, SAME_STEPS, PAPER, FEWER, BEST_SOLVER, SPECTRUM, TEACACHE, MAGCACHE, BUILT_IN, LAZY,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def best(runs: list[Run], evaluations: float) -> Point | None:
 
 def by_method(runs: list[Run]) -> dict[str, list[Run]]:
     groups = defaultdict(list)
-    for run in runs:
+    for run in sorted(runs, key=lambda run: (methods.ORDER.index(run.method), run.dtype == "bf16")):
         groups[run.method if run.dtype == "fp32" else f"{run.method}, in {run.dtype}"].append(run)
     return groups
 
@@ -152,7 +152,7 @@ def everything(runs: list[Run]) -> str:
                 parts += [f"### {subject}, {described(here[0])}, {n} {title}", methods_table(here, counted)]
         here = [run for run in runs if run.subject == subject and run.seed in DEVELOPMENT_SEEDS]
         if len({run.configuration for run in here}) > 1:
-            parts += [f"### {subject}, one factor changed, development seeds", variations_table(here)]
+            parts += [f"### {subject}, other configurations, development seeds", variations_table(here)]
     return "\n\n".join(parts) + "\n"
 
 
