@@ -28,18 +28,22 @@ UNET = dict(image_size=8, in_channels=CHANNELS, out_channels=CHANNELS, model_cha
 
 @dataclass(frozen=True)
 class Architecture:
-    """family: ComfyUI's class of such models. spread: of the latents' first component; sixteen channels share it."""
+    """family: ComfyUI's class of such models. spread: of the latents' first component; sixteen channels share it.
+
+    steps: how long it is trained.
+    """
 
     family: str
     sizes: dict
     weights: Path
     spread: float
+    steps: int
 
 
 ARCHITECTURES = {
-    "flux": Architecture("FluxSchnell", FLUX, TRAINED / "digits.safetensors", spread=2.0),
+    "flux": Architecture("FluxSchnell", FLUX, TRAINED / "digits.safetensors", spread=2.0, steps=2000),
     # All components together then have unit variance, for which the schedule of noise levels was made.
-    "unet": Architecture("SD15", UNET, TRAINED / "digits_unet.safetensors", spread=3.5),
+    "unet": Architecture("SD15", UNET, TRAINED / "digits_unet.safetensors", spread=3.5, steps=1200),
 }
 
 

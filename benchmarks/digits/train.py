@@ -1,4 +1,4 @@
-"""Train the digits models from nothing: about twenty minutes each on a CPU core.
+"""Train the digits models from nothing: about half an hour each on a CPU core.
 
     python3 -m nox -s digits
     python3 -m nox -s digits -- --architecture unet
@@ -52,6 +52,7 @@ def train(architecture, args):
 
     torch.manual_seed(args.seed)
     chosen = model.ARCHITECTURES[architecture]
+    args = argparse.Namespace(**{**vars(args), "steps": args.steps or chosen.steps})
     built = model.build(architecture)
     network = built.diffusion_model
     initialise(network)
@@ -87,7 +88,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = list(model.ARCHITECTURES)
     parser.add_argument("--architecture", nargs="+", choices=known, default=known, help="default: all of them")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, help="default: each architecture's own")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=2507)
     parser.add_argument("--work", type=Path, default=ROOT / "output" / "training")
