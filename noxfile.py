@@ -4,7 +4,7 @@ nox -s demo         watch EasyCache work in a real ComfyUI
 nox -s tests        the tests; without arguments they also write what they verified to docs/verified
 nox -s benchmark    the README's figures
 nox -s train        train the demo model anew (an hour and a half)
-nox -s digits       train the benchmark's two models of digits (half an hour each)
+nox -s digits       train the benchmark's two models of digits (forty minutes each)
 nox -s lint         style checks
 """
 

@@ -87,7 +87,7 @@ def best(runs: list[Run], evaluations: float) -> Point | None:
 
 def by_method(runs: list[Run]) -> dict[str, list[Run]]:
     groups = defaultdict(list)
-    for run in sorted(runs, key=lambda run: (methods.ORDER.index(run.method), run.dtype == "bf16")):
+    for run in sorted(runs, key=lambda run: (methods.ORDER.index(run.method), run.dtype != "fp32")):
         groups[run.method if run.dtype == "fp32" else f"{run.method}, in {run.dtype}"].append(run)
     return groups
 

@@ -273,12 +273,9 @@ class Branch:
 
         linked: whether it may be compared with the one before.
         """
-        # What is not linked counts as 0, also where it is not finite; cheaper than masked_fill_ on the CPU.
-        counts = linked.to(debts.off.dtype)
         change = wide(denoised.to(device)) - wide(self.last.to(device))
-        owed = change * (debts.off * counts)
+        owed = change * debts.off
         if self.change is not None:
-            owed.addcmul_(wide(self.change.to(device)), debts.leant * counts)
-            owed.addcmul_(wide(self.owed.to(device)), debts.still_owed * counts)
-        change.mul_(counts)
-        return Branch(x, denoised, *(part.nan_to_num_(0, 0, 0).to(denoised) for part in (change, owed)))
+            owed.addcmul_(wide(self.change.to(device)), debts.leant)
+            owed.addcmul_(wide(self.owed.to(device)), debts.still_owed)
+        return Branch(x, denoised, *(part.masked_fill_(~linked, 0).to(denoised) for part in (change, owed)))

@@ -1,4 +1,4 @@
-"""Train the digits models from nothing: about half an hour each on a CPU core.
+"""Train the digits models from nothing: about forty minutes each on a CPU core.
 
     python3 -m nox -s digits
     python3 -m nox -s digits -- --architecture unet
