@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 DEVELOPMENT_SEEDS = tuple(range(8))
-HELD_OUT_SEEDS = tuple(range(4000, 4008))  # looked at once, with everything chosen
+HELD_OUT_SEEDS = tuple(range(5000, 5008))  # looked at once, with everything chosen
 CALIBRATION_SEEDS = tuple(range(2000, 2004))  # for the peers that are fitted to a model
 
 
@@ -20,11 +20,13 @@ class Configuration:
     noise: float = 0.0
 
 
-def configurations(shift: float, cfg: float, other: dict, strong: dict, held_out: dict) -> list[Configuration]:
+def configurations(
+    shift: float, cfg: float, other: dict, strong: dict, beta: dict, held_out: dict
+) -> list[Configuration]:
     """For a model with that shift (0 if it has none) and CFG scale.
 
-    other: changes that make another schedule of noise levels. strong: changes to more guidance. held_out: changes that
-    nothing was tuned on.
+    other: changes that make another schedule of noise levels. strong: changes to more guidance. beta: changes that go
+    with the beta scheduler. held_out: changes that nothing was tuned on.
     """
     base = Configuration("base", 50, "euler", "simple", shift, cfg)
     return [
@@ -38,5 +40,6 @@ def configurations(shift: float, cfg: float, other: dict, strong: dict, held_out
         replace(base, name="1 % noise", noise=0.01),
         replace(base, name="2 % noise", noise=0.02),
         replace(base, name="strong CFG, 40 steps DPM++ 2M", steps=40, sampler="dpmpp_2m", **strong),
-        replace(base, name="held out", steps=36, sampler="res_multistep", **held_out),
+        replace(base, name="beta, 36 steps res_multistep", steps=36, sampler="res_multistep", scheduler="beta", **beta),
+        replace(base, name="held out", steps=32, sampler="deis", scheduler="linear_quadratic", **held_out),
     ]

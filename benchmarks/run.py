@@ -5,7 +5,7 @@
 
 fidelity: each subject (subjects.py) is sampled uncached and with the methods (methods.py), with the development seeds 0
 to 7 in each configuration (configurations.py), all methods in the base and the main ones in the others, and with seeds
-4000 to 4007, on which nothing was tuned, in the base and the held-out configuration. Rows go to
+5000 to 5007, on which nothing was tuned, in the base and the held-out configuration. Rows go to
 benchmarks/results/fidelity.csv as they come; without the file it starts anew. frechet: distance of sets of generated
 digits to the real ones. overhead: what the node itself costs. At the end tables.md and the plots beside them are made
 of what is there.

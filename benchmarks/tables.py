@@ -157,5 +157,6 @@ def everything(runs: list[Run]) -> str:
 
 
 def described(run: Run) -> str:
-    levels = f"shift {run.shift:g}" if run.shift else run.scheduler
+    scheduler = [] if run.scheduler == "simple" else [run.scheduler]
+    levels = ", ".join([*scheduler, *([f"shift {run.shift:g}"] if run.shift else [])]) or run.scheduler
     return f"{run.steps} steps, {run.sampler}, {levels}, CFG {run.cfg:g}"

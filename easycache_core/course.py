@@ -8,11 +8,16 @@ from typing import NamedTuple
 
 import torch
 
+# How far a movement is carried on at most, in times the stretch in which it was seen. Where steps grow (the beta
+# scheduler), forecasts would otherwise lean on a short stretch for a long one.
+FURTHEST = 0.5
+
 
 class View(NamedTuple):
     """A noise level as seen from the last computed evaluation i and the one before it, j.
 
-    stride: (a_n - a_i) / (a_i - a_j), how many times the last stretch; 0 without one. onward: sigma / sigma_i.
+    stride: (a_n - a_i) / (a_i - a_j), how many times the last stretch, but FURTHEST at most; 0 without one.
+    onward: sigma / sigma_i.
     """
 
     stride: torch.Tensor
@@ -39,7 +44,9 @@ class Course:
         self._arrival: torch.Tensor | None = None  # the change of u up to this evaluation
         self._stretch: torch.Tensor | None = None  # the last change of sigma in the run's direction
         self._astray: torch.Tensor | None = None  # a_k - a_i where evaluation k is skipped
+        self._stride: torch.Tensor | None = None  # stride_k there
         self._gap: torch.Tensor | None = None  # sum of (a_k - a_i) (u_(k+1) - u_k) since the network ran
+        self._carried: torch.Tensor | None = None  # sum of stride_k (u_(k+1) - u_k), likewise
         self._widest: torch.Tensor | None = None  # the largest |u_(k+1) - u_k| in it
         self._pace: torch.Tensor | None = None  # that of the gap before
         self._due: torch.Tensor | None = None  # part of what is owed that is not repaid yet
@@ -56,6 +63,7 @@ class Course:
             if self._astray is not None:
                 weight = self._weight(departure)
                 self._gap = self._gap + weight * self._astray
+                self._carried = self._carried + weight * self._stride
                 self._widest = torch.maximum(self._widest, weight.abs())
                 self._due = (self._due * (1 - ratio(weight, self._repaying))).clamp(0, 1)
             self._arrival = departure
@@ -76,14 +84,14 @@ class Course:
         nothing = torch.zeros_like(self.sigma)
         if self._last is not None:
             self.passed, self.view_there = self.distance, self.view
-            self.debts = Debts(ratio(self._gap, self._ahead), -lean * ratio(self._gap, self._run), self._due)
+            self.debts = Debts(ratio(self._gap, self._ahead), -lean * self._carried, self._due)
         self._earlier, self._last, self._sigma_last = self._last, self._place, self.sigma
         self._pace = self._widest
-        self._gap, self._widest, self._due = nothing, nothing, nothing + 1
+        self._gap, self._carried, self._widest, self._due = nothing, nothing, nothing, nothing + 1
 
     def skipped(self) -> None:
         """The evaluation is forecast."""
-        self._astray = self._ahead
+        self._astray, self._stride = self._ahead, self.view.stride
         # The next level is not known; the same change again is a guess, and rather too long a one.
         ahead = torch.zeros_like(self.sigma) if self._stretch is None else self._stretch
         change = _difference(torch.maximum(self.sigma + ahead, self.sigma / 4), self.sigma)
@@ -93,7 +101,8 @@ class Course:
     @property
     def view(self) -> View:
         """This noise level."""
-        return View(ratio(self._ahead, self._run), ratio(self.sigma, self._sigma_last))
+        stride = ratio(self._ahead, self._run).clamp(-FURTHEST, FURTHEST)
+        return View(stride, ratio(self.sigma, self._sigma_last))
 
     @property
     def _ahead(self) -> torch.Tensor:

@@ -4,13 +4,14 @@ The denoised latent D = x - sigma v of each branch moves smoothly along the nois
 a = log(1 + sigma), linear where flow models live and logarithmic at the high levels of others, a skipped evaluation
 gets
 
-    D_n = D_i + lambda (a_n - a_i) / (a_i - a_j) (D_i - D_j) + theta (x_n - line_n)
+    D_n = D_i + lambda s_n (D_i - D_j) + theta (x_n - line_n),    s_n = min((a_n - a_i) / (a_i - a_j), FURTHEST)
 
 from the last two computed evaluations j < i.
 
-lambda in [-LEAN, LEAN] is how much of the movement before the last one was seen to go on in the last. Where D swings to
-and fro (strong guidance with a sparse budget, injected noise) it is negative: to go on regardless costs 8 dB and more
-there, and never to go on costs 1 to 3 dB where D moves smoothly.
+lambda in [-LEAN, LEAN] is how much of the movement before the last one was seen to go on in the last, and 0 until that
+was seen. Where D swings to and fro (strong guidance with a sparse budget, injected noise) it is negative: to go on
+regardless costs 8 dB and more there, and never to go on costs 1 to 3 dB where D moves smoothly. Over longer stretches
+than those in which a movement was seen (the beta scheduler's) it misleads: without FURTHEST it costs 3 dB there.
 
 line_n = D_i + sigma_n / sigma_i (x_i - D_i) is where x would be had it kept to v_i, and theta in [0, 1] is how much D
 has been seen to follow when x left that line. A trained network sees through the noise that a sampler injects (theta of
@@ -189,7 +190,7 @@ class Trust:
     """
 
     def __init__(self):
-        self.lean: torch.Tensor | float = LEAN
+        self.lean: torch.Tensor | float = 0.0
         self.theta: torch.Tensor | float = 0.0
         self._followed: torch.Tensor | float = 0.0
         self._left: torch.Tensor | float = 0.0
