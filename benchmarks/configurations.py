@@ -21,12 +21,12 @@ class Configuration:
 
 
 def configurations(
-    shift: float, cfg: float, other: dict, strong: dict, beta: dict, held_out: dict
+    shift: float, cfg: float, other: dict, strong: dict, beta: dict, quadratic: dict
 ) -> list[Configuration]:
     """For a model with that shift (0 if it has none) and CFG scale.
 
-    other: changes that make another schedule of noise levels. strong: changes to more guidance. beta: changes that go
-    with the beta scheduler. held_out: changes that nothing was tuned on.
+    other: changes that make another schedule of noise levels. strong: changes to more guidance. beta,
+    quadratic: changes that go with those schedulers. Nothing was tuned on the last one, "held out".
     """
     base = Configuration("base", 50, "euler", "simple", shift, cfg)
     return [
@@ -41,5 +41,8 @@ def configurations(
         replace(base, name="2 % noise", noise=0.02),
         replace(base, name="strong CFG, 40 steps DPM++ 2M", steps=40, sampler="dpmpp_2m", **strong),
         replace(base, name="beta, 36 steps res_multistep", steps=36, sampler="res_multistep", scheduler="beta", **beta),
-        replace(base, name="held out", steps=32, sampler="deis", scheduler="linear_quadratic", **held_out),
+        replace(
+            base, name="quadratic, 32 steps deis", steps=32, sampler="deis", scheduler="linear_quadratic", **quadratic
+        ),
+        replace(base, name="held out", steps=28, sampler="ipndm", scheduler="kl_optimal"),
     ]

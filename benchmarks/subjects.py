@@ -97,7 +97,7 @@ class Video(Subject):
     name = "video"
     configurations = configurations(
         shift=5.0, cfg=4.0, other=dict(shift=8.0), strong=dict(shift=6.0, cfg=6.0),
-        beta=dict(shift=4.0, cfg=5.0), held_out=dict(cfg=6.0),
+        beta=dict(shift=4.0, cfg=5.0), quadratic=dict(cfg=6.0),
     )  # fmt: skip
 
     def __init__(self, host: Host):
@@ -121,7 +121,7 @@ class Digits(Subject):
     name = "digits"
     configurations = configurations(
         shift=2.0, cfg=3.0, other=dict(shift=4.0), strong=dict(shift=3.0, cfg=4.0),
-        beta=dict(shift=2.5, cfg=5.0), held_out=dict(cfg=4.0),
+        beta=dict(shift=2.5, cfg=5.0), quadratic=dict(cfg=4.0),
     )  # fmt: skip
     architecture = "flux"
 
@@ -166,7 +166,7 @@ class DigitsUnet(Digits):
     name = "digits-unet"
     karras = dict(scheduler="karras")
     configurations = configurations(
-        shift=0.0, cfg=3.0, other=karras, strong=dict(cfg=4.0, **karras), beta=dict(cfg=5.0), held_out=dict(cfg=4.0)
+        shift=0.0, cfg=3.0, other=karras, strong=dict(cfg=4.0, **karras), beta=dict(cfg=5.0), quadratic=dict(cfg=4.0)
     )
     architecture = "unet"
     transformer = False

@@ -51,7 +51,7 @@ def attach(
         timestep, timesteps, t, time, sigma or sigmas, or the second.
     tracked: rows of a batch that decide for all of it, such as slice(0, 1). None: all of them, which is what the
         authors' code does with a batch. Calls that follow the first in an evaluation never decide.
-    controller_options: handed on to CacheController.
+    controller_options: handed on to CacheController; `step_lengths` where a budget meets steps of unequal length.
 
     Raises ValueError for bad arguments, for "forecast" without sigma_of, for a module that is attached already, and,
     when the module is called, for outputs that are no prediction for x. RuntimeError if it is called while training.

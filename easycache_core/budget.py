@@ -1,6 +1,7 @@
 """Where to spend a fixed number of network evaluations (`target_speedup`)."""
 
 import math
+from collections.abc import Sequence
 
 # How much denser than even evaluations lie at both ends of a run: 0 is even, 1 as the extrema of a Chebyshev
 # polynomial. A forecast has little to go on at the start, and the end draws the detail.
@@ -16,29 +17,39 @@ class Budget:
     """At most ceil(N / target_speedup) of a run's N evaluations, the first and the last of them included.
 
     N is not known beforehand where a sampler evaluates several times a step. It is at least what has been seen and one
-    for each step to come, and as this bound grows, so does what may be spent. total_steps: 0 if nobody knows.
+    for each step to come, and as this bound grows, so does what may be spent.
+
+    Evaluations are spread over the run by the root of how long steps are: half way between even in steps, which leaves
+    the long ones of some schedulers (beta, linear_quadratic, karras) to a few evaluations, and even in length.
     """
 
-    def __init__(self, target_speedup: float, total_steps: int):
-        self._target_speedup, self._total_steps = target_speedup, total_steps
+    def __init__(self, target_speedup: float, step_lengths: Sequence[float]):
+        """step_lengths: 0 or more, in any unit; empty if nobody knows how many steps there will be."""
+        self._target_speedup = target_speedup
+        self._weights = [math.sqrt(length) for length in step_lengths]
+        if not any(self._weights):
+            self._weights = [1.0] * len(step_lengths)
         self._evaluations = self._spent = 0
+        self._passed = 0.0  # weights of the evaluations before
 
     def wants(self, step: int, urgent: bool = False) -> bool:
         """Whether to run the network at the next evaluation, which belongs to that step (from 0).
 
         urgent: it should run if it can be afforded at all.
         """
-        now = self._evaluations
+        now, here = self._evaluations, self._passed
+        weight = self._weights[step] if step < len(self._weights) else 1.0
         self._evaluations += 1
-        to_come = max(1, self._total_steps - step)  # this one included
-        at_least = now + to_come
-        budget = affordable(at_least, self._target_speedup)
+        self._passed += weight
+        to_come = max(1, len(self._weights) - step)  # this one included
+        budget = affordable(now + to_come, self._target_speedup)
         left = budget - self._spent
         if left < 1:
             return False
         if urgent or self._spent == 0 or left >= to_come:
             return True
-        return now >= round(_place(self._spent / (budget - 1)) * (at_least - 1))
+        whole = here + sum(self._weights[step:-1])  # from the first evaluation to the last
+        return here + weight / 2 >= _place(self._spent / (budget - 1)) * whole
 
     def spend(self) -> None:
         """The network runs at the evaluation that was asked about."""

@@ -1,6 +1,7 @@
 """One sampling run: ties rate, decision, prediction and storage together."""
 
 import logging
+import math
 import sys
 import weakref
 from collections.abc import Sequence
@@ -38,13 +39,15 @@ class CacheController:
     (video and its sound). Each has a rate and an error of its own, and the worst of them decides.
 
     foreseen: whether there will be one evaluation at least for each of total_steps, so that a budget may count on them.
+    step_lengths: how long each of them is, in any unit, by which a budget is spread over them; None: all alike.
 
     ranks: the processes that sample together and must decide alike, by default all that torch.distributed knows of,
     which is this one where it is not initialised; None: decide alone. Controllers are made on all of them, with the
     same settings, and each calls `begin` for the same evaluations and `release` in the end, whatever happens, so that
     the others need not wait for it. Used as a context manager it does so by itself.
 
-    Raises ValueError for a negative total_steps, and for `denoised` with another predictor; RanksDiffer, RankLost.
+    Raises ValueError for a negative total_steps, for step_lengths that are not as many finite numbers of 0 or more, and
+    for `denoised` with another predictor; RanksDiffer, RankLost.
     """
 
     def __init__(
@@ -54,16 +57,20 @@ class CacheController:
         streams: Sequence[int] = (),
         denoised: bool = False,
         foreseen: bool = True,
+        step_lengths: Sequence[float] | None = None,
         ranks: Ranks | None = EVERYONE,
     ):
         if total_steps < 0:
             raise ValueError(f"total_steps must not be negative, got {total_steps}")
+        lengths = [1.0] * total_steps if step_lengths is None else [float(length) for length in step_lengths]
+        if len(lengths) != total_steps or not all(0 <= length < math.inf for length in lengths):
+            raise ValueError(f"step_lengths must be {total_steps} finite numbers of 0 or more, got {lengths}")
         if denoised and config.predictor != "forecast":
             raise ValueError(f'denoised needs the predictor "forecast", got {config.predictor!r}')
         self.config = config
         self.total_steps = total_steps
         self._streams, self._denoised = tuple(streams), denoised
-        terms = f"{config}, {total_steps} steps, streams={len(self._streams)}, {denoised=}, {foreseen=}"
+        terms = f"{config}, {total_steps} steps, streams={len(self._streams)}, {denoised=}, {foreseen=}, {lengths=}"
         self._meeting = convene(ranks, max(1, len(self._streams)), terms)
         if self._meeting is not None:
             weakref.finalize(self, self._meeting.leave, "its controller is gone")
@@ -71,7 +78,7 @@ class CacheController:
         self._warned = False
         self._budget = None
         if config.target_speedup:
-            self._budget = Budget(config.target_speedup, total_steps if foreseen else 0)
+            self._budget = Budget(config.target_speedup, lengths if foreseen else [])
         self.forget()
         self._lost = False
 

@@ -22,7 +22,7 @@ from .journal import KEY, Journal
 from .live import Live
 from .parametrisation import Denoised, Parametrisation
 from .settings import Settings
-from .steps import StepClock, foreseen
+from .steps import StepClock, foreseen, lengths
 from .summary import summarise, totals
 from .windows import CachedWindows
 
@@ -47,7 +47,7 @@ def sample_with_cache(
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
     options = guider.model_options.get("transformer_options", {})
     ranks = options.get("easycache_ranks", EVERYONE)  # a worker with replicas of its own says which belong together
-    run = Run(settings, len(sigmas) - 1, model_sampling, packed_streams(*args, **kwargs), foreseen(sampler), ranks)
+    run = Run(settings, sigmas, model_sampling, packed_streams(*args, **kwargs), foreseen(sampler), ranks)
     if "easycache" in options:
         log.warning(
             "EasyCache: the model also has ComfyUI's built-in EasyCache or LazyCache node; two caches add up "
@@ -99,7 +99,7 @@ class Run:
     def __init__(
         self,
         settings: Settings,
-        total_steps: int,
+        sigmas: torch.Tensor,
         model_sampling,
         streams: Sequence[int] = (),
         steps_are_foreseen: bool = True,
@@ -107,7 +107,7 @@ class Run:
     ):
         self.settings = settings
         self.clock = StepClock()
-        self._total_steps = max(total_steps, 0)  # a schedule may be empty
+        self._total_steps = max(len(sigmas) - 1, 0)  # a schedule may be empty
         forecasting = settings.config.predictor == "forecast"
         self._network = Denoised() if forecasting else Parametrisation(model_sampling)
         self._highest = float(model_sampling.percent_to_sigma(settings.start_percent))
@@ -118,6 +118,7 @@ class Run:
             streams,
             denoised=forecasting,
             foreseen=steps_are_foreseen,
+            step_lengths=lengths(model_sampling, sigmas) if settings.config.target_speedup else None,
             ranks=ranks,
         )
         self._switches: Switches | None = None

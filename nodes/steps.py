@@ -1,4 +1,6 @@
-"""Which sampler step an evaluation belongs to."""
+"""The steps of a sampler: how long they are, and which of them an evaluation belongs to."""
+
+import torch
 
 # Samplers whose number of steps is not that of their schedule: one takes three evaluations of it for a step, one
 # chooses its steps itself.
@@ -8,6 +10,23 @@ OF_OWN_STEPS = ("dpm_fast_function", "dpm_adaptive_function")
 def foreseen(sampler) -> bool:
     """Whether a sampler of ComfyUI's evaluates at least once for each step of its schedule."""
     return getattr(getattr(sampler, "sampler_function", None), "__name__", "") not in OF_OWN_STEPS
+
+
+def lengths(model_sampling, sigmas: torch.Tensor) -> list[float] | None:
+    """How long each step is in the model's own time, 0 to 1, in which the steps of the scheduler "simple" are alike.
+
+    sigmas: the noise levels that steps lead from and to. Waits for them if they are on a device. None where the model
+    has no table of its levels, from low to high.
+    """
+    levels = getattr(model_sampling, "sigmas", None)
+    if levels is None or len(levels) < 2 or len(sigmas) < 2:
+        return None
+    levels = levels.detach().float().cpu()
+    sigmas = sigmas.detach().float().cpu()
+    above = torch.searchsorted(levels, sigmas).clamp(1, len(levels) - 1)
+    part = (sigmas - levels[above - 1]) / (levels[above] - levels[above - 1])
+    times = (above - 1 + part.nan_to_num(0).clamp(0, 1)) / (len(levels) - 1)
+    return times.diff().abs().tolist()
 
 
 class StepClock:

@@ -9,6 +9,7 @@ from closeness import psnr
 from memory import Allocations
 
 from easycache_core import CacheConfig, CacheController
+from easycache_core.budget import Budget
 
 STEPS, SHAPE = 40, (1, 8, 16, 16)
 Settings = functools.partial(CacheConfig, predictor="forecast", warmup_steps=3)
@@ -194,6 +195,50 @@ def test_a_budget_is_kept(predictor, second_order, steps, speedup):
     if not second_order:
         assert sum(flags) == allowed
         assert flags[-1] or allowed == 1, "the last step draws the detail"
+
+
+@pytest.mark.parametrize(
+    "lengths", [[0.0] * 32, [0.0] * 31 + [1.0], [2.0**-n for n in range(32)], [1.0] * 16 + [16.0] * 16]
+)
+@pytest.mark.parametrize("speedup", [1.0, 1.3, 2.2, 4.6, 40.0])
+@pytest.mark.parametrize("second_order", [False, True])
+def test_a_budget_is_kept_whatever_the_schedule(lengths, speedup, second_order):
+    """Steps of no length, and some longer than all others together: none may make it spend more, or leave some."""
+    budget, computed = Budget(speedup, lengths), []
+    for step in range(32):
+        for _ in range(1 + second_order):
+            computed.append(budget.wants(step))
+            if computed[-1]:
+                budget.spend()
+    allowed = math.ceil(len(computed) / speedup - 1e-9)
+    assert computed[0] and sum(computed) <= allowed
+    assert second_order or sum(computed) == allowed
+
+
+def test_long_steps_get_more_of_a_budget():
+    """Even in steps, a schedule that crawls through half of them and leaps through the rest is forecast over its leaps,
+    which cost up to 10 dB.
+    """
+    config, lengths = Settings(target_speedup=4.0), [1.0] * 16 + [16.0] * 16
+    controller = CacheController(config, total_steps=32, step_lengths=lengths)
+    even = CacheController(config, total_steps=32)
+    x, sigmas, computed = torch.randn(SHAPE), noise_levels(32), {controller: [], even: []}
+    for step in range(32):
+        for each, steps in computed.items():
+            if each.begin(x, sigma=sigmas[step], step=step):
+                each.store("cond", x)
+                steps.append(step)
+            else:
+                each.predict("cond")
+    assert len(computed[even]) == len(computed[controller]) == 8
+    assert sum(step >= 16 for step in computed[even]) == 4
+    assert sum(step >= 16 for step in computed[controller]) == 6, "steps of 16 times the length get 4 times as many"
+
+
+@pytest.mark.parametrize("lengths", [[1.0] * 9, [1.0] * 9 + [-1.0], [1.0] * 9 + [math.nan]])
+def test_step_lengths_that_make_no_sense(lengths):
+    with pytest.raises(ValueError, match="step_lengths must be 10 finite numbers of 0 or more"):
+        CacheController(Settings(), total_steps=10, step_lengths=lengths)
 
 
 def test_a_budget_for_a_run_of_unknown_length_never_runs_ahead():

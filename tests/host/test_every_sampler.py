@@ -159,3 +159,27 @@ def test_a_budget_is_kept(comfy, tiny, uncached, sampler, speedup):
     calls = len(tiny("Flux").calls)
     assert calls <= math.ceil(len(asked) / speedup)
     assert calls >= math.ceil(len(asked) / speedup) - 1
+
+
+@pytest.mark.parametrize(
+    "model, scheduler, late",
+    [("Flux", "simple", 4), ("Flux", "linear_quadratic", 6), ("SD15", "simple", 4), ("SD15", "linear_quadratic", 6)],
+)
+def test_a_budget_follows_the_schedule(comfy, tiny, model, scheduler, late):
+    """Computed evaluations among the last 16 of 32 steps. Half the steps of linear_quadratic lead from noise level 1 to
+    0.975 of the highest; spread evenly over steps, half a budget is lost on those.
+    """
+    cached, scene = comfy.cached(tiny(model).model, target_speedup=4.0), tiny(model)
+    schedule = []
+
+    def note(executor, guider, sigmas, *args, **kwargs):
+        schedule.extend(sigmas.tolist())
+        return executor(guider, sigmas, *args, **kwargs)
+
+    from comfy.patcher_extension import WrappersMP
+
+    cached.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "note", note)
+    scene.counting(lambda: comfy.sample(scene, cached, scheduler=scheduler, steps=32, cfg=1.0))
+    levels = [sigma for _, sigma, _ in scene.calls]
+    assert len(levels) == 8
+    assert sum(sigma <= schedule[16] * 1.001 for sigma in levels) == late
