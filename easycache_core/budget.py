@@ -19,8 +19,8 @@ class Budget:
     N is not known beforehand where a sampler evaluates several times a step. It is at least what has been seen and one
     for each step to come, and as this bound grows, so does what may be spent.
 
-    Evaluations are spread over the run by the root of how long steps are: half way between even in steps, which leaves
-    the long ones of some schedulers (beta, linear_quadratic, karras) to a few evaluations, and even in length.
+    Evaluations are spread by the root of how long steps are, half way between evenly over steps and evenly over their
+    length. Evenly over steps, the long ones that some schedulers have (beta, linear_quadratic) get too few.
     """
 
     def __init__(self, target_speedup: float, step_lengths: Sequence[float]):

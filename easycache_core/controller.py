@@ -70,8 +70,9 @@ class CacheController:
         self.config = config
         self.total_steps = total_steps
         self._streams, self._denoised = tuple(streams), denoised
-        terms = f"{config}, {total_steps} steps, streams={len(self._streams)}, {denoised=}, {foreseen=}, {lengths=}"
-        self._meeting = convene(ranks, max(1, len(self._streams)), terms)
+        terms = f"{config}, {total_steps} steps, streams={len(self._streams)}, {denoised=}, {foreseen=}"
+        lengths_given = "" if step_lengths is None else f", step_lengths={lengths}"
+        self._meeting = convene(ranks, max(1, len(self._streams)), terms + lengths_given)
         if self._meeting is not None:
             weakref.finalize(self, self._meeting.leave, "its controller is gone")
         self._trace = Trace()
