@@ -50,6 +50,7 @@ class Course:
         self._widest: torch.Tensor | None = None  # the largest |u_(k+1) - u_k| in it
         self._pace: torch.Tensor | None = None  # that of the gap before
         self._due: torch.Tensor | None = None  # part of what is owed that is not repaid yet
+        self._view: View | None = None  # once asked for at this evaluation
         self._repaying: torch.Tensor | None = None  # the change of u within which this evaluation would repay all
         # At the evaluation where the network ran last:
         self.passed: torch.Tensor | None = None  # how far it was from the one before
@@ -70,7 +71,7 @@ class Course:
             # Samplers that inject noise go up again between steps; those that look twice do not go on.
             before = change if self._stretch is None else self._stretch
             self._stretch = torch.where((change * before > 0) | (before == 0), change, before)
-        self.sigma, self._place, self._astray = sigma, torch.log1p(sigma), None
+        self.sigma, self._place, self._astray, self._view = sigma, torch.log1p(sigma), None, None
 
     def _weight(self, departure: torch.Tensor) -> torch.Tensor:
         """The change of u that an evaluation stands for: up to the next one, and half of it where two share a step."""
@@ -100,9 +101,11 @@ class Course:
 
     @property
     def view(self) -> View:
-        """This noise level."""
-        stride = ratio(self._ahead, self._run).clamp(-FURTHEST, FURTHEST)
-        return View(stride, ratio(self.sigma, self._sigma_last))
+        """This noise level, until the network runs at it."""
+        if self._view is None:
+            stride = ratio(self._ahead, self._run).clamp(-FURTHEST, FURTHEST)
+            self._view = View(stride, ratio(self.sigma, self._sigma_last))
+        return self._view
 
     @property
     def _ahead(self) -> torch.Tensor:
@@ -133,7 +136,7 @@ def slope(miss: torch.Tensor, passed: torch.Tensor, before: torch.Tensor | None)
 
 def ratio(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     """part / whole, 0 where whole is 0: a noise level that repeats tells nothing new."""
-    return torch.where(whole != 0, part / whole, torch.zeros_like(whole))
+    return (part / whole).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def _difference(sigma: torch.Tensor, before: torch.Tensor) -> torch.Tensor:

@@ -62,6 +62,7 @@ class Forecast(Predictor):
         self._slope: torch.Tensor | None = None  # how fast forecasts of D go wrong, in each stream
         self._earlier: dict[str, Branch] = {}  # those of the last computed evaluation, during the next
         self._dtype = torch.float32
+        self._weights: Weights | None = None  # at this evaluation, once one was forecast
         self._skipped, self._longest = 0, 1  # evaluations of this gap, and how many they may become
 
     def arrive(self, sigma, device: torch.device) -> None:
@@ -73,6 +74,7 @@ class Forecast(Predictor):
             raise ValueError('sigma must be given: predictor "forecast" follows the noise level')
         level = torch.as_tensor(sigma, dtype=torch.float32).flatten()[0]
         self._course.at(level.to(device, non_blocking=True, copy=True))
+        self._weights = None
 
     def leave(self, skipping: bool) -> None:
         """What was decided there."""
@@ -174,8 +176,10 @@ class Forecast(Predictor):
 
         Raises KeyError for a branch that was not stored at the last computed evaluation.
         """
-        course = self._course
-        denoised = self._branches[branch].forecast(x, course.view, self._trust, course.repaid)
+        held = self._branches[branch]
+        if self._weights is None:
+            self._weights = self._trust.weights(self._course)
+        denoised = held.forecast(x, self._weights)
         if not self._outputs_are_denoised:
             denoised = denoised.neg_().add_(wide(x)).mul_(self._per_sigma)
         return denoised.to(self._dtype)
@@ -200,11 +204,11 @@ class Trust:
         off_line, carried = surprise.off_line, surprise.carried
         off_lean = surprise.moved - carried * self.lean
         sums = Movements(
-            (off_line * off_lean).sum(),
-            off_line.square().sum(),
-            off_lean.square().sum(),
-            (carried * surprise.moved).sum(),
-            carried.square().sum(),
+            _product(off_line, off_lean),
+            _product(off_line, off_line),
+            _product(off_lean, off_lean),
+            _product(carried, surprise.moved),
+            _product(carried, carried),
         )
         seen = sums if count == 1 else Movements(*(total / count for total in sums))
         return off_lean - off_line * self.theta, seen
@@ -219,6 +223,23 @@ class Trust:
         lean = ratio(seen.carried_on, seen.carried).clamp(-LEAN, LEAN)
         self.lean = torch.where(linked & (seen.carried > 0), lean, torch.ones_like(lean) * self.lean)
 
+    def weights(self, course: Course) -> "Weights":
+        """By which D is forecast at this noise level."""
+        view = course.view
+        theta = torch.ones_like(view.onward) * self.theta  # a number until something was seen
+        kept_to = view.onward * theta
+        return Weights(1 - theta + kept_to, theta, -kept_to, view.stride * self.lean, course.repaid)
+
+
+class Weights(NamedTuple):
+    """Of what a forecast is the sum of: D_i, x_n, x_i, D_i - D_j and what is owed."""
+
+    last: torch.Tensor
+    x: torch.Tensor
+    x_last: torch.Tensor
+    change: torch.Tensor
+    owed: torch.Tensor
+
 
 class Surprise(NamedTuple):
     """Where the network ran next: by how much x was off its line, how far D moved, and how far it would have moved had
@@ -228,6 +249,11 @@ class Surprise(NamedTuple):
     off_line: torch.Tensor
     moved: torch.Tensor
     carried: torch.Tensor
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The sum of a b, with no tensor of their size in between."""
+    return torch.dot(a.flatten(), b.flatten())
 
 
 class Branch:
@@ -256,15 +282,13 @@ class Branch:
         carried = torch.zeros_like(last) if self.change is None else wide(self.change) * view.stride
         return Surprise(wide(x) - line, wide(denoised) - last, carried)
 
-    def forecast(self, x: torch.Tensor, view: View, trust: Trust, repaid: torch.Tensor) -> torch.Tensor:
+    def forecast(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
         """D_n, a new tensor on x's device."""
-        theta = torch.ones_like(view.onward) * trust.theta  # a number until something was seen
-        kept_to = view.onward * theta
-        denoised = wide(self.last.to(x.device)) * (1 - theta + kept_to)
-        denoised.addcmul_(wide(x), theta).addcmul_(wide(self.x.to(x.device)), -kept_to)
+        denoised = wide(self.last.to(x.device)) * weights.last
+        denoised.addcmul_(wide(x), weights.x).addcmul_(wide(self.x.to(x.device)), weights.x_last)
         if self.change is not None:
-            denoised.addcmul_(wide(self.change.to(x.device)), view.stride * trust.lean)
-            denoised.addcmul_(wide(self.owed.to(x.device)), repaid)
+            denoised.addcmul_(wide(self.change.to(x.device)), weights.change)
+            denoised.addcmul_(wide(self.owed.to(x.device)), weights.owed)
         return denoised
 
     def successor(
@@ -274,9 +298,9 @@ class Branch:
 
         linked: whether it may be compared with the one before.
         """
-        change = wide(denoised.to(device)) - wide(self.last.to(device))
+        change = (wide(denoised.to(device)) - wide(self.last.to(device))).masked_fill_(~linked, 0)
         owed = change * debts.off
-        if self.change is not None:
-            owed.addcmul_(wide(self.change.to(device)), debts.leant)
-            owed.addcmul_(wide(self.owed.to(device)), debts.still_owed)
-        return Branch(x, denoised, *(part.masked_fill_(~linked, 0).to(denoised) for part in (change, owed)))
+        if self.change is not None:  # both were finite when they were kept
+            owed.addcmul_(wide(self.change.to(device)), debts.leant * linked)
+            owed.addcmul_(wide(self.owed.to(device)), debts.still_owed * linked)
+        return Branch(x, denoised, change.to(denoised), owed.to(denoised))

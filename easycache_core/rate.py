@@ -15,6 +15,8 @@ THIN = 1 << 16
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in at least float32: sums over a latent in half precision would lose the small changes."""
+    if tensor.dtype == torch.float32:
+        return tensor
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -53,7 +55,8 @@ def elements(tensor: torch.Tensor, streams: Sequence[int] = ()) -> list[int]:
 
 
 def _means(tensor: torch.Tensor, streams: Sequence[int]) -> torch.Tensor:
-    return torch.stack([part.mean() for part in _parts(tensor, streams)])
+    means = [part.mean() for part in _parts(tensor, streams)]
+    return means[0].reshape(1) if len(means) == 1 else torch.stack(means)
 
 
 def _parts(tensor: torch.Tensor, streams: Sequence[int]) -> Sequence[torch.Tensor]:
