@@ -217,7 +217,7 @@ def test_a_budget_is_kept_whatever_the_schedule(lengths, speedup, second_order):
 
 def test_long_steps_get_more_of_a_budget():
     """Even in steps, a schedule that crawls through half of them and leaps through the rest is forecast over its leaps,
-    which cost up to 10 dB.
+    which cost up to 8 dB.
     """
     config, lengths = Settings(target_speedup=4.0), [1.0] * 16 + [16.0] * 16
     controller = CacheController(config, total_steps=32, step_lengths=lengths)
