@@ -49,8 +49,9 @@ class EasyCacheAdaptive(io.ComfyNode):
                     options=list(PREDICTORS),
                     default="forecast",
                     tooltip="How skipped steps are filled in. forecast: follow the denoised picture along the noise "
-                    "levels and pay back what was forecast wrong; much closer to the uncached result, and the better "
-                    "choice wherever we measured. reuse: the EasyCache paper's rule, decision for decision.",
+                    "levels and pay back what was forecast wrong; mostly much closer to the uncached result, but "
+                    "not with multistep samplers such as deis over uneven steps. reuse: the EasyCache paper's rule, "
+                    "decision for decision.",
                 ),
                 io.Float.Input(
                     "target_speedup",
@@ -60,7 +61,8 @@ class EasyCacheAdaptive(io.ComfyNode):
                     step=0.1,
                     tooltip="Compute at most one evaluation in so many: 2 for half of them, 3 for a third. Higher: "
                     "faster, and further from the uncached result. 0: off, the threshold decides. When it is on, "
-                    "threshold and warmup_steps are ignored, and computed steps lie denser at both ends of the run.",
+                    "threshold and warmup_steps are ignored, and computed steps lie denser at both ends of the run and "
+                    "where the scheduler takes long steps.",
                 ),
                 io.Int.Input(
                     "max_consecutive_skips",
