@@ -10,7 +10,7 @@ import torch
 
 # How far a movement is carried on at most, in times the stretch in which it was seen. Where steps grow (the beta
 # scheduler), forecasts would otherwise lean on a short stretch for a long one.
-FURTHEST = 0.5
+FURTHEST = 0.75
 
 
 class View(NamedTuple):

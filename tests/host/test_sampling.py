@@ -50,10 +50,8 @@ def test_a_budget_is_spent_to_the_last_and_forecasts_make_more_of_it(comfy, demo
     assert closeness["forecast"] > closeness["reuse"] + better_by, closeness
 
 
-def test_strong_guidance_on_few_evaluations_does_not_run_away(comfy):
-    """Catches forecasts that overshoot: here the denoised latent swings to and fro between sparse evaluations. To carry
-    its movements on regardless is 20 dB worse than reuse, to learn whether they go on at most 3 dB.
-    """
+def test_strong_guidance_on_few_evaluations_is_no_worse_than_reuse(comfy):
+    """Catches forecasts that overshoot: here the denoised latent swings to and fro between sparse evaluations."""
     model, positive, negative, latent = comfy.node("EasyCacheDemoModel", "violet", "star", "left", "meadow", 1)
     scene = Scene(comfy.node("ModelSamplingSD3", model, 7.0)[0], positive, negative, latent)
     closeness = {}
@@ -66,7 +64,7 @@ def test_strong_guidance_on_few_evaluations_does_not_run_away(comfy):
             plain = sampled
         else:
             closeness[predictor] = psnr(sampled, plain)
-    assert closeness["forecast"] > closeness["reuse"] - 3, closeness
+    assert closeness["forecast"] > closeness["reuse"] - 1, closeness
 
 
 def test_warmup_and_last_step_reach_the_network(comfy, demo_scene):
