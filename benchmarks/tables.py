@@ -157,6 +157,7 @@ def everything(runs: list[Run]) -> str:
 
 
 def described(run: Run) -> str:
-    scheduler = [] if run.scheduler == "simple" else [run.scheduler]
-    levels = ", ".join([*scheduler, *([f"shift {run.shift:g}"] if run.shift else [])]) or run.scheduler
-    return f"{run.steps} steps, {run.sampler}, {levels}, CFG {run.cfg:g}"
+    shift = f"shift {run.shift:g}" if run.shift else ""
+    scheduler = "" if shift and run.scheduler == "simple" else run.scheduler
+    parts = f"{run.steps} steps", run.sampler, scheduler, shift, f"CFG {run.cfg:g}"
+    return ", ".join(part for part in parts if part)

@@ -44,7 +44,6 @@ class Course:
         self._arrival: torch.Tensor | None = None  # the change of u up to this evaluation
         self._stretch: torch.Tensor | None = None  # the last change of sigma in the run's direction
         self._astray: torch.Tensor | None = None  # a_k - a_i where evaluation k is skipped
-        self._stride: torch.Tensor | None = None  # stride_k there
         self._gap: torch.Tensor | None = None  # sum of (a_k - a_i) (u_(k+1) - u_k) since the network ran
         self._carried: torch.Tensor | None = None  # sum of stride_k (u_(k+1) - u_k), likewise
         self._widest: torch.Tensor | None = None  # the largest |u_(k+1) - u_k| in it
@@ -64,7 +63,7 @@ class Course:
             if self._astray is not None:
                 weight = self._weight(departure)
                 self._gap = self._gap + weight * self._astray
-                self._carried = self._carried + weight * self._stride
+                self._carried = self._carried + weight * self.view.stride  # still of the evaluation before
                 self._widest = torch.maximum(self._widest, weight.abs())
                 self._due = (self._due * (1 - ratio(weight, self._repaying))).clamp(0, 1)
             self._arrival = departure
@@ -92,7 +91,7 @@ class Course:
 
     def skipped(self) -> None:
         """The evaluation is forecast."""
-        self._astray, self._stride = self._ahead, self.view.stride
+        self._astray = self._ahead
         # The next level is not known; the same change again is a guess, and rather too long a one.
         ahead = torch.zeros_like(self.sigma) if self._stretch is None else self._stretch
         change = _difference(torch.maximum(self.sigma + ahead, self.sigma / 4), self.sigma)

@@ -39,6 +39,4 @@ def read(values: Sequence[float | torch.Tensor], device: torch.device) -> list[f
 
 def as_floats(values: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """One-element tensors as one tensor there, so that they can be read at once."""
-    scalars = [value.reshape(()) for value in values]
-    there = [scalar if scalar.device == device else scalar.to(device) for scalar in scalars]
-    return torch.stack(there).detach().float()
+    return torch.stack([value.reshape(()).to(device) for value in values]).detach().float()

@@ -1,5 +1,6 @@
 """The steps of a sampler: how long they are, and which of them an evaluation belongs to."""
 
+import numpy as np
 import torch
 
 # Samplers whose number of steps is not that of their schedule: one takes three evaluations of it for a step, one
@@ -21,12 +22,9 @@ def lengths(model_sampling, sigmas: torch.Tensor) -> list[float] | None:
     levels = getattr(model_sampling, "sigmas", None)
     if levels is None or len(levels) < 2 or len(sigmas) < 2:
         return None
-    levels = levels.detach().float().cpu()
-    sigmas = sigmas.detach().float().cpu()
-    above = torch.searchsorted(levels, sigmas).clamp(1, len(levels) - 1)
-    part = (sigmas - levels[above - 1]) / (levels[above] - levels[above - 1])
-    times = (above - 1 + part.nan_to_num(0).clamp(0, 1)) / (len(levels) - 1)
-    return times.diff().abs().tolist()
+    levels, sigmas = (tensor.detach().float().cpu() for tensor in (levels, sigmas))  # numpy has no bf16
+    times = np.interp(sigmas, levels, np.linspace(0, 1, len(levels)))
+    return np.abs(np.diff(times)).tolist()
 
 
 class StepClock:

@@ -169,16 +169,11 @@ def test_a_budget_follows_the_schedule(comfy, tiny, model, scheduler, late):
     """Computed evaluations among the last 16 of 32 steps. Half the steps of linear_quadratic lead from noise level 1 to
     0.975 of the highest; spread evenly over steps, half a budget is lost on those.
     """
-    cached, scene = comfy.cached(tiny(model).model, target_speedup=4.0), tiny(model)
-    schedule = []
+    from comfy.samplers import calculate_sigmas
 
-    def note(executor, guider, sigmas, *args, **kwargs):
-        schedule.extend(sigmas.tolist())
-        return executor(guider, sigmas, *args, **kwargs)
-
-    from comfy.patcher_extension import WrappersMP
-
-    cached.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "note", note)
+    scene = tiny(model)
+    cached = comfy.cached(scene.model, target_speedup=4.0)
+    schedule = calculate_sigmas(scene.model.get_model_object("model_sampling"), scheduler, 32)
     scene.counting(lambda: comfy.sample(scene, cached, scheduler=scheduler, steps=32, cfg=1.0))
     levels = [sigma for _, sigma, _ in scene.calls]
     assert len(levels) == 8
