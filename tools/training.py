@@ -1,17 +1,34 @@
 """What training a tiny diffusion model takes: a stage that can be gone on with, optimisers, losses."""
 
+import contextlib
 import math
 import time
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 EMA = 0.998
+# Where the processor has no bfloat16 it is emulated, and many times slower than float32.
+HAS_BFLOAT16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def half_precision():
-    """bfloat16 where the processor has it; elsewhere it is emulated and many times slower than float32."""
-    has_it = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return torch.autocast("cpu", torch.bfloat16, enabled=has_it)
+    """bfloat16 where the processor has it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=HAS_BFLOAT16)
+
+
+class Muon(torch.optim.Muon):
+    """Torch's, which makes matrices orthogonal in bfloat16; in float32 where the processor has none."""
+
+    class InFloat32(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.bfloat16:
+                return args[0].to(torch.float32, copy=True)  # it is written to
+            return function(*args, **(kwargs or {}))
+
+    def step(self, closure=None):
+        with contextlib.nullcontext() if HAS_BFLOAT16 else self.InFloat32():
+            return super().step(closure)
 
 
 class Stage:
@@ -82,7 +99,7 @@ def muon_and_adamw(network, blocks: tuple[str, ...]):
     for name, parameter in network.named_parameters():
         (matrices if name.startswith(blocks) and parameter.ndim == 2 else others).append(parameter)
     return [
-        torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=4e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         adamw(others, rate=1e-3),
     ]
 
