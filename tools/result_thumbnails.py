@@ -1,0 +1,67 @@
+"""Thumbnails of the two workflows that need no model of one's own:
+
+    python tools/result_thumbnails.py
+
+The instant demo's is from docs/side_by_side.webp, which demo/run.py makes; the other one's from what it makes in a real
+server. Those of the other workflows are cards (make_workflows.py).
+"""
+
+import asyncio
+import io
+import json
+import tempfile
+from pathlib import Path
+
+import comfy_host
+from comfy_server import ComfyServer
+from PIL import Image
+from workflow import to_prompt
+from workflow_card import PAPER
+
+FOLDER = comfy_host.PACK / "workflows"
+DEMO, REPORT = "EasyCache - instant demo", "EasyCache - report and compare"
+DEMO_SIZE = (411, 237)
+REPORT_SIZE, CHART, TILE, GAP = (584, 352), (460, 345), 108, 6
+
+
+def middle(animation) -> Image.Image:
+    """The middle frame of a picture's file."""
+    picture = Image.open(animation)
+    picture.seek(getattr(picture, "n_frames", 1) // 2)
+    return picture.convert("RGB")
+
+
+async def made_by(name: str, kinds: tuple[str, ...]) -> list[Image.Image]:
+    """What the nodes of those kinds save when the workflow runs."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        base, log = comfy_host.make_base(Path(scratch) / "base"), Path(scratch) / "server.log"
+        async with ComfyServer(base, log) as server:
+            workflow = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+            prompt = to_prompt(workflow, await server.get("/object_info"))
+            result, pictures = await server.run(prompt), []
+            for kind in kinds:
+                (node,) = (node for node, content in prompt.items() if content["class_type"] == kind)
+                pictures.append(middle(io.BytesIO(await server.view(result.outputs[node]["images"][0]))))
+            return pictures
+
+
+def beside(chart: Image.Image, compared: Image.Image) -> Image.Image:
+    """The report's chart, and beside it uncached, cached and difference, one below the other."""
+    page = Image.new("RGB", REPORT_SIZE, PAPER)
+    page.paste(chart.resize(CHART, Image.Resampling.LANCZOS), (2, 4))
+    side = compared.height
+    for row, left in enumerate((0, (compared.width - side) // 2, compared.width - side)):
+        tile = compared.crop((left, 0, left + side, side)).resize((TILE, TILE), Image.Resampling.LANCZOS)
+        page.paste(tile, (CHART[0] + GAP, 8 + row * (TILE + GAP)))
+    return page
+
+
+def main():
+    demo = middle(comfy_host.PACK / "docs" / "side_by_side.webp").resize(DEMO_SIZE, Image.Resampling.LANCZOS)
+    report = beside(*asyncio.run(made_by(REPORT, ("PreviewImage", "SaveAnimatedWEBP"))))
+    for name, thumbnail in ((DEMO, demo), (REPORT, report)):
+        thumbnail.save(FOLDER / f"{name}.jpg", quality=90)
+
+
+if __name__ == "__main__":
+    main()
