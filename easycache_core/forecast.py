@@ -11,7 +11,7 @@ from the last two computed evaluations j < i.
 lambda in [-LEAN, LEAN] is how much of the movement before the last one was seen to go on in the last. Where D swings to
 and fro (strong guidance with a sparse budget, injected noise) it is negative: to go on regardless costs 8 dB and more
 there, and never to go on costs 1 to 3 dB where D moves smoothly. Over longer stretches than those in which a movement
-was seen (the beta scheduler's) it misleads: without FURTHEST it costs 2 dB there.
+was seen (the beta scheduler's) it misleads: without FURTHEST it costs 1 dB there.
 
 line_n = D_i + sigma_n / sigma_i (x_i - D_i) is where x would be had it kept to v_i, and theta in [0, 1] is how much D
 has been seen to follow when x left that line. A trained network sees through the noise that a sampler injects (theta of

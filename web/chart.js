@@ -11,7 +11,7 @@ const WAITING = "Queue to see which steps are computed and which are skipped.";
 const ESTIMATE =
   "Estimated from the last run: its rule is replayed at the node's settings with the numbers that the run measured. " +
   "On the bundled model it was off by half a step in the mean where the threshold was changed by up to 2.5 times, " +
-  "and by about one in the mean and ten at most beyond that.";
+  "and by about one in the mean and six at most beyond that.";
 
 export class Chart {
   #run;
