@@ -111,7 +111,7 @@ def follow(places, pattern, sigmas, skipped=()):
 def test_movements_are_carried_on_as_far_as_they_were_seen_to_go_on(places, least, most, last):
     """Catches forecasts that carry on regardless: where the denoised latent swings to and fro (strong guidance, few
     evaluations) they make the picture worse than the paper's rule does, by 20 dB in the worst case seen. And those that
-    go by a short stretch over a long one, which cost 2 dB with the beta scheduler.
+    go by a short stretch over a long one, which cost 1 dB with the beta scheduler.
     """
     pattern = torch.randn(SHAPE)
     _, seen = follow(places, pattern, [0.9, 0.8, 0.7, last, 0.0], skipped=[3])
