@@ -22,7 +22,7 @@ PACK = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PACK / "tools"))
 import comfy_host  # noqa: E402
 from comfy_server import ComfyServer, ServerError  # noqa: E402
-from workflow import to_prompt  # noqa: E402
+from workflow import nodes_of, to_prompt  # noqa: E402
 
 WORKFLOW = PACK / "workflows" / "EasyCache - instant demo.json"
 SCALE = 2  # pictures are shown twice as large as the model makes them
@@ -51,10 +51,6 @@ class Outcome:
         """Mean structural similarity over the frames."""
         pairs = zip(self.uncached, self.cached, strict=True)
         return float(np.mean([structural_similarity(a, b, channel_axis=-1) for a, b in pairs]))
-
-
-def nodes_of(prompt: dict, kind: str) -> list[str]:
-    return [node for node, content in prompt.items() if content["class_type"] == kind]
 
 
 def split_samplers(prompt: dict) -> tuple[str, str]:

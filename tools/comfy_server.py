@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -141,6 +142,14 @@ class ComfyServer:
                 raise ServerError(f"the server hung up:\n{self.log()[-3000:]}")
         history = await self.get(f"/history/{ticket}")
         return Result(history[ticket]["outputs"], seconds)
+
+
+@contextlib.asynccontextmanager
+async def scratch_server():
+    """A ComfyServer on a base directory that goes with it."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        async with ComfyServer(comfy_host.make_base(Path(scratch) / "base"), Path(scratch) / "server.log") as server:
+            yield server
 
 
 class _NodeClock:

@@ -7,13 +7,11 @@ File names, resolutions, guidance and shifts are those that the models' authors 
 
 import asyncio
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import comfy_host
-from comfy_server import ComfyServer
+from comfy_server import scratch_server
 from workflow_card import card, sketch
 from workflow_graph import Graph, Node
 
@@ -459,9 +457,8 @@ def files(object_info: dict) -> dict[str, str]:
 
 async def object_info() -> dict:
     """A real server's node definitions."""
-    with tempfile.TemporaryDirectory() as scratch:
-        async with ComfyServer(comfy_host.make_base(Path(scratch) / "base"), Path(scratch) / "server.log") as server:
-            return await server.get("/object_info")
+    async with scratch_server() as server:
+        return await server.get("/object_info")
 
 
 def main() -> None:

@@ -9,13 +9,11 @@ server. Those of the other workflows are cards (make_workflows.py).
 import asyncio
 import io
 import json
-import tempfile
-from pathlib import Path
 
 import comfy_host
-from comfy_server import ComfyServer
+from comfy_server import scratch_server
 from PIL import Image
-from workflow import to_prompt
+from workflow import nodes_of, to_prompt
 from workflow_card import PAPER
 
 FOLDER = comfy_host.PACK / "workflows"
@@ -33,16 +31,14 @@ def middle(animation) -> Image.Image:
 
 async def made_by(name: str, kinds: tuple[str, ...]) -> list[Image.Image]:
     """What the nodes of those kinds save when the workflow runs."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        base, log = comfy_host.make_base(Path(scratch) / "base"), Path(scratch) / "server.log"
-        async with ComfyServer(base, log) as server:
-            workflow = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-            prompt = to_prompt(workflow, await server.get("/object_info"))
-            result, pictures = await server.run(prompt), []
-            for kind in kinds:
-                (node,) = (node for node, content in prompt.items() if content["class_type"] == kind)
-                pictures.append(middle(io.BytesIO(await server.view(result.outputs[node]["images"][0]))))
-            return pictures
+    async with scratch_server() as server:
+        workflow = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+        prompt = to_prompt(workflow, await server.get("/object_info"))
+        result, pictures = await server.run(prompt), []
+        for kind in kinds:
+            (node,) = nodes_of(prompt, kind)
+            pictures.append(middle(io.BytesIO(await server.view(result.outputs[node]["images"][0]))))
+        return pictures
 
 
 def beside(chart: Image.Image, compared: Image.Image) -> Image.Image:

@@ -3,14 +3,13 @@
 import asyncio
 import json
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
 import browser as browsers
 import comfy_host
 import frontend
-from comfy_server import ComfyServer
+from comfy_server import scratch_server
 
 STEPS = 50
 DEMO = comfy_host.PACK / "workflows" / "EasyCache - instant demo.json"
@@ -26,18 +25,17 @@ def main(folder: Path):
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        server = ComfyServer(comfy_host.make_base(Path(scratch) / "base"), Path(scratch) / "server.log")
-        asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result()
-        try:
-            with browsers.chromium() as browser:
-                for seed, (name, settings) in enumerate(PICTURES.items()):
-                    with frontend.tab(browser, server.url, height=860) as tab:
-                        take(tab, settings, seed, folder / name)
-        finally:
-            asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result()
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
+    scratch = scratch_server()
+    server = asyncio.run_coroutine_threadsafe(scratch.__aenter__(), loop).result()
+    try:
+        with browsers.chromium() as browser:
+            for seed, (name, settings) in enumerate(PICTURES.items()):
+                with frontend.tab(browser, server.url, height=860) as tab:
+                    take(tab, settings, seed, folder / name)
+    finally:
+        asyncio.run_coroutine_threadsafe(scratch.__aexit__(None, None, None), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
 
 
 def take(tab, settings: dict, seed: int, path: Path):

@@ -35,6 +35,11 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
     return prompt
 
 
+def nodes_of(prompt: dict, kind: str) -> list[str]:
+    """Ids of a prompt's nodes of that kind."""
+    return [node for node, content in prompt.items() if content["class_type"] == kind]
+
+
 def inputs_of(declared: dict) -> Iterator[tuple[str, object, dict, bool]]:
     """(name, type, options, whether it is a widget) of each input of a node, in order.
 

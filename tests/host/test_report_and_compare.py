@@ -11,16 +11,14 @@ import numpy as np
 import pytest
 from comfy_server import ComfyServer, ServerError
 from PIL import Image
-from workflow import to_prompt
+from workflow import nodes_of, to_prompt
 
 WORKFLOW = comfy_host.PACK / "workflows" / "EasyCache - report and compare.json"
 TITLE = 30  # pixels above a node's place
 
 
 def node_of(prompt, kind, title=None):
-    (found,) = (
-        name for name, node in prompt.items() if node["class_type"] == kind and title in (None, node["_meta"]["title"])
-    )
+    (found,) = (node for node in nodes_of(prompt, kind) if title in (None, prompt[node]["_meta"]["title"]))
     return found
 
 
