@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 from easycache_core import CacheConfig, CacheController, Ranks  # noqa: E402
-from easycache_core.ranks import EVERYONE, Meeting  # noqa: E402
+from easycache_core.ranks import ALL_RANKS, RankGroup  # noqa: E402
 
 STEPS, SETTLED, RUNS = 200, 20, 5
 RESULTS = ROOT / "benchmarks" / "results" / "ranks.csv"
@@ -55,17 +55,17 @@ def all_reduce_seconds(numbers: int) -> list[float]:
 
 def row_bytes() -> list[int]:
     """Lengths of the rows that a run of a few steps lays down."""
-    lengths, exchange = [], Meeting._exchange
+    lengths, exchange = [], RankGroup._exchange
 
     def noted(meeting, row):
         lengths.append(1 + 8 * len(row))
         return exchange(meeting, row)
 
-    Meeting._exchange = noted
+    RankGroup._exchange = noted
     try:
-        begin_seconds("forecast", EVERYONE)
+        begin_seconds("forecast", ALL_RANKS)
     finally:
-        Meeting._exchange = exchange
+        RankGroup._exchange = exchange
     return lengths
 
 
@@ -79,7 +79,7 @@ def measure(rank: int, ranks: int, port: int) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     for predictor in ("reuse", "forecast"):
         timed = {}
-        for name, choice in (("alone", None), ("together", EVERYONE)):
+        for name, choice in (("alone", None), ("together", ALL_RANKS)):
             dist.barrier()
             timed[name] = min(statistics.median(begin_seconds(predictor, choice)) for _ in range(RUNS))
         if rank == 0:

@@ -1,7 +1,8 @@
 """The EasyCache engine (arXiv 2507.02860): decide at run time which network evaluations a sampler can skip.
 
-Needs torch alone. Read it in this order: config, rate, decision, predictor, reuse, course, forecast, budget,
-storage, trace, ranks, controller. attach gives it to any torch.nn.Module (interface, terms).
+Needs torch and numpy alone. Read it in this order: config, controller, predictor; reuse, which is the paper's rule;
+steps, correction and forecast; budget. What they use: norms, reading, storage, trace. Several processes: ranks. attach
+caches any torch.nn.Module (interface, prediction).
 """
 
 from .attach import attach

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-PREDICTORS = ("reuse", "forecast")
+from .predictors import PREDICTORS
+
 CACHE_DEVICES = ("gpu", "cpu")
 
 
@@ -11,18 +12,20 @@ CACHE_DEVICES = ("gpu", "cpu")
 class CacheConfig:
     """Settings of one cached run.
 
-    threshold: tau, 0 to 1. Skip while the estimated relative error of the output stays below it. Higher: fewer network
-        evaluations, further from the uncached result. 0: nothing is skipped.
-    warmup_steps: R, 1 to 50. The first R sampler steps are always computed.
-    predictor: how a skipped output is made. "reuse" is the paper's rule, decision for decision; "forecast" follows the
-        denoised latent along the noise levels and repays its errors (forecast.py).
-    target_speedup: 0, or 1 to 10. Else at most ceil(N / target_speedup) of the run's N evaluations are computed, spread
-        over it and denser at its ends; threshold and warmup_steps have no say then.
-    max_consecutive_skips: 0 to 50. Compute after that many reused evaluations in a row; 0 sets no limit.
-    cache_device: "gpu" keeps cached tensors on the device of the latent, "cpu" in main memory, at the cost
-        of one copy to and fro an evaluation.
+    Args:
+        threshold: tau, 0 to 1. Skip while the estimated relative error of the output stays below it. Higher: fewer
+            network evaluations, further from the uncached result. 0: nothing is skipped.
+        warmup_steps: R, 1 to 50. The first R sampler steps are always computed.
+        predictor: how a skipped output is made. "reuse" is the paper's rule, decision for decision (reuse.py);
+            "forecast" extrapolates the denoised latent and corrects its accumulated error (forecast.py).
+        target_speedup: 0, or 1 to 10. Else at most ceil(N / target_speedup) of the run's N evaluations are computed,
+            spread over it and denser at its ends; threshold and warmup_steps have no effect then.
+        max_consecutive_skips: 0 to 50. Compute after that many skipped evaluations in a row; 0 sets no limit.
+        cache_device: "gpu" keeps cached tensors on the device of the latent, "cpu" in main memory, at the cost of one
+            copy in each direction per evaluation.
 
-    Raises ValueError naming the field and its range.
+    Raises:
+        ValueError: names the field and its range.
     """
 
     threshold: float = 0.05
@@ -60,6 +63,6 @@ def require_integer(name: str, value, low: int, high: int) -> None:
         raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
 
 
-def require_choice(name: str, value, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+def require_choice(name: str, value, choices) -> None:
+    if value not in tuple(choices):
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import torch
 
-from .storage import keep
+from .storage import copy_for_cache
 
 # What the timestep is called in the forwards of diffusers, of Wan's, HunyuanVideo's and Open-Sora's own code and in
 # k-diffusion's, in the order in which they are looked for.
-TIMES = ("timestep", "timesteps", "t", "time", "sigma", "sigmas")
+TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "sigma", "sigmas")
 
 
 class Argument(NamedTuple):
@@ -30,7 +30,7 @@ class Argument(NamedTuple):
 
 def find_arguments(module: torch.nn.Module, input: str | None, time: str | None) -> tuple[Argument, Argument]:
     """The noisy latent and the timestep among what forward takes: those named, else the first one, and the one that has
-    a name of TIMES or comes second.
+    a name of TIMESTEP_NAMES or comes second.
 
     Raises ValueError for a name that forward does not have, and where nothing can be told.
     """
@@ -38,7 +38,7 @@ def find_arguments(module: torch.nn.Module, input: str | None, time: str | None)
     if input is None:
         input = names[0] if names else None
     if time is None:
-        time = next((name for name in TIMES if name in names), names[1] if len(names) > 1 else None)
+        time = next((name for name in TIMESTEP_NAMES if name in names), names[1] if len(names) > 1 else None)
     for role, name in (("input", input), ("time", time)):
         if name not in names:
             raise ValueError(f"{role}={name!r} is no parameter of {type(module).__name__}.forward({', '.join(names)})")
@@ -61,7 +61,7 @@ def tensors_of(x) -> list[torch.Tensor]:
     raise TypeError(f"the network's input must be a tensor or a list of tensors, got {type(x).__name__}")
 
 
-def level_of(t) -> float:
+def timestep_of(t) -> float:
     """A timestep as a number; waits for its device. Of several the largest: frames that are given have none."""
     return float(t.detach().max()) if isinstance(t, torch.Tensor) else float(t)
 
@@ -101,15 +101,15 @@ class Layout:
         units = self._units(self._common(tensors))
         return [_pack([units[i] for i in group]) for group in self._groups]
 
-    def rest(self, outputs: list[torch.Tensor], device: str) -> list[torch.Tensor | None]:
+    def extra_channels(self, outputs: list[torch.Tensor], device: str) -> list[torch.Tensor | None]:
         """Copies of what the outputs have beyond x."""
         surplus = [
             output.narrow(axis, size, output.shape[axis] - size)
             for output, (axis, size) in zip(outputs, self._overlaps, strict=True)
         ]
-        return [keep(part, device) if part.numel() else None for part in surplus]
+        return [copy_for_cache(part, device) if part.numel() else None for part in surplus]
 
-    def outputs(self, groups: list[torch.Tensor], rest: list[torch.Tensor | None]) -> list[torch.Tensor]:
+    def outputs(self, groups: list[torch.Tensor], extra: list[torch.Tensor | None]) -> list[torch.Tensor]:
         """Predictions by groups as the network would return them; new tensors."""
         units = {}
         for indices, packed in zip(self._groups, groups, strict=True):
@@ -118,7 +118,7 @@ class Layout:
         joined = ordered if self._listed or len(ordered) == 1 else [torch.cat(ordered)]
         return [
             part if more is None else torch.cat([part, more.to(part.device)], axis)
-            for part, more, (axis, _) in zip(joined, rest, self._overlaps, strict=True)
+            for part, more, (axis, _) in zip(joined, extra, self._overlaps, strict=True)
         ]
 
     def _common(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,90 +1,88 @@
-"""What the two predictors have in common."""
+"""What every predictor offers: it answers for the network and estimates how wrong the answer is."""
 
 import abc
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
 
-
-class Place(NamedTuple):
-    """A noise level: how far it is from the last computed evaluation's, and sigma."""
-
-    distance: torch.Tensor
-    sigma: torch.Tensor
-
-
-class Movements(NamedTuple):
-    """What forecasts learn trust from: sums over the tracked branch's elements (Trust), one number each."""
-
-    followed: torch.Tensor
-    left: torch.Tensor
-    leant: torch.Tensor
-    carried_on: torch.Tensor
-    carried: torch.Tensor
-
-
-class Seen(NamedTuple):
-    """What the tracked branch told where the network ran; norms have an entry a stream.
-
-    output_norm: ||v_i||. The rest is None without a computed evaluation j before it. output_change, moved:
-    ||v_i - v_j||, ||x_i - x_j||. Of forecasts alone: miss, by how much one would have been off; passed, how far the
-    evaluations lie apart; movements.
-    """
-
-    output_norm: torch.Tensor
-    output_change: torch.Tensor | None = None
-    moved: torch.Tensor | None = None
-    miss: torch.Tensor | None = None
-    passed: torch.Tensor | None = None
-    movements: Movements | None = None
+from .reading import Measurements
 
 
 class Predictor(abc.ABC):
-    """Stands in for the network: knows the branches of the last computed evaluation, and how far to trust itself.
+    """Holds the branches of the last computed evaluation i. The controller calls, at each evaluation n:
 
-    rate, output_norm: k and ||v_i|| of the tracked branch, an entry a stream; None until known.
-    seen: what nothing was concluded from yet, as other ranks have to be heard first; never where it is alone.
+    `update`, if the evaluation before measured something; `advance`; `errors`, if the threshold decides; `commit`; then
+    per branch `store` where the network runs, else `predict`.
+
+    follows_denoised: whether branches are denoised latents D; else they are what the network answers.
+    needs_sigma: whether `advance` needs the noise level.
+    rate, output_norm: k and ||v_i|| of the tracked branch, one number per stream; None until known.
+    measured: of the evaluation before, not read yet.
     """
 
-    place: Place | None = None
+    follows_denoised: ClassVar[bool]
+    needs_sigma: ClassVar[bool]
 
-    def __init__(self, cache_device: str, streams: Sequence[int], alone: bool):
-        self._cache_device, self._streams, self._alone = cache_device, streams, alone
-        self.rate: torch.Tensor | None = None
-        self.output_norm: torch.Tensor | None = None
-        self.seen: Seen | None = None
+    def __init__(self, cache_device: str, streams: Sequence[int]):
+        self._cache_device, self._streams = cache_device, streams
+        self.rate: list[float] | None = None
+        self.output_norm: list[float] | None = None
+        self.measured: Measurements | None = None
         self._branches: dict = {}
         self._tracked: str | None = None
-        self._linked: torch.Tensor | bool = True
 
-    def link(self, linked: torch.Tensor | bool) -> None:
-        """linked: whether this evaluation's outputs go on from the last ones: the network is asked the same as before,
-        and answered with numbers.
-        """
-        self._linked = linked
-
-    def _see(self, seen: Seen, healthy: torch.Tensor) -> None:
-        if self._alone:
-            self.conclude(seen, self._linked & healthy)
-        else:
-            self.seen = seen
-
-    def settle(self, seen: Seen | None, healthy: bool) -> None:
-        """Conclude from what all ranks have `seen`; healthy: whether all of it was finite."""
-        if seen is not None:
-            self.conclude(seen, torch.tensor(self._linked and healthy))
-        self.seen = None
-
-    @abc.abstractmethod
-    def conclude(self, seen: Seen, linked: torch.Tensor) -> None:
-        """Go on from what was seen of the tracked branch. linked: as in `link`, and what was seen is finite."""
-
-    def knows(self, branch: str) -> bool:
+    def has(self, branch: str) -> bool:
         """Whether the branch was stored at the last computed evaluation."""
         return branch in self._branches
 
     @property
     def empty(self) -> bool:
-        """Whether it knows no branch at all."""
+        """Whether no branch is stored."""
         return not self._branches
+
+    @abc.abstractmethod
+    def subsample(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The part of a latent that norms are taken of."""
+
+    @abc.abstractmethod
+    def update(self, measured: Measurements, comparable: bool) -> None:
+        """Learn from the numbers of the last computed evaluation.
+
+        comparable: whether it may be compared with the one before: the network was asked the same, and both answers
+        are finite.
+        """
+
+    @abc.abstractmethod
+    def advance(self, sigma: float | None, comparable: bool) -> None:
+        """Go on to evaluation n at this noise level. comparable: whether its outputs may be compared with the last."""
+
+    @property
+    @abc.abstractmethod
+    def ready(self) -> bool:
+        """Whether `errors` can say anything at n."""
+
+    @abc.abstractmethod
+    def errors(self, input_change: Sequence[float]) -> list[float]:
+        """E at n if it is skipped: the expected relative error of the output, one number per stream; NaN if unknown.
+
+        input_change: ||x_n - x_(n-1)||.
+        """
+
+    @abc.abstractmethod
+    def commit(self, skipping: bool) -> None:
+        """The decision at n."""
+
+    @abc.abstractmethod
+    def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:
+        """Keep a branch at n. output is copied; x, its input, was copied already.
+
+        Returns a scalar tensor that is finite if all of the output is.
+        """
+
+    @abc.abstractmethod
+    def predict(self, branch: str, x: torch.Tensor) -> torch.Tensor:
+        """The branch at n: a new tensor of x's shape, on its device, in the dtype that was stored.
+
+        Raises KeyError for a branch that was not stored at the last computed evaluation.
+        """

@@ -1,78 +1,109 @@
-"""Predictor "reuse": the paper's rule (section 3.3), decision for decision."""
+"""Predictor "reuse": the paper's rule (section 3.3), decision for decision.
 
+    k     = ||v_i - v_j|| / ||x_i - x_j||       transformation rate between the last computed evaluations j < i
+    eps_n = k ||x_n - x_(n-1)|| / ||v_i||       estimated relative change of the output
+    E     = sum of eps since evaluation i
+    v_n   = x_n + (v_i - x_i)                   while E < threshold; else v_n is computed, and E is 0 again
+
+The first warmup_steps steps and the last one are computed whatever E is, and E stays 0 meanwhile (controller.py).
+"""
+
+import math
+import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
-from .decision import relative_change
-from .predictor import Place, Predictor, Seen
-from .rate import distance, mean_abs, transformation_rate, wide
-from .storage import Snapshot, keep
+from .norms import mean_abs, mean_abs_diff, upcast
+from .predictor import Predictor
+from .reading import Measurements
+from .storage import copy_for_cache
+
+
+def transformation_rate(measured: Measurements, before: Sequence[float] | None) -> list[float]:
+    """k per stream.
+
+    Where the input did not move at all (a repeated noise level) the rate shows nothing new: the one before stays, NaN
+    if there was none. A stream that stands still while another moves (a soundtrack that is given) has rate 0: it must
+    not keep the others from being reused.
+    """
+    before = before or [0.0 if any(moved > 0 for moved in measured.input_change) else math.nan] * len(
+        measured.input_change
+    )
+    changes = zip(measured.output_change, measured.input_change, before, strict=True)
+    return [change / moved if moved > 0 else rate for change, moved, rate in changes]
+
+
+def relative_change(rate: float, input_change: float, output_norm: float) -> float:
+    """eps_n, from k, ||x_n - x_(n-1)|| and ||v_i||."""
+    return rate * input_change / max(output_norm, sys.float_info.min)
+
+
+def reuse(x: torch.Tensor, x_i: torch.Tensor, output_i: torch.Tensor) -> torch.Tensor:
+    """v_n: the last transformation vector v_i - x_i, added to the new input. A new tensor of output_i's dtype."""
+    return (upcast(output_i) - upcast(x_i)).add_(upcast(x)).to(output_i.dtype)
+
+
+class Snapshot(NamedTuple):
+    """Input and output of one branch at its last computed evaluation."""
+
+    x: torch.Tensor
+    output: torch.Tensor
 
 
 class Reuse(Predictor):
-    """A skipped output is v_n := x_n + (v_i - x_i), the last transformation vector added to the new input.
+    """Holds one output per branch and the input of the last computed evaluation, all in the dtype they came in."""
 
-    Holds one output a branch and the input of the last computed evaluation, all in the dtype they came in.
-    """
+    follows_denoised = False
+    needs_sigma = False
 
-    def __init__(self, cache_device: str, streams: Sequence[int], alone: bool):
-        super().__init__(cache_device, streams, alone)
-        self._error: torch.Tensor | None = None  # E; None stands for 0
+    def __init__(self, cache_device: str, streams: Sequence[int]):
+        super().__init__(cache_device, streams)
+        self._errors: list[float] | None = None  # E; None stands for 0
 
-    def arrive(self, sigma, device: torch.device) -> None:
-        """Come to the next evaluation. The paper's rule looks at the input alone."""
+    def subsample(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The paper's rule takes all of it."""
+        return tensor
 
-    def leave(self, skipping: bool) -> None:
-        """What was decided there."""
-        if not skipping:
-            self._error = None
+    def update(self, measured: Measurements, comparable: bool) -> None:
+        self.output_norm = list(measured.output_norm)
+        self.rate = transformation_rate(measured, self.rate) if measured.output_change else None
+
+    def advance(self, sigma: float | None, comparable: bool) -> None:
+        """The paper's rule looks at the input alone."""
 
     @property
     def ready(self) -> bool:
-        """Whether an error can be estimated."""
         return self.rate is not None
 
-    def error(self, input_change: torch.Tensor, place: Place | None) -> torch.Tensor:
-        """E, grown by this evaluation."""
-        change = relative_change(self.rate, input_change, self.output_norm)
-        self._error = change if self._error is None else self._error + change
-        return self._error
+    def errors(self, input_change: Sequence[float]) -> list[float]:
+        eps = map(relative_change, self.rate, input_change, self.output_norm)
+        before = self._errors or [0.0] * len(input_change)
+        self._errors = [error + change for error, change in zip(before, eps, strict=True)]
+        return self._errors
 
-    def look(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What of a tensor goes into norms: the paper's rule takes all of it."""
-        return tensor
+    def commit(self, skipping: bool) -> None:
+        if not skipping:
+            self._errors = None
 
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:
-        """Keep a branch's output and return whether it is finite. x: its input as it was kept."""
         norm = mean_abs(output, self._streams)
-        healthy = torch.isfinite(norm).all()
         if tracked:
-            self._see(self._look_back(branch, output, x, norm), healthy)
+            self.measured = self._measure(branch, output, x, norm)
             # What the network no longer computes must not be predicted from a stale output.
             self._branches.clear()
             self._tracked = branch
-        self._branches[branch] = Snapshot(x, keep(output, self._cache_device))
-        return healthy
+        self._branches[branch] = Snapshot(x, copy_for_cache(output, self._cache_device))
+        return sum(norm[1:], norm[0])
 
-    def _look_back(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: torch.Tensor) -> Seen:
+    def _measure(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: list[torch.Tensor]) -> Measurements:
         last = self._branches.get(branch)
         if branch != self._tracked or last is None or last.output.shape != output.shape:
-            return Seen(norm)
-        moved = distance(x.to(output.device), last.x, self._streams)
-        return Seen(norm, distance(output, last.output, self._streams), moved)
-
-    def conclude(self, seen: Seen, linked: torch.Tensor) -> None:
-        """Go on from what was seen of the tracked branch."""
-        known = seen.output_change is not None
-        self.rate = transformation_rate(seen.output_change, seen.moved, self.rate) if known else None
-        self.output_norm = seen.output_norm
+            return Measurements(norm)
+        output_change = mean_abs_diff(output, last.output, self._streams)
+        return Measurements(norm, output_change, mean_abs_diff(x.to(output.device), last.x, self._streams))
 
     def predict(self, branch: str, x: torch.Tensor) -> torch.Tensor:
-        """A new tensor of x's shape and device in the dtype of the network's output.
-
-        Raises KeyError for a branch that was not stored at the last computed evaluation.
-        """
         last = self._branches[branch]
-        output, earlier_x = last.output.to(x.device), last.x.to(x.device)
-        return (wide(output) - wide(earlier_x)).add_(wide(x)).to(output.dtype)
+        return reuse(x, last.x.to(x.device), last.output.to(x.device))

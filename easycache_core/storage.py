@@ -1,21 +1,24 @@
-"""Copies of tensors that outlive an evaluation."""
-
-from typing import NamedTuple
+"""Copies of tensors that outlive an evaluation, and what to do where there is no room for them."""
 
 import torch
 
-
-class Snapshot(NamedTuple):
-    """Input and output of one branch at its last computed evaluation."""
-
-    x: torch.Tensor
-    output: torch.Tensor
+CUDA_OUT_OF_MEMORY = 2
 
 
-def keep(tensor: torch.Tensor, cache_device: str, ours: bool = False) -> torch.Tensor:
+def copy_for_cache(tensor: torch.Tensor, cache_device: str, owned: bool = False) -> torch.Tensor:
     """A copy that shares no memory with the caller's tensor, who may overwrite it at any time.
 
-    ours: nobody else has the tensor, so that it need not be copied.
+    owned: no other reference to the tensor exists, so no copy is needed.
     """
     device = torch.device("cpu") if cache_device == "cpu" else tensor.device
-    return tensor.detach().to(device, copy=not ours)
+    return tensor.detach().to(device, copy=not owned)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no room. Allocators, drivers and backends each have a way of saying so."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    if isinstance(error, getattr(torch, "AcceleratorError", ())) and error.error_code == CUDA_OUT_OF_MEMORY:
+        return True
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)

@@ -565,7 +565,7 @@ def test_a_budget_and_the_options_of_the_controller():
     with attach(network, config, STEPS, sigma_of=float) as cache:
         euler(network, two_calls)
     assert cache.computed == 10
-    with attach(network, config, STEPS, sigma_of=float, foreseen=False) as cache:
+    with attach(network, config, STEPS, sigma_of=float, step_count_known=False) as cache:
         euler(network, two_calls)
     assert cache.computed <= 10
     with pytest.raises(TypeError, match="unheard_of"), attach(network, config, STEPS, sigma_of=float, unheard_of=1):

@@ -219,7 +219,7 @@ def test_a_latent_of_another_shape_starts_from_nothing():
     """Catches a crash, or worse a broadcast, when the latent changes within a run."""
     controller, _, _ = sample(Settings(threshold=1.0, warmup_steps=2), steps=10)
     assert controller.begin(torch.randn(1, 4, 2, 16, 16), step=5)
-    assert not controller.knows("cond")
+    assert not controller.has("cond")
     with pytest.raises(KeyError):
         controller.predict("cond")
 
@@ -231,7 +231,7 @@ def test_a_branch_that_is_no_longer_computed_is_forgotten():
         controller.begin(torch.randn(SHAPE), step=step)
         for branch in branches:
             controller.store(branch, torch.randn(SHAPE))
-    assert controller.knows("cond") and not controller.knows("uncond")
+    assert controller.has("cond") and not controller.has("uncond")
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
@@ -285,13 +285,13 @@ def test_no_memory_for_the_cache_costs_the_cache_not_the_run(monkeypatch, caplog
 
     copies = []
 
-    def keep(tensor, cache_device):
+    def copy_for_cache(tensor, cache_device):
         copies.append(None)
         if len(copies) == moment:
             raise torch.cuda.OutOfMemoryError("no room")
         return tensor.clone()
 
-    monkeypatch.setattr(module, "keep", keep)
+    monkeypatch.setattr(module, "copy_for_cache", copy_for_cache)
     with caplog.at_level(logging.WARNING):
         controller, x, flags = sample(Settings(threshold=0.1, warmup_steps=4))
     assert len(caplog.messages) == 1 and "no memory left for the cache" in caplog.text

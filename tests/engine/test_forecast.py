@@ -91,7 +91,7 @@ def follow(places, pattern, sigmas, skipped=()):
     places: one a computed evaluation. Returns (controller, the denoised latents by evaluation).
     """
     controller = CacheController(Settings(target_speedup=2.0), total_steps=len(sigmas) - 1)
-    controller._budget.wants = lambda step, urgent: step not in skipped
+    controller._budget.should_compute = lambda step, urgent: step not in skipped
     x, places, seen = pattern * 3, iter(places), []
     for step, sigma in enumerate(sigmas[:-1]):
         if controller.begin(x, sigma=sigma, step=step):
@@ -207,7 +207,7 @@ def test_a_budget_is_kept_whatever_the_schedule(lengths, speedup, second_order):
     budget, computed = Budget(speedup, lengths), []
     for step in range(32):
         for _ in range(1 + second_order):
-            computed.append(budget.wants(step))
+            computed.append(budget.should_compute(step))
             if computed[-1]:
                 budget.spend()
     allowed = math.ceil(len(computed) / speedup - 1e-9)
@@ -243,7 +243,7 @@ def test_step_lengths_that_make_no_sense(lengths):
 
 def test_a_budget_for_a_run_of_unknown_length_never_runs_ahead():
     """Samplers that choose their own steps may end at any evaluation, and the budget must be kept by then."""
-    controller = CacheController(Settings(target_speedup=2.5), total_steps=40, foreseen=False)
+    controller = CacheController(Settings(target_speedup=2.5), total_steps=40, step_count_known=False)
     x, sigmas, computed = torch.randn(SHAPE), noise_levels(), 0
     for step in range(30):
         if controller.begin(x, sigma=sigmas[step], step=step):

@@ -199,7 +199,7 @@ def _poisoned(predictor, where):
 
 def no_memory(rank, ranks):
     """On the last rank a copy finds no room: in `begin`, and in `store`."""
-    seen, keep = {}, engine.keep
+    seen, keep = {}, engine.copy_for_cache
     for predictor in PREDICTORS:
         for speedup in (0, 2.5):
             for where in ("begin", "store"):
@@ -220,12 +220,12 @@ def no_memory(rank, ranks):
                 settings = dict(predictor=predictor, target_speedup=speedup, threshold=0.01)
                 last = rank == ranks - 1
                 if last and where == "begin":
-                    engine.keep = begin_fails
+                    engine.copy_for_cache = begin_fails
                 try:
                     network = store_fails if last and where == "store" else velocity
                     flags = _run_without_predicting(network, **settings)
                 finally:
-                    engine.keep = keep
+                    engine.copy_for_cache = keep
                 seen[f"{predictor} {'budget' if speedup else 'threshold'} {where}"] = flags
     return seen
 
@@ -245,7 +245,7 @@ def _run_without_predicting(network, **settings):
             flags.append(controller.begin(x, sigma=SIGMAS[step], step=step))
             if flags[-1]:
                 controller.store("cond", network(x, SIGMAS[step]))
-            elif not controller.knows("cond"):
+            elif not controller.has("cond"):
                 raise AssertionError(f"step {step} was to be predicted from nothing")
             x = x + (SIGMAS[step + 1] - SIGMAS[step]) * velocity(x, SIGMAS[step])
     return flags

@@ -1,17 +1,16 @@
-"""What a network predicts, for forecasts, which follow the denoised latent."""
+"""What a network predicts, and how it follows from the denoised latent that forecasts are of."""
 
 import math
 
 import torch
 
-from .config import require_choice
-from .rate import wide
+from .norms import upcast
 
 PREDICTIONS = ("flow", "reverse_flow", "epsilon", "v_prediction")
 
 
-class Terms:
-    """Between a network's own latents and outputs and the denoised latent D at one noise level sigma.
+class Prediction:
+    """Converts between a network's own latents and outputs and the denoised latent D at one noise level sigma.
 
     D = a x - b v, and the latent that a sampler would call noisy, D + sigma noise, is c x:
 
@@ -21,45 +20,35 @@ class Terms:
         v_prediction    the same x                         v = (noise - sigma D) / c
 
     For the flows sigma goes from 1 to 0 and c is 1; of the other two it is the ratio of noise to signal,
-    sqrt((1 - alphas_cumprod) / alphas_cumprod) in diffusers' words.
+    sqrt((1 - alphas_cumprod) / alphas_cumprod) in diffusers' words. As "flow" it also converts the derivative
+    v = (x - D) / sigma that k-diffusion's samplers integrate, of any model.
 
     Raises ValueError for another prediction.
     """
 
     def __init__(self, prediction: str):
-        require_choice("prediction", prediction, PREDICTIONS)
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
         self._prediction = prediction
+        self.set_sigma(1.0)
 
-    def at(self, sigma: float) -> None:
-        """Come to a noise level."""
+    def set_sigma(self, sigma: float) -> None:
         variance_kept = self._prediction in ("epsilon", "v_prediction")
         self._c = math.sqrt(1 + sigma * sigma) if variance_kept else 1.0
         self._a = 1 / self._c if self._prediction == "v_prediction" else self._c
         self._b = {"reverse_flow": -sigma, "v_prediction": sigma / self._c}.get(self._prediction, sigma)
 
     def latent(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self._c == 1 else wide(x) * self._c
+        """c x"""
+        return x if self._c == 1 else upcast(x) * self._c
 
     def denoised(self, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """D, a new tensor in at least float32."""
-        return torch.sub(wide(x) * self._a, wide(output), alpha=self._b)
+        return torch.sub(self._a_times(x), upcast(output), alpha=self._b)
 
     def output(self, denoised: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """v, the inverse of `denoised`; a new tensor. Without noise it has no say in D, and any will do."""
-        return (wide(x) * self._a - denoised).div_(self._b or 1.0)
+        """v, the inverse of `denoised`; a new tensor. At noise level 0, D does not depend on it, and any will do."""
+        return (self._a_times(x) - denoised).div_(self._b or 1.0)
 
-
-class Raw:
-    """The network's own terms: the paper's rule needs no others."""
-
-    def at(self, sigma: float | None) -> None:
-        pass
-
-    def latent(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def denoised(self, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return output
-
-    def output(self, predicted: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return predicted
+    def _a_times(self, x: torch.Tensor) -> torch.Tensor:
+        return upcast(x) if self._a == 1 else upcast(x) * self._a
