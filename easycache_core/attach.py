@@ -22,24 +22,17 @@ log = logging.getLogger("easycache")
 
 @contextmanager
 def attach(
-    module: torch.nn.Module,
-    config: CacheConfig,
-    total_steps: int,
-    *,
-    sigma_of: Callable[[float], float] | None = None,
-    prediction: str = "flow",
-    input: str | None = None,
-    time: str | None = None,
-    tracked: slice | None = None,
-    **controller_options,
-) -> Iterator["Attachment"]:
+    module: torch.nn.Module, config: CacheConfig, total_steps: int, *,
+    sigma_of: Callable[[float], float] | None = None, prediction: str = "flow", input: str | None = None,
+    time: str | None = None, tracked: slice | None = None, **controller_options,
+) -> Iterator["Attachment"]:  # fmt: skip
     """Answer calls of the module from the cache where possible, while entered; afterwards the module is as it was.
 
     Every call of `module(x, t, ...)` at another t, or with another x, is an evaluation of the sampler and a step in the
-    sense of `config`. Calls with the same t and the same x belong to one evaluation: cond and uncond one after the
-    other. The first of them decides for all, and each has a cache of its own. A batch of cond and uncond is one call,
-    and so is guidance that was distilled into the network. After total_steps evaluations, and where t is back where it
-    started, another run begins; `Attachment.reset` begins one in any other case.
+    sense of `config`. Calls with the same t and x belong to one evaluation: cond and uncond one after the other. The
+    first of them decides for all, and each has a cache of its own. A batch of cond and uncond is one call, and so is
+    distilled guidance. After total_steps evaluations, and where t is back where it started, another run begins;
+    `Attachment.reset` begins one in any other case.
 
     Calls whose x requires a gradient go past the cache. Reading t waits for its device, at most once per call; the
     decision waits once per evaluation.
@@ -65,8 +58,7 @@ def attach(
         A context manager that gives the Attachment: `trace`, `computed`, `skipped`, `speedup`, `reset()`.
 
     Raises:
-        ValueError: bad arguments; "forecast" without sigma_of; a module that is attached already; and, when the module
-            is called, outputs that are no prediction for x.
+        ValueError: bad arguments; a module that is attached already; in a call, outputs that are no prediction for x.
         RuntimeError: the module is called while training.
 
     >>> network = torch.nn.Bilinear(4, 1, 4).eval()  # any module: here f(x, t), a velocity
@@ -83,11 +75,8 @@ def attach(
     before = module.__dict__.get(slot)
     if isinstance(before, Attachment):
         raise ValueError(f"{type(module).__name__} is attached already; two caches would add up their errors")
-    arguments = find_arguments(module, input, time)
-    network = getattr(module, slot)
-    cache = Attachment(
-        module, network, arguments, config, total_steps, sigma_of, prediction, tracked, controller_options
-    )
+    network = module, getattr(module, slot), find_arguments(module, input, time)
+    cache = Attachment(*network, config, total_steps, sigma_of, prediction, tracked, controller_options)
     setattr(module, slot, cache)
     try:
         yield cache
@@ -124,10 +113,8 @@ class EvaluationKey:
     def matches(self, timestep: float, x: list[torch.Tensor], layout: Layout | None) -> bool:
         if timestep != self.timestep or _shapes(x) != _shapes(self._x):
             return False
-        if any(
-            version is not None and version != ours._version
-            for ours, version in zip(self._x, self._versions, strict=True)
-        ):
+        versions = zip(self._x, self._versions, strict=True)
+        if any(version is not None and version != ours._version for ours, version in versions):
             return False
         if all(ours is theirs for ours, theirs in zip(self._x, x, strict=True)):
             return True
@@ -276,9 +263,8 @@ class Attachment:
         if self._conversion is not None:
             self._conversion.set_sigma(self._sigma)
         if self._evaluations == self._total_steps + 1:
-            log.warning(
-                f"EasyCache: more evaluations than total_steps={self._total_steps}; those after it are computed"
-            )
+            limit = f"total_steps={self._total_steps}"
+            log.warning(f"EasyCache: more evaluations than {limit}; those after it are computed")
 
     def _starts_over(self, timestep: float) -> bool:
         """Whether the timestep is that of another run's beginning."""

@@ -20,8 +20,7 @@ from typing import NamedTuple
 import torch
 
 from .correction import Correction, DefectWeights
-from .norms import mean_abs, mean_abs_diff, upcast
-from .norms import subsample as subsample_latent
+from .norms import mean_abs, mean_abs_diff, subsample, upcast
 from .predictor import Predictor
 from .reading import Measurements
 from .reuse import transformation_rate
@@ -60,14 +59,15 @@ def forecast(x: torch.Tensor, i: Branch, ratios: StepRatios, gains: "Gains", c: 
     return denoised
 
 
-def next_branch(x: torch.Tensor, denoised: torch.Tensor, i: Branch, weights: DefectWeights, device) -> Branch:
-    """The branch at the next computed evaluation b; computed on that device, kept where `denoised`, D_b, is."""
-    change = upcast(denoised.to(device)) - upcast(i.denoised.to(device))
+def changes(i: Branch, denoised: torch.Tensor, weights: DefectWeights) -> dict[str, torch.Tensor]:
+    """change and defect of the branch at the next computed evaluation, kept where i's are. denoised: D there."""
+    device = denoised.device
+    change = upcast(denoised) - upcast(i.denoised.to(device))
     defect = change * weights.change
     if i.change is not None:
         defect.add_(i.change.to(device), alpha=weights.previous_change)
         defect.add_(i.defect.to(device), alpha=weights.carry_over)
-    return Branch(x, denoised, change.to(denoised), defect.to(denoised))
+    return dict(change=change.to(i.denoised), defect=defect.to(i.denoised))
 
 
 class Gains:
@@ -99,7 +99,8 @@ class Forecast(Predictor):
 
     def __init__(self, cache_device: str, streams: Sequence[int]):
         super().__init__(cache_device, streams)
-        self._steps, self._correction, self._gains = StepHistory(), Correction(), Gains()
+        self._steps, self._gains = StepHistory(), Gains()
+        self._correction = Correction(self._steps)
         self._error_rate: list[float] | None = None  # ||error of a forecast of D|| per t, per stream
         self._gap_length, self._max_gap = 0, 1  # evaluations of this gap, and how many they may become
         self._c = 0.0  # of this evaluation, if it is skipped
@@ -112,26 +113,24 @@ class Forecast(Predictor):
 
     def subsample(self, tensor: torch.Tensor) -> torch.Tensor:
         """Packed streams stay as they are."""
-        return tensor if self._streams else subsample_latent(tensor)
+        return tensor if self._streams else subsample(tensor)
 
     def update(self, measured: Measurements, comparable: bool) -> None:
-        per_sigma = ratio(1.0, self._steps.sigma_i)  # norms are of sigma v; at noise level 0 any v does
+        # Norms are of sigma v. At noise level 0 any v does.
+        per_sigma = ratio(1.0, self._steps.sigmas[self._steps.computed[-1]])
         self.output_norm = [norm * per_sigma for norm in measured.output_norm]
         if not measured.output_change:
             self.rate = self._error_rate = None
             return
         output_change = [change * per_sigma for change in measured.output_change]
         self.rate = transformation_rate(measured._replace(output_change=output_change), self.rate)
-        distance = abs(self._offset_at_i)
-        before = self._error_rate or [math.nan] * len(measured.miss)
         if comparable:
             self._gains.update(measured.products)
-        if self._error_rate is None or comparable:
-            self._error_rate = [miss / distance for miss in measured.miss] if distance > 0 else before
+            if self._offset_at_i:
+                self._error_rate = [miss / abs(self._offset_at_i) for miss in measured.miss]
 
     def advance(self, sigma: float | None, comparable: bool) -> None:
-        self._steps.advance(sigma)
-        self._correction.advance(self._steps.weight)
+        self._steps.sigmas.append(sigma)
         self._comparable = comparable
 
     @property
@@ -144,36 +143,34 @@ class Forecast(Predictor):
 
     def errors(self, input_change: Sequence[float]) -> list[float]:
         """The error of D grows with the distance in t; that of v is 1 / sigma of it, relative to ||v_i||."""
-        distance, sigma = abs(self._steps.offset), self._steps.sigma
+        distance, sigma = abs(self._steps.offset()), self._steps.sigmas[-1]
         norms = zip(self._error_rate, self.output_norm, strict=True)
         return [rate * distance / (sigma * norm) if sigma * norm > 0 else math.inf for rate, norm in norms]
 
     def commit(self, skipping: bool) -> None:
         steps = self._steps
         if skipping:
-            self._c = self._correction.skip(steps.offset, steps.ratios.step_ratio, steps.expected_du)
+            self._c = self._correction.skip()
             self._gap_length += 1
             self._before = {}  # of branches that the network no longer computes
         else:
-            self._ratios_at_i, self._offset_at_i = steps.ratios, steps.offset
-            self._defect_weights = self._correction.close_gap(steps.offset, self._gains.gain)
-            steps.mark_computed()
+            self._ratios_at_i, self._offset_at_i = steps.ratios, steps.offset()
+            self._defect_weights = self._correction.close_gap(self._gains.gain)
+            steps.computed.append(len(steps.sigmas) - 1)
             self._gap_length, self._max_gap = 0, self._gap_length + 1
             self._before, self._branches = self._branches, {}
 
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:
-        """output: D_n, of which nobody else may have a reference."""
-        kept = copy_for_cache(output, self._cache_device)
+        here = Branch(x, copy_for_cache(output, self._cache_device))
         before = self._before.pop(branch, None)
         if before is not None and before.denoised.shape != output.shape:
             before = None
         if tracked:
             self.measured = self._measure(before if branch == self._tracked else None, output, x)
             self._tracked = branch
-        if before is None or not self._comparable:
-            self._branches[branch] = Branch(x, kept)
-        else:
-            self._branches[branch] = next_branch(x, kept, before, self._defect_weights, output.device)
+        if before is not None and self._comparable:
+            here = here._replace(**changes(before, output, self._defect_weights))
+        self._branches[branch] = here
         return upcast(output).sum()
 
     def _measure(self, i: Branch | None, denoised: torch.Tensor, x: torch.Tensor) -> Measurements:
@@ -187,10 +184,8 @@ class Forecast(Predictor):
         x_i, denoised_i = (upcast(self.subsample(part).to(device)) for part in (i.x, i.denoised))
         change = denoised - denoised_i  # q
         off_path = (x - denoised_i).sub_(x_i - denoised_i, alpha=sigma_ratio)  # x_n - xe_n
-        if i.change is None:
-            extrapolated = torch.zeros_like(change)
-        else:
-            extrapolated = upcast(self.subsample(i.change).to(device)) * step_ratio  # p
+        previous = torch.zeros_like(change) if i.change is None else upcast(self.subsample(i.change).to(device))
+        extrapolated = previous * step_ratio  # p
         residual = torch.sub(change, extrapolated, alpha=self._gains.gain)
         pairs = [(off_path, residual), (off_path, off_path), (residual, residual)]
         pairs += [(extrapolated, change), (extrapolated, extrapolated)]

@@ -30,15 +30,11 @@ class Argument(NamedTuple):
 
 def find_arguments(module: torch.nn.Module, input: str | None, time: str | None) -> tuple[Argument, Argument]:
     """The noisy latent and the timestep among what forward takes: those named, else the first one, and the one that has
-    a name of TIMESTEP_NAMES or comes second.
-
-    Raises ValueError for a name that forward does not have, and where nothing can be told.
+    a name of TIMESTEP_NAMES or comes second. Raises ValueError for a name that forward does not have.
     """
     names = _parameters(module)
-    if input is None:
-        input = names[0] if names else None
-    if time is None:
-        time = next((name for name in TIMESTEP_NAMES if name in names), names[1] if len(names) > 1 else None)
+    input = input or next(iter(names), None)
+    time = time or next((name for name in (*TIMESTEP_NAMES, *names[1:2]) if name in names), None)
     for role, name in (("input", input), ("time", time)):
         if name not in names:
             raise ValueError(f"{role}={name!r} is no parameter of {type(module).__name__}.forward({', '.join(names)})")
@@ -71,10 +67,8 @@ class Layout:
 
     x: the network's input, outputs: its predictions, lists of equal length. Where a pair differs along one axis, what
     both have there belongs together and the rest of the output is repeated: a learned variance follows the prediction,
-    and a picture to be animated follows the noisy latent.
-
-    listed: whether x came as a list, which is a batch then. tracked: rows of the batch that are a group of their own,
-    the first; the others are the second. None: all are one group.
+    and a picture to be animated follows the noisy latent. listed: whether x came as a list, which is a batch then.
+    tracked: rows of the batch that are the first group; the others are the second. None: all are one group.
 
     Raises ValueError where x and outputs do not match, and where tracked selects no row.
     """
@@ -103,10 +97,8 @@ class Layout:
 
     def extra_channels(self, outputs: list[torch.Tensor], device: str) -> list[torch.Tensor | None]:
         """Copies of what the outputs have beyond x."""
-        surplus = [
-            output.narrow(axis, size, output.shape[axis] - size)
-            for output, (axis, size) in zip(outputs, self._overlaps, strict=True)
-        ]
+        pairs = zip(outputs, self._overlaps, strict=True)
+        surplus = [output.narrow(axis, size, output.shape[axis] - size) for output, (axis, size) in pairs]
         return [copy_for_cache(part, device) if part.numel() else None for part in surplus]
 
     def outputs(self, groups: list[torch.Tensor], extra: list[torch.Tensor | None]) -> list[torch.Tensor]:
@@ -116,10 +108,8 @@ class Layout:
             units.update(zip(indices, _unpack(packed, [self._shapes[i] for i in indices]), strict=True))
         ordered = [units[i] for i in range(len(units))]
         joined = ordered if self._listed or len(ordered) == 1 else [torch.cat(ordered)]
-        return [
-            part if more is None else torch.cat([part, more.to(part.device)], axis)
-            for part, more, (axis, _) in zip(joined, extra, self._overlaps, strict=True)
-        ]
+        parts = zip(joined, extra, self._overlaps, strict=True)
+        return [one if more is None else torch.cat([one, more.to(one.device)], axis) for one, more, (axis, _) in parts]
 
     def _common(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         return [one.narrow(axis, 0, size) for one, (axis, size) in zip(tensors, self._overlaps, strict=True)]

@@ -5,11 +5,10 @@ for themselves do come to that: their latents may differ in the last bits, and o
 each evaluation every rank writes what it measured, reads what all others wrote, and decides by that alone. All have the
 same numbers bit for bit, hence the same decision.
 
-They write to the key-value store that torch.distributed has from the start; collectives are not used. A collective that
-one rank does not enter blocks the others, on a GPU until the process is ended; a rank that raises or is interrupted
-would have to enter one to say so, and nobody knows which one the others are in by then. In the store each rank writes
-one row per evaluation and reads all rows. A rank that leaves writes the reason in place of its next row and goes, so
-the others find out at their next decision, and know why.
+They write to the key-value store that torch.distributed has from the start. A collective that one rank does not enter
+would block the others, on a GPU until the process is ended, and a rank that raises could not know which one they are
+in. In the store each rank writes one row per evaluation and reads all rows. A rank that leaves writes the reason in
+place of its next row and goes, so the others find out at their next decision, and know why.
 """
 
 import json
@@ -152,9 +151,8 @@ class RankGroup:
     def _reduced(self, mine: Reading, rows: np.ndarray) -> Reading:
         step, cache_lost, force, changed, finite, measured, compared = rows[:, :FLAGS].T
         if len(set(step)) > 1:
-            raise RanksDiffer(
-                f"{_named(self._members)} are at steps {[int(s) for s in step]}: they do not sample the same"
-            )
+            steps = [int(s) for s in step]
+            raise RanksDiffer(f"{_named(self._members)} are at steps {steps}: they do not sample the same")
         numel, rest = rows[:, FLAGS : FLAGS + self._streams], rows[:, FLAGS + self._streams :]
         sigma, products, norms = rest[0, 0], rest[:, 1 : 1 + PRODUCTS], rest[:, 1 + PRODUCTS :]
         norms = norms.reshape(len(rows), 1 + NORMS, self._streams).swapaxes(0, 1)  # (norms, ranks, streams)

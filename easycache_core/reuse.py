@@ -28,10 +28,9 @@ def transformation_rate(measured: Measurements, before: Sequence[float] | None) 
     if there was none. A stream that stands still while another moves (a soundtrack that is given) has rate 0: it must
     not keep the others from being reused.
     """
-    before = before or [0.0 if any(moved > 0 for moved in measured.input_change) else math.nan] * len(
-        measured.input_change
-    )
-    changes = zip(measured.output_change, measured.input_change, before, strict=True)
+    output_change, input_change = measured.output_change, measured.input_change
+    before = before or [0.0 if any(moved > 0 for moved in input_change) else math.nan] * len(input_change)
+    changes = zip(output_change, input_change, before, strict=True)
     return [change / moved if moved > 0 else rate for change, moved, rate in changes]
 
 

@@ -5,6 +5,7 @@ d(x / sigma) / du = D, so an error of D at evaluation k counts as much as u chan
 """
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 # The largest step ratio. Where steps grow (the beta scheduler), forecasts would otherwise extrapolate a long step from
@@ -23,56 +24,50 @@ class StepRatios(NamedTuple):
 
 
 class StepHistory:
-    """Call `advance` at each evaluation n, then `mark_computed` if the network runs there.
+    """sigmas: noise level of each evaluation so far; the last one is n. computed: where the network ran; i is the last.
 
-    sigma: sigma_n; None before the first evaluation. sigma_i: where the network ran last; 0 before it did.
-    weight: of evaluation n - 1 in the sampler's sum, the change of u that its D stands for. Samplers that evaluate
-    twice per step stay at a level, or come back to it; then both evaluations share the step. 0 at the first evaluation.
+    Append n to sigmas; ask; then append its index to computed if the network runs there.
     """
 
     def __init__(self):
-        self.sigma: float | None = None
-        self.sigma_i = self.weight = 0.0
-        self._t = 0.0  # t_n
-        self._t_i: float | None = None
-        self._t_j: float | None = None
-        self._du: float | None = None  # from evaluation n - 1 to n
-        self._descent = 0.0  # the last change of sigma in the direction of the run
+        self.sigmas: list[float] = []
+        self.computed: list[int] = []
 
-    def advance(self, sigma: float) -> None:
-        """Go on to the next evaluation."""
-        if self.sigma is not None:
-            du = _change_of_u(sigma, self.sigma)
-            if du == 0:
-                self.weight = (self._du or 0.0) / 2
-            else:
-                self.weight = du / 2 if self._du == 0 else du
-            self._du = du
-            # Ignore increases (injected noise) and repeats (second evaluation at a level).
-            change = sigma - self.sigma
-            if change * self._descent > 0 or self._descent == 0:
-                self._descent = change
-        self.sigma, self._t = sigma, math.log1p(sigma)
-
-    def mark_computed(self) -> None:
-        """The network runs at n, which is i from now on."""
-        self._t_j, self._t_i, self.sigma_i = self._t_i, self._t, self.sigma
-
-    @property
-    def offset(self) -> float:
-        """t_n - t_i; 0 where nothing was computed yet."""
-        return 0.0 if self._t_i is None else self._t - self._t_i
+    def offset(self, k: int = -1) -> float:
+        """t_k - t_i; 0 where nothing was computed yet."""
+        return self._t(k) - self._t(self.computed[-1]) if self.computed else 0.0
 
     @property
     def ratios(self) -> StepRatios:
-        """Of evaluation n, before `mark_computed`."""
-        step_ratio = 0.0 if self._t_j is None else ratio(self.offset, self._t_i - self._t_j)
-        return StepRatios(clip(step_ratio, -MAX_STEP_RATIO, MAX_STEP_RATIO), ratio(self.sigma, self.sigma_i))
+        """Of evaluation n, before it is computed."""
+        if not self.computed:
+            return StepRatios(0.0, 0.0)
+        j, i = self.computed[-2:] if len(self.computed) > 1 else self.computed * 2
+        step_ratio = clip(ratio(self.offset(), self._t(i) - self._t(j)), -MAX_STEP_RATIO, MAX_STEP_RATIO)
+        return StepRatios(step_ratio, ratio(self.sigmas[-1], self.sigmas[i]))
+
+    def weight(self, k: int) -> float:
+        """w_k: the change of u that D_k stands for in the sampler's sum, known at k + 1; k > 0.
+
+        Samplers that evaluate twice per step stay at a level, or come back to it; both evaluations share the step then.
+        """
+        before, after = (_change_of_u(*self.sigmas[first : first + 2]) for first in (k - 1, k))
+        if after == 0:
+            return before / 2
+        return after / 2 if before == 0 else after
 
     @property
     def expected_du(self) -> float:
         """The change of u up to the next evaluation, were the last step size to repeat; mostly an overestimate."""
-        return _change_of_u(max(self.sigma + self._descent, self.sigma / 4), self.sigma)
+        changes = [after - before for before, after in pairwise(self.sigmas)]
+        # Changes against the direction of the run are injected noise.
+        direction = next(filter(None, changes), 0.0)
+        last = next((change for change in reversed(changes) if change * direction > 0), 0.0)
+        sigma = self.sigmas[-1]
+        return _change_of_u(sigma, max(sigma + last, sigma / 4))
+
+    def _t(self, k: int) -> float:
+        return math.log1p(self.sigmas[k])
 
 
 def ratio(part: float, whole: float) -> float:
@@ -85,6 +80,6 @@ def clip(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
-def _change_of_u(sigma: float, before: float) -> float:
-    """1 / sigma - 1 / before; at noise level 0 nothing is left to integrate."""
-    return (before - sigma) / (sigma * before) if sigma > 0 and before > 0 else 0.0
+def _change_of_u(sigma: float, following: float) -> float:
+    """From one noise level to the next; at level 0 nothing is left to integrate."""
+    return (sigma - following) / (sigma * following) if sigma > 0 and following > 0 else 0.0

@@ -7,7 +7,10 @@ import torch
 from paper_rule import Recorder, assert_the_papers, predictions_of_the_rule
 from torch import nn
 
-from easycache_core import CacheConfig, attach
+from easycache_core import CacheConfig, CacheController, attach
+from easycache_core.interface import Layout
+from easycache_core.prediction import Prediction
+from easycache_core.predictors import PREDICTORS
 
 STEPS = 30
 PAPER = CacheConfig(threshold=0.1, warmup_steps=5, predictor="reuse")
@@ -480,6 +483,44 @@ def test_a_network_that_fails_once():
     assert any(runs) and len(runs) == 2 * cache.computed
     flags = [record["computed"] for record in cache.trace]
     assert all(flags[:7]) and not all(flags), "what is needed for a rate is asked for anew"
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("no room"), RuntimeError("CUDA error: out of memory")])
+@pytest.mark.parametrize("where", ["predict", "output", "store", "extra_channels", "network"])
+@pytest.mark.parametrize("predictor", ["reuse", "forecast"])
+def test_no_memory_costs_the_cache_not_the_run(monkeypatch, caplog, predictor, where, error):
+    """Catches a pipeline that dies because there is no room for a prediction or a copy, or for the network beside the
+    cache: each is answered by the network, and the cache starts anew.
+    """
+    network, calls, failures = Network(), [], []
+
+    def fails_once(function):
+        def wrapped(*args, **kwargs):
+            calls.append(None)
+            if len(calls) == 10 and not failures:
+                failures.append(None)
+                raise error
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    owners = {
+        "predict": CacheController, "store": PREDICTORS[predictor], "output": Prediction, "extra_channels": Layout,
+    }  # fmt: skip
+    config = CacheConfig(threshold=0.2, warmup_steps=5, predictor=predictor)
+    with attach(network, config, STEPS, sigma_of=float) as cache:
+        if where == "network":
+            monkeypatch.setattr(cache, "_network", fails_once(cache._network))
+        else:
+            monkeypatch.setattr(owners[where], where, fails_once(getattr(owners[where], where)))
+        x = euler(network, two_calls)
+    exact = euler(Network(), two_calls)
+    with attach(network, config, STEPS, sigma_of=float):
+        usual = euler(network, two_calls)
+    assert (x - exact).abs().mean() < 1.2 * (usual - exact).abs().mean()
+    assert bool(failures) == (where != "output" or predictor == "forecast"), "only forecasts are converted back"
+    assert sum("no memory left" in message for message in caplog.messages) == len(failures)
+    assert cache.computed + cache.skipped == STEPS and cache.skipped
 
 
 def test_training_and_gradients():
