@@ -18,9 +18,9 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from ..easycache_core import CacheController, Ranks
 from ..easycache_core.ranks import EVERYONE
 from .activity import Switches, patched_layers
-from .journal import KEY, Journal
-from .live import Live
 from .parametrisation import Denoised, Parametrisation
+from .progress_events import ProgressEvents
+from .run_history import WRAPPER_KEY, RunHistory
 from .settings import Settings
 from .steps import StepClock, foreseen, lengths
 from .summary import summarise, totals
@@ -31,7 +31,7 @@ log = logging.getLogger("easycache")
 
 def sample_with_cache(
     settings: Settings,
-    journal: Journal,
+    history: RunHistory,
     executor,
     noise,
     latent_image,
@@ -42,7 +42,7 @@ def sample_with_cache(
     *args,
     **kwargs,
 ):
-    """OUTER_SAMPLE wrapper: opens a run and closes it whatever happens; its report goes to the journal."""
+    """OUTER_SAMPLE wrapper: opens a run and closes it whatever happens; its report goes to the history."""
     guider = executor.class_obj
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
     options = guider.model_options.get("transformer_options", {})
@@ -54,19 +54,21 @@ def sample_with_cache(
             "their errors, so use one of them"
         )
 
-    live, state = Live(journal.node), "stopped"
+    events, state = ProgressEvents(history.node), "stopped"
 
     def after_step(step, denoised, x, total_steps):
         run.clock.report(step)
-        live.tell("running", run.account)
+        events.send("running", run.snapshot)
         if callback is not None:
             callback(step, denoised, x, total_steps)
 
     original_options = guider.model_options
     guider.model_options = comfy.model_patcher.create_model_options_clone(original_options)
-    add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, run.predict_noise, guider.model_options, is_model_options=True)
     add_wrapper_with_key(
-        WrappersMP.CALC_COND_BATCH, KEY, run.calc_cond_batch, guider.model_options, is_model_options=True
+        WrappersMP.PREDICT_NOISE, WRAPPER_KEY, run.predict_noise, guider.model_options, is_model_options=True
+    )
+    add_wrapper_with_key(
+        WrappersMP.CALC_COND_BATCH, WRAPPER_KEY, run.calc_cond_batch, guider.model_options, is_model_options=True
     )
     try:
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
@@ -75,8 +77,8 @@ def sample_with_cache(
     finally:
         guider.model_options = original_options
         run.close()
-        live.tell(state, run.account)
-    journal.add(samples, run.report())
+        events.send(state, run.snapshot)
+    history.add(samples, run.report())
     return samples
 
 
@@ -251,7 +253,7 @@ class Run:
     def summary(self) -> str:
         return summarise(self._totals(), self.settings, self.clock.steps)
 
-    def account(self) -> tuple[dict, list, int]:
+    def snapshot(self) -> tuple[dict, list, int]:
         """The report without its trace, the trace so far, and how many of its records have all their numbers."""
         return self._totals(), *self._controller.trace_so_far()
 
