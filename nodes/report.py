@@ -52,7 +52,7 @@ class EasyCacheReport(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="report",
-                    tooltip="All numbers of the run as JSON, with one record an evaluation in trace. If there is "
+                    tooltip="All numbers of the run as JSON, with one record per evaluation in trace. If there is "
                     "nothing to report, its only entry is a message that says why.",
                 ),
             ],
