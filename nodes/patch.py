@@ -12,7 +12,7 @@ log = logging.getLogger("easycache")
 
 
 class CachedSampling:
-    """The OUTER_SAMPLE wrapper of one node, with the history of its runs."""
+    """The OUTER_SAMPLE wrapper that one node adds, with the history of its runs."""
 
     def __init__(self, settings: Settings, history: RunHistory):
         self.settings, self.history = settings, history
@@ -22,7 +22,7 @@ class CachedSampling:
 
 
 def with_cache(model, settings: Settings, node: str | None = None):
-    """A clone of a ModelPatcher whose sampling runs go through the cache; the original is untouched.
+    """A clone of a ModelPatcher whose sampling runs use the cache; the original is not changed.
 
     node: as in RunHistory.
     """
