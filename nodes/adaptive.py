@@ -50,8 +50,8 @@ class EasyCacheAdaptive(io.ComfyNode):
                     default="forecast",
                     tooltip="How skipped steps are filled in. forecast: follow the denoised picture along the noise "
                     "levels and correct the accumulated error of earlier forecasts; mostly much closer to the uncached "
-                    "result, but not with multistep samplers such as deis over uneven steps. reuse: the EasyCache paper's rule, "
-                    "decision for decision.",
+                    "result, but not with multistep samplers such as deis over uneven steps. reuse: the EasyCache "
+                    "paper's rule, decision for decision.",
                 ),
                 io.Float.Input(
                     "target_speedup",
