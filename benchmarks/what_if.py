@@ -34,7 +34,7 @@ def sample(seeds: int):
         from subjects import Video
 
         video, pack = Video(host), comfy_host.load_pack().__name__
-        journal_of = import_module(f"{pack}.nodes.journal").journal_of
+        history_of = import_module(f"{pack}.nodes.run_history").history_of
         for steps in STEPS:
             configuration = dataclasses.replace(video.configurations[0], steps=steps)
             for seed in range(seeds):
@@ -44,7 +44,7 @@ def sample(seeds: int):
                         widgets = dict(threshold=threshold, warmup_steps=WARMUP, predictor=predictor)
                         model = host.node("EasyCacheAdaptive", video.prepared(configuration, "fp32"), **widgets)[0]
                         video.sample(model, video.scene(seed), configuration, seed)
-                        reports[threshold] = journal_of(model).last
+                        reports[threshold] = history_of(model).last
                     counts = [report["computed"] for report in reports.values()]
                     print(f"{predictor}, {steps} steps, seed {seed}: {counts}", flush=True)
                     yield (predictor, steps, seed), reports

@@ -1,8 +1,8 @@
-"""The demo's way between pictures and latents, in the shape of Wan's VAE: 4 frames x 8 x 8 pixels to 16 channels.
+"""The demo's encoder and decoder, in the shape of Wan's VAE: 4 frames x 8 x 8 pixels to 16 channels.
 
-Encoding is linear and needed in training only: the first principal components of 4x8x8 RGB blocks (a cell's
-colour, how it changes in time, down and across), turned so that they spread over all channels.
-Decoding is a small learned 3D convolutional network that draws the sharp edges.
+Encoding is linear and needed in training only: the first principal components of 4 x 8 x 8 RGB blocks (a block's
+colour, how it changes in time, down and across), rotated so that they use all channels. Decoding is a small learned 3D
+convolutional network, which restores sharp edges.
 
 As in Wan's VAE the first latent frame stands for one picture, so 4 n + 1 pictures make n + 1 latent frames.
 """
@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import nn
 
 CHANNELS = 16
-COMPONENTS = 8  # true dimensions of a latent cell; a network this small learns few loud ones better than many faint
+COMPONENTS = 8  # dimensions of a latent cell; a small network learns few of large variance better than many of small
 TIME, SPACE = 4, 8  # pictures and pixels a latent cell covers
 
 
@@ -25,9 +25,9 @@ def blocks(video: torch.Tensor) -> torch.Tensor:
 def principal_components(samples: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean (768,) and projection (768, 16) of sample blocks (any number, 768).
 
-    The first three components (a cell's colour) get the same spread, 1.8; the others, which are zero but at
-    edges and where something moves, nearly keep their size relative to it. Full whitening would make that
-    sparse detail as loud as the colours, and a small network slow to learn.
+    The first three components (a cell's colour) are scaled to a standard deviation of 1.8. The others, which are zero
+    but at edges and where something moves, nearly keep their size relative to it: full whitening would give this sparse
+    detail the variance of the colours, and slow down the training of a small network.
     """
     mean = samples.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov((samples - mean).T))
@@ -57,7 +57,7 @@ class _Residual(nn.Module):
 class Decoder(nn.Module):
     """(batch, 16, n+1, h, w) latents to (batch, 4n+1, 3, 8h, 8w) pictures in [0, 1].
 
-    `inlet` is a 1x1x1 convolution so that a change of latent scale can be folded into it exactly.
+    `inlet` is a 1x1x1 convolution, so that a change of the latents' scale can be folded into it exactly.
     """
 
     def __init__(self, width: int = 64, fine: int = 32):

@@ -1,7 +1,7 @@
-"""Watch EasyCache work: a real ComfyUI server runs the bundled workflow, uncached beside cached.
+"""Run the bundled workflow in a real ComfyUI server, uncached and with EasyCache.
 
-Prints evaluations, seconds and similarity, and writes an animated side-by-side and a contact sheet.
-Exit code 0 only if pictures were really made.
+Prints evaluations, seconds and similarity, and writes an animation of both videos and a contact sheet. The exit code is
+0 only if both runs made a moving picture.
 """
 
 import argparse
@@ -31,7 +31,10 @@ INK, PAPER, SKIPPED, COMPUTED = (30, 32, 40), (250, 250, 248), (206, 220, 214), 
 
 @dataclass
 class Outcome:
-    """One demo run. uncached, cached: (frames, height, width, 3) uint8. computed: by evaluation of the cached run."""
+    """The results of one demo run.
+
+    uncached, cached: (frames, height, width, 3) uint8. computed: whether, by evaluation of the cached run.
+    """
 
     uncached: np.ndarray
     cached: np.ndarray
@@ -42,7 +45,7 @@ class Outcome:
 
     @property
     def psnr(self) -> float:
-        """dB over all frames; infinite when identical."""
+        """In dB over all frames; infinite if they are identical."""
         with np.errstate(divide="ignore"):
             return float(peak_signal_noise_ratio(self.uncached, self.cached))
 
@@ -61,7 +64,7 @@ def split_samplers(prompt: dict) -> tuple[str, str]:
 
 
 def with_settings(prompt: dict, arguments: argparse.Namespace) -> dict:
-    """The prompt with what the command line asks for put into its widgets."""
+    """The prompt with the command line's settings in its widgets."""
     prompt = json.loads(json.dumps(prompt))
     wanted = {
         "KSampler": {"steps": arguments.steps},
@@ -76,7 +79,7 @@ def with_settings(prompt: dict, arguments: argparse.Namespace) -> dict:
 
 
 def progress_bar(prompt: dict):
-    """A callback that draws one line a sampler."""
+    """A callback that draws one line per sampler."""
     width = 30
 
     def show(node, done, total):
@@ -89,7 +92,7 @@ def progress_bar(prompt: dict):
 
 
 def computed_flags(lines: list[str]) -> list[bool]:
-    """What the node's verbose log lines say of each evaluation: computed or skipped."""
+    """Whether each evaluation was computed, from the node's verbose log lines."""
     matches = (re.match(r"EasyCache: step \d+ of .*: (computed|skipped),", line) for line in lines)
     return [match[1] == "computed" for match in matches if match]
 
@@ -100,7 +103,10 @@ def frames_of(picture: bytes) -> np.ndarray:
 
 
 async def run_demo(arguments: argparse.Namespace) -> Outcome:
-    """Start a server, run the workflow in it, and collect what came out. Raises ServerError."""
+    """Start a server, run the workflow in it, and collect the results.
+
+    Raises ServerError if the server does not start or the workflow fails.
+    """
     scratch = arguments.out / "comfyui"
     shutil.rmtree(scratch, ignore_errors=True)
     print("Starting ComfyUI ...", flush=True)
@@ -133,7 +139,7 @@ async def run_demo(arguments: argparse.Namespace) -> Outcome:
 
 
 def check(outcome: Outcome) -> None:
-    """Raise ServerError unless both halves are moving pictures and every evaluation is accounted for."""
+    """Raise ServerError unless both videos move and every evaluation was logged."""
     for name, video in (("uncached", outcome.uncached), ("cached", outcome.cached)):
         if len(video) < 2 or video.std() < 5 or np.abs(np.diff(video.astype(float), axis=0)).max() < 30:
             raise ServerError(f"the {name} run made no moving picture")
@@ -175,7 +181,7 @@ def captions(outcome: Outcome) -> tuple[str, str]:
 
 
 def draw_steps(draw: ImageDraw.ImageDraw, outcome: Outcome, box: tuple[int, int, int, int]) -> None:
-    """One bar a step: full where the network ran, low and pale where it was skipped."""
+    """One bar per step: full where it was computed, low and pale where it was skipped."""
     left, top, right, bottom = box
     pitch = (right - left) / len(outcome.computed)
     for i, computed in enumerate(outcome.computed):
@@ -185,7 +191,7 @@ def draw_steps(draw: ImageDraw.ImageDraw, outcome: Outcome, box: tuple[int, int,
 
 
 def side_by_side(outcome: Outcome, file: Path) -> None:
-    """Animated picture of both videos with the step strip below."""
+    """Write an animation of both videos with the strip of steps below."""
     pages = []
     for a, b in zip(outcome.uncached, outcome.cached, strict=True):
         left, right = enlarge(a), enlarge(b)
@@ -201,7 +207,7 @@ def side_by_side(outcome: Outcome, file: Path) -> None:
 
 
 def contact_sheet(outcome: Outcome, file: Path) -> None:
-    """Every fourth frame of both videos, their difference, and the steps that were skipped."""
+    """Write a picture of every fourth frame of both videos, their difference, and the steps that were skipped."""
     chosen = range(0, len(outcome.uncached), 4)
     error = np.abs(outcome.uncached.astype(float) - outcome.cached)
     amplify = 8

@@ -1,7 +1,7 @@
-"""Procedural videos the demo model was trained on: one shape, one colour, one motion, one background.
+"""The procedural videos that the demo model was trained on: one shape, one colour, one motion, one background.
 
-Everything is drawn from signed distances on the GPU or CPU in one batch, so that training needs no data set.
-Values are linear in [0, 1]; a video is (frames, 3, height, width).
+They are drawn from signed distances while training, which therefore needs no data set. A video is (frames, 3, height,
+width), linear, in [0, 1].
 """
 
 import math
@@ -35,7 +35,7 @@ BACKGROUNDS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """What a prompt says; everything else about a video (place, size, phase) is chance."""
+    """What a prompt says; everything else about a video (position, size, phase) is random."""
 
     colour: str
     shape: str
@@ -61,8 +61,8 @@ def _path(motion: str, u: torch.Tensor, rng: torch.Generator):
     def chance(low, high):
         return low + (high - low) * float(torch.rand(1, generator=rng))
 
-    # The network knows positions and times only relative to each other (rotary embeddings), so motions are told
-    # by how a shape moves, not by where or when.
+    # The network knows positions and times only relative to each other (rotary embeddings), so motions differ in how
+    # a shape moves, not in where or when.
     radius = chance(0.36, 0.44)
     angle = chance(-0.12, 0.12)
     x = torch.full_like(u, chance(-0.25, 0.25))
@@ -131,7 +131,7 @@ def render(scenes: list[Scene], rng: torch.Generator, frames: int = FRAMES, size
         lx, ly = ((gx - x) * cos + (gy - y) * sin) / radius, (-(gx - x) * sin + (gy - y) * cos) / radius
         inside = torch.sigmoid(-_distance(scene.shape, lx, ly) * radius * sharpness)[:, None]
         shadow = torch.sigmoid(-_distance("circle", (gx - x) / radius, (gy - y) / radius - 0.3) * radius * 12)[:, None]
-        # Shading along the shape's own axis lets one see even a circle spin.
+        # Shading along the shape's own axis makes the spin of a circle visible.
         light = (0.82 - 0.30 * ly.clamp(-1.2, 1.2))[:, None]
         colour = (torch.tensor(COLOURS[scene.colour])[None, :, None, None] * light).clamp(0, 1)
         canvas = canvas * (1 - 0.4 * shadow)

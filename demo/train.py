@@ -1,12 +1,12 @@
-"""Train the bundled demo model from nothing: a tiny Wan-architecture text-to-video network and its decoder.
+"""Train the bundled demo model from scratch: a tiny text-to-video network in Wan's architecture, and its decoder.
 
     python demo/train.py denoiser     an hour on two CPU cores
     python demo/train.py decoder      twenty minutes
     python demo/train.py export       writes demo/weights/*.safetensors
 
-Data are drawn as they are needed (demo/scenes.py); every random number comes from --seed. Each stage keeps a
-checkpoint in --work and goes on from it when started again. The network class is ComfyUI's own, so that
-ComfyUI's loader recognises the exported file as a Wan 2.1 text-to-video model.
+Data are generated during training (demo/scenes.py); every random number comes from --seed. Each stage keeps a
+checkpoint in --work and resumes from it. The network class is ComfyUI's own, so that ComfyUI's loader recognises the
+exported file as a Wan 2.1 text-to-video model.
 """
 
 import argparse
@@ -23,14 +23,14 @@ HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "weights"
 
 WAN = dict(dim=256, ffn_dim=768, num_heads=2, num_layers=6, in_dim=16, out_dim=16)
-POOL = 1024  # videos held ready as latents; REFRESH of them are drawn anew each step
+POOL = 1024  # latents kept in memory; REFRESH of them are replaced per step
 REFRESH = 3
 GUIDANCE_DROPOUT = 0.12
-SHIFT = 5.0  # training noise levels lean towards the noisy end as sampling does
+SHIFT = 5.0  # of the noise levels towards the noisy end, as in sampling
 
 
 class Latents:
-    """Endless (latent, text embedding) batches from a pool of procedural videos."""
+    """An endless supply of batches, (latents, text embeddings), from a pool of procedural videos."""
 
     def __init__(self, demo, codec, rng):
         self.demo, self.codec, self.rng = demo, codec, rng
@@ -84,7 +84,7 @@ def wan_network():
 
 
 def codec_of(demo, args):
-    """Mean and projection of the latent space, from 256 videos; made once, the same for both stages."""
+    """Mean and projection of the encoder, computed once from 256 videos and kept for both stages."""
     file = args.work / "codec.pt"
     if not file.exists():
         rng = torch.Generator().manual_seed(args.seed)
@@ -96,7 +96,7 @@ def codec_of(demo, args):
 
 
 def train_denoiser(demo, args):
-    """Flow matching on endless procedural videos."""
+    """Flow matching on procedural videos."""
     torch.manual_seed(args.seed)
     network = wan_network()
     stage = Stage("denoiser", network, muon_and_adamw(network, blocks=("blocks",)), args)
@@ -113,7 +113,7 @@ def train_denoiser(demo, args):
 
 
 def train_decoder(demo, args):
-    """Pictures from their latents, a little disturbed so that sampled latents decode as well as encoded ones."""
+    """Reconstruction from latents with a little noise, so that sampled latents decode as well as encoded ones."""
     torch.manual_seed(args.seed)
     decoder = demo.codec.Decoder()
     stage = Stage("decoder", decoder, [adamw(decoder.parameters(), rate=2e-3)], args)
@@ -133,9 +133,9 @@ def train_decoder(demo, args):
 
 
 def export(demo, args):
-    """Write the networks in fp16 and the encoder's numbers in fp32.
+    """Write the networks in fp16 and the encoder's mean and projection in fp32.
 
-    The decoder takes latents as ComfyUI hands them out, in Wan's scale.
+    The exported decoder takes latents as ComfyUI's samplers return them, in Wan's scale.
     """
     import comfy.latent_formats
     from safetensors.torch import save_file
@@ -179,7 +179,7 @@ def main():
     args.work.mkdir(parents=True, exist_ok=True)
     comfy_host.import_comfy(args.work / "comfyui")
     pack = comfy_host.load_pack()
-    # Through the pack, so that the demo's relative imports work.
+    # As a part of the pack, so that the demo's relative imports work.
     demo = importlib_demo(pack)
     {"denoiser": train_denoiser, "decoder": train_decoder, "export": export}[args.stage](demo, args)
 

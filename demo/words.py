@@ -1,7 +1,7 @@
-"""The demo model's language: a prompt is four words, each one row of a fixed embedding.
+"""The demo model's prompts: four words, each with a fixed embedding.
 
-Wan's text encoder hands the network vectors of 4096 numbers; here word number i is the i-th unit vector
-times a constant, so that no table has to be stored: the network's own text embedding learns the words.
+Wan's text encoder gives the network vectors of 4096 numbers. Here the i-th word is the i-th unit vector times SCALE, so
+no table has to be stored; the network's own text embedding learns the words.
 """
 
 import torch
@@ -15,7 +15,7 @@ WORDS = (NOTHING, *COLOURS, *SHAPES, *MOTIONS, *BACKGROUNDS)
 
 
 def embed(words) -> torch.Tensor:
-    """Words to (1, len(words), 4096) text embeddings; KeyError names an unknown word."""
+    """Text embeddings of words, (1, len(words), 4096). Raises KeyError naming an unknown word."""
     index = {word: i for i, word in enumerate(WORDS)}
     tokens = torch.zeros(1, len(words), WIDTH)
     for position, word in enumerate(words):
@@ -24,5 +24,5 @@ def embed(words) -> torch.Tensor:
 
 
 def unconditional() -> torch.Tensor:
-    """The empty prompt, (1, 4, 4096): what classifier-free guidance steers away from."""
+    """The empty prompt for classifier-free guidance, (1, 4, 4096)."""
     return embed([NOTHING] * 4)

@@ -1,4 +1,4 @@
-"""ComfyUI's side of the pack: node definitions and the patch that puts the engine into a MODEL."""
+"""The pack's ComfyUI nodes, and the patch that puts the engine into a MODEL."""
 
 from comfy_api.latest import ComfyExtension, io
 

@@ -30,7 +30,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                     max=1.0,
                     step=0.005,
                     display_mode=io.NumberDisplay.slider,
-                    tooltip="How large the estimated error of a skipped step may be before the network is asked again. "
+                    tooltip="How large the estimated error of a skipped step may be before the network runs again. "
                     "Higher: more steps are skipped, and the result moves away from the uncached one. 0: nothing is "
                     "skipped.",
                 ),
@@ -49,9 +49,9 @@ class EasyCacheAdaptive(io.ComfyNode):
                     options=list(PREDICTORS),
                     default="forecast",
                     tooltip="How skipped steps are filled in. forecast: follow the denoised picture along the noise "
-                    "levels and pay back what was forecast wrong; mostly much closer to the uncached result, but "
-                    "not with multistep samplers such as deis over uneven steps. reuse: the EasyCache paper's rule, "
-                    "decision for decision.",
+                    "levels and correct the accumulated error of earlier forecasts; mostly much closer to the uncached "
+                    "result, but not with multistep samplers such as deis over uneven steps. reuse: the EasyCache "
+                    "paper's rule, decision for decision.",
                 ),
                 io.Float.Input(
                     "target_speedup",
@@ -59,7 +59,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.1,
-                    tooltip="Compute at most one evaluation in so many: 2 for half of them, 3 for a third. Higher: "
+                    tooltip="Compute at most one in this many evaluations: 2 for half of them, 3 for a third. Higher: "
                     "faster, and further from the uncached result. 0: off, the threshold decides. When it is on, "
                     "threshold and warmup_steps are ignored, and computed steps lie denser at both ends of the run and "
                     "where the scheduler takes long steps.",
@@ -69,8 +69,8 @@ class EasyCacheAdaptive(io.ComfyNode):
                     default=0,
                     min=0,
                     max=50,
-                    tooltip="Ask the network at least after this many skipped evaluations in a row. Higher: longer "
-                    "gaps are allowed. 0: no limit, the threshold alone decides.",
+                    tooltip="Run the network at the latest after this many skipped evaluations in a row. Higher: "
+                    "longer gaps are allowed. 0: no limit, the threshold alone decides.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -100,12 +100,12 @@ class EasyCacheAdaptive(io.ComfyNode):
                 io.Boolean.Input(
                     "verbose",
                     default=False,
-                    tooltip="Write one line an evaluation to the log: computed or skipped, and why. It makes the "
+                    tooltip="Write one line per evaluation to the log: computed or skipped, and why. It makes the "
                     "sampler wait for the GPU at each step.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
-            # Two nodes of the same settings are two models: each has its own runs to show.
+            # Without this ComfyUI would give two nodes of the same settings one model, and one history of runs.
             not_idempotent=True,
             outputs=[io.Model.Output(tooltip="The model with the cache. Connect it to the sampler.")],
         )

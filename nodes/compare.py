@@ -59,7 +59,7 @@ class EasyCacheCompare(io.ComfyNode):
         except ValueError as error:
             raise ValueError(f"EasyCache Compare: {error}") from None
         frames, height, width, _ = reference.shape
-        progress = ProgressBar(2 * frames)  # it also stops here when the user cancels
+        progress = ProgressBar(2 * frames)  # its updates raise when the user cancels
 
         errors, similarities = [], []
         for a, b in pairs(reference, candidate):
@@ -92,5 +92,5 @@ class EasyCacheCompare(io.ComfyNode):
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """None for infinity, which JSON does not have."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The bundled demo: a tiny video model that works in anyone's ComfyUI without a download."""
+"""The nodes of the bundled demo: a tiny video model that needs no download."""
 
 from pathlib import Path
 

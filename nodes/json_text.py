@@ -1,10 +1,10 @@
-"""Reports as text: JSON that a person can read too."""
+"""Reports as JSON that is easy to read."""
 
 import json
 
 
 def as_json(report: dict) -> str:
-    """Strict JSON, a line an entry; those that are lists have a line an item.
+    """Strict JSON with one line per entry; an entry that is a list has one line per item.
 
     Raises ValueError for a NaN or an infinity, which JSON does not have.
     """

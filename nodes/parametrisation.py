@@ -1,19 +1,20 @@
-"""Between what a sampler speaks of, noisy and denoised latents, and what the network is given and answers.
+"""Convert the sampler's noisy and denoised latents to the network's input and output, and back.
 
-Models differ in what their network predicts (velocity, noise, v, the picture itself, mixtures of these that
-change with the noise level), and only in the network's own terms does a rate mean anything: at high noise levels
-of v-prediction and EDM models nearly all of (x - denoised) / sigma is noise, whatever the network says.
-ComfyUI's model_sampling knows each way there as `calculate_denoised`, which is linear in output and latent; so the
-way back needs no knowledge of the model.
+Networks predict different things: velocity, noise, v, the picture itself, or mixtures that change with sigma. A rate
+of change is meaningful only for the network's own input and output: at high noise levels of v-prediction and EDM
+models nearly all of (x - denoised) / sigma is noise, whatever the network returns.
+
+ComfyUI's model_sampling converts an output to the denoised latent with `calculate_denoised`. That is linear in output
+and latent, so its inverse can be computed without knowing the model.
 """
 
 import torch
 
 
 class Parametrisation:
-    """One model's way to speak of latents.
+    """The conversion of one model.
 
-    x: the sampler's latent, (batch, channels, ...). sigma: (batch,), as the sampler hands it on.
+    x, denoised, output: (batch, channels, ...). sigma: (batch,), as the sampler passes it.
     """
 
     def __init__(self, model_sampling):
@@ -31,15 +32,12 @@ class Parametrisation:
         zero = torch.zeros_like(one)
         slope = self._sampling.calculate_denoised(sigma, one, zero)
         without = self._sampling.calculate_denoised(sigma, zero, x)
-        # At sigma 0 the output has no say in the result, and any finite answer does.
+        # At sigma 0 the result does not depend on the output, and any finite value will do.
         return (denoised - without).div_(torch.where(slope.abs() < 1e-6, torch.ones_like(slope), slope))
 
 
-class Denoised:
-    """The sampler's own terms, which are the same for every model; forecasts follow the denoised latent.
-
-    The interface is Parametrisation's.
-    """
+class NoConversion:
+    """The sampler's own latents, for forecasts. The interface is that of Parametrisation."""
 
     def network_input(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return x

@@ -1,13 +1,13 @@
-"""Between Pillow's pictures and ComfyUI's, and words on them.
+"""Pillow's pictures as ComfyUI's, and labels on them.
 
-The font is the one that Pillow carries, so that nothing has to be installed; it has little more than ASCII.
+The font is Pillow's own, so that none has to be installed; it has little more than ASCII.
 """
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-MARGIN = 3  # pixels around a label's words
+MARGIN = 3  # pixels around a label's text
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:
@@ -16,12 +16,15 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def as_images(picture: Image.Image) -> torch.Tensor:
-    """As an IMAGE of one frame: (1, height, width, 3), 0 to 1."""
+    """A picture as an IMAGE of one frame: (1, height, width, 3), 0 to 1."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
 
 
 def put_label(frame: torch.Tensor, *texts: str) -> None:
-    """Write the first of the texts that fits into the upper left corner of a frame, (height, width, 3), in place."""
+    """Write the first of the texts that fits into the upper left corner of a frame, in place; nothing if none fits.
+
+    frame: (height, width, 3), 0 to 1.
+    """
     height, width, _ = frame.shape
     letters = font(max(10, min(28, width // 22)))
     for text in texts:

@@ -1,6 +1,6 @@
-"""The picture of a run: its evaluations, computed or skipped, and the numbers that decided so.
+"""Plot of a run: its evaluations, computed or skipped, and the numbers that the decisions rest on.
 
-Drawn with Pillow alone. Places are in points; the picture has SCALE pixels a point, and is readable at one.
+Drawn with Pillow alone. Coordinates are in points. The picture has SCALE pixels per point, and is legible at one.
 """
 
 import math
@@ -21,7 +21,7 @@ TEXT = 11
 
 
 def draw_report(report: dict) -> Image.Image:
-    """report: as EasyCache Report gives it out. Returns 1024 x 768 pixels."""
+    """The plot of a report (as from Run.report), 1024 x 768 pixels."""
     trace = report["trace"]
     if not trace:
         return draw_message("Nothing was sampled: the run had no steps.")
@@ -40,7 +40,7 @@ def draw_report(report: dict) -> Image.Image:
 
 
 def draw_message(message: str) -> Image.Image:
-    """A picture of the same size with words in it."""
+    """A picture of the same size with a message in it."""
     page = _Page(1)
     page.paragraph((40, 120), message, 16, WIDTH - 80)
     return page.picture
@@ -63,7 +63,7 @@ def _draw_error(page: "_Page", top: float, bottom: float, trace: list[dict], rep
 
 
 def _draw_budget(page: "_Page", top: float, bottom: float, trace: list[dict], report: dict) -> None:
-    """How many evaluations had been computed by each, below what the target allows in all."""
+    """The number of evaluations computed so far, at each evaluation, below the number that the target allows."""
     budget = affordable(report["evaluations"], report["target_speedup"])
     so_far, spent = 0, []
     for record in trace:
@@ -83,7 +83,7 @@ def _draw_rate(page: "_Page", top: float, bottom: float, trace: list[dict]) -> N
 
 
 def _draw_steps(page: "_Page", top: float, bottom: float, trace: list[dict]) -> None:
-    """A bar an evaluation: full where the network ran, low and pale where it was skipped."""
+    """One bar per evaluation: full where it was computed, low and pale where it was skipped."""
     page.legend(top - 17, "evaluations", [("computed", COMPUTED), ("skipped", SKIPPED)])
     for i, record in enumerate(trace):
         height = bottom - top if record["computed"] else (bottom - top) / 3
@@ -94,29 +94,29 @@ def _known(values: list) -> list:
     return [value for value in values if value is not None]
 
 
-def _round_step(extent: float, most: int) -> float:
-    """The smallest of 1, 2, 5, 10, 20 ... (and 0.5, 0.2 ...) that goes at most so many times into extent."""
-    power = 10.0 ** math.floor(math.log10(extent / most))
-    return next(step * power for step in (1, 2, 5, 10) if step * power * most >= extent * (1 - 1e-9))
+def _round_step(extent: float, max_steps: int) -> float:
+    """The smallest of ..., 0.2, 0.5, 1, 2, 5, 10, ... of which at most max_steps fit into extent."""
+    power = 10.0 ** math.floor(math.log10(extent / max_steps))
+    return next(step * power for step in (1, 2, 5, 10) if step * power * max_steps >= extent * (1 - 1e-9))
 
 
 class _Axis:
-    """From 0 at `bottom` to a little over `largest` at `top`, with marks at round numbers."""
+    """From 0 at `bottom` to a little over `largest` at `top`, with ticks at round numbers."""
 
-    MARKS = 4
+    MAX_TICKS = 4  # above 0
 
     def __init__(self, top: float, bottom: float, largest: float):
         self.top, self.bottom = top, bottom
         self.end = 1.08 * largest if largest > 0 else 1.0
-        step = _round_step(self.end, self.MARKS)
-        self.marks = [step * i for i in range(int(self.end / step) + 1)]
+        step = _round_step(self.end, self.MAX_TICKS)
+        self.ticks = [step * i for i in range(int(self.end / step) + 1)]
 
-    def place(self, value: float) -> float:
+    def y(self, value: float) -> float:
         return self.bottom - (self.bottom - self.top) * min(value, self.end) / self.end
 
 
 class _Page:
-    """A sheet to draw on, in points, with a column for each of so many evaluations."""
+    """A page to draw on, in points, with one column per evaluation."""
 
     def __init__(self, evaluations: int):
         self.picture = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), PAPER)
@@ -125,13 +125,13 @@ class _Page:
         self._pitch = (RIGHT - LEFT) / evaluations
 
     def text(self, at: tuple, text: str, size: float = TEXT, colour=INK, anchor: str = "la") -> None:
-        self._draw.text([SCALE * place for place in at], text, colour, font(round(SCALE * size)), anchor)
+        self._draw.text([SCALE * coordinate for coordinate in at], text, colour, font(round(SCALE * size)), anchor)
 
     def width(self, text: str, size: float = TEXT) -> float:
         return self._draw.textlength(text, font(round(SCALE * size))) / SCALE
 
     def paragraph(self, at: tuple, text: str, size: float, width: float) -> None:
-        """Words broken into lines of that width."""
+        """Text broken into lines of at most that width."""
         left, top = at
         line = ""
         for word in [*text.split(), None]:
@@ -143,7 +143,7 @@ class _Page:
                 line = longer
 
     def box(self, left: float, top: float, right: float, bottom: float, colour) -> None:
-        corners = [round(SCALE * place) for place in (left, top, right, bottom)]
+        corners = [round(SCALE * coordinate) for coordinate in (left, top, right, bottom)]
         # Pillow draws the last column and row too.
         self._draw.rectangle((corners[0], corners[1], max(corners[0], corners[2] - 1), corners[3] - 1), colour)
 
@@ -153,20 +153,20 @@ class _Page:
         self.box(left + gap, top, left + self._pitch - gap, bottom, colour)
 
     def panel(self, axis: _Axis, trace: list[dict], title: str, legend: list[tuple]) -> None:
-        """Axis, marks, and a pale band wherever the network ran."""
+        """Axis, ticks, and a pale band behind each computed evaluation."""
         self.legend(axis.top - 18, title, legend)
         for i, record in enumerate(trace):
             if record["computed"]:
                 self.column(i, axis.top, axis.bottom, BAND, gaps=False)
-        for mark in axis.marks:
-            y = axis.place(mark)
+        for tick in axis.ticks:
+            y = axis.y(tick)
             self.box(LEFT, y, RIGHT, y + 0.5, GRID)
-            self.text((LEFT - 5, y), f"{mark:.6g}", TEXT, FAINT, "rm")
+            self.text((LEFT - 5, y), f"{tick:.6g}", TEXT, FAINT, "rm")
         self.box(LEFT - 0.5, axis.top, LEFT, axis.bottom, FAINT)
         self.box(LEFT, axis.bottom, RIGHT, axis.bottom + 0.5, FAINT)
 
     def legend(self, top: float, title: str, entries: list[tuple]) -> None:
-        """A title on the left, and what the colours mean on the right."""
+        """A title on the left, and what the colours mean on the right. entries: (name, colour)."""
         self.text((14, top), title, TEXT)
         right = RIGHT
         for name, colour in reversed(entries):
@@ -178,12 +178,12 @@ class _Page:
     def bars(self, axis: _Axis, values: list, colour) -> None:
         for i, value in enumerate(values):
             if value is not None:
-                self.column(i, min(axis.place(value), axis.bottom - 1), axis.bottom, colour)
+                self.column(i, min(axis.y(value), axis.bottom - 1), axis.bottom, colour)
 
     def line(self, axis: _Axis, values: list, colour) -> None:
-        """Through the middle of the columns; broken where a value is not known."""
+        """A line through the middle of the columns; interrupted where a value is None."""
         points = [
-            None if value is None else (SCALE * (LEFT + (i + 0.5) * self._pitch), SCALE * axis.place(value))
+            None if value is None else (SCALE * (LEFT + (i + 0.5) * self._pitch), SCALE * axis.y(value))
             for i, value in enumerate(values)
         ]
         radius = SCALE * min(2.2, max(0.75, self._pitch / 3))
@@ -195,13 +195,13 @@ class _Page:
                 self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
 
     def limit(self, axis: _Axis, value: float) -> None:
-        """A dashed line across."""
-        y = axis.place(value)
+        """A dashed horizontal line."""
+        y = axis.y(value)
         for x in range(LEFT, RIGHT, 8):
             self.box(x, y - 0.75, min(x + 5, RIGHT), y + 0.75, LIMIT)
 
     def number_evaluations(self, top: float) -> None:
-        """Numbers below the columns, from 1, at the first, the last and round ones between that have room."""
+        """Numbers below the columns, from 1: the first, the last, and round numbers between where there is room."""
         last = self._evaluations
         step = max(1, round(_round_step(last, 10)))
         room = (self.width(str(last)) + 8) / self._pitch

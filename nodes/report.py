@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from .journal import journal_of
 from .json_text import as_json
 from .pictures import as_images
 from .plot import draw_message, draw_report
+from .run_history import history_of
 
 NOT_PATCHED = (
     "Nothing to report: this model has not been through an EasyCache (Adaptive) node. Connect that node's output here "
@@ -52,7 +52,7 @@ class EasyCacheReport(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="report",
-                    tooltip="All numbers of the run as JSON, with one record an evaluation in trace. If there is "
+                    tooltip="All numbers of the run as JSON, with one record per evaluation in trace. If there is "
                     "nothing to report, its only entry is a message that says why.",
                 ),
             ],
@@ -60,9 +60,9 @@ class EasyCacheReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent: dict) -> io.NodeOutput:
-        journal = journal_of(model)
-        report = journal and journal.find(latent["samples"])
+        history = history_of(model)
+        report = history and history.find(latent["samples"])
         if report:
             return io.NodeOutput(latent, as_images(draw_report(report)), as_json(report))
-        message = NOT_PATCHED if journal is None else NOT_SAMPLED if journal.last is None else NOT_THIS_LATENT
+        message = NOT_PATCHED if history is None else NOT_SAMPLED if history.last is None else NOT_THIS_LATENT
         return io.NodeOutput(latent, as_images(draw_message(message)), as_json({"message": message}))

@@ -1,9 +1,8 @@
-"""One sampling run with the cache: what happens between a sampler and the network.
+"""One sampling run with the cache, between the sampler and the network.
 
-`sample_with_cache` wraps ComfyUI's OUTER_SAMPLE, which is called once a run. It makes a Run, and puts the
-Run's own wrappers into that run's copy of the model options: PREDICT_NOISE, where the one decision an
-evaluation is taken, and CALC_COND_BATCH, where conditions are either computed and recorded or answered from
-the cache. Model, node and module hold no state, so runs cannot disturb each other.
+`sample_with_cache` wraps ComfyUI's OUTER_SAMPLE, which is called once per run. It makes a Run, and puts the Run's
+wrappers into a copy of the model options: PREDICT_NOISE decides, once per evaluation; CALC_COND_BATCH computes and
+stores the outputs, or predicts them. The state of a run is in its Run alone, so runs cannot affect each other.
 """
 
 import logging
@@ -17,12 +16,12 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..easycache_core import CacheController, Ranks
 from ..easycache_core.ranks import EVERYONE
-from .activity import Switches, patched_layers
-from .journal import KEY, Journal
-from .live import Live
-from .parametrisation import Denoised, Parametrisation
+from .parametrisation import NoConversion, Parametrisation
+from .progress_events import ProgressEvents
+from .run_history import WRAPPER_KEY, RunHistory
+from .schedule_switches import Switches
 from .settings import Settings
-from .steps import StepClock, foreseen, lengths
+from .steps import StepCounter, step_count_known, step_lengths
 from .summary import summarise, totals
 from .windows import CachedWindows
 
@@ -31,7 +30,7 @@ log = logging.getLogger("easycache")
 
 def sample_with_cache(
     settings: Settings,
-    journal: Journal,
+    history: RunHistory,
     executor,
     noise,
     latent_image,
@@ -42,31 +41,33 @@ def sample_with_cache(
     *args,
     **kwargs,
 ):
-    """OUTER_SAMPLE wrapper: opens a run and closes it whatever happens; its report goes to the journal."""
+    """OUTER_SAMPLE wrapper: one run. Its state is freed on errors too; its report goes to `history` if it finishes."""
     guider = executor.class_obj
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
     options = guider.model_options.get("transformer_options", {})
-    ranks = options.get("easycache_ranks", EVERYONE)  # a worker with replicas of its own says which belong together
-    run = Run(settings, sigmas, model_sampling, packed_streams(*args, **kwargs), foreseen(sampler), ranks)
+    ranks = options.get("easycache_ranks", EVERYONE)  # set where not all ranks share this run
+    run = Run(settings, sigmas, model_sampling, packed_streams(*args, **kwargs), step_count_known(sampler), ranks)
     if "easycache" in options:
         log.warning(
             "EasyCache: the model also has ComfyUI's built-in EasyCache or LazyCache node; two caches add up "
             "their errors, so use one of them"
         )
 
-    live, state = Live(journal.node), "stopped"
+    events, state = ProgressEvents(history.node), "stopped"
 
     def after_step(step, denoised, x, total_steps):
-        run.clock.report(step)
-        live.tell("running", run.account)
+        run.step_counter.on_callback(step)
+        events.send("running", run.snapshot)
         if callback is not None:
             callback(step, denoised, x, total_steps)
 
     original_options = guider.model_options
     guider.model_options = comfy.model_patcher.create_model_options_clone(original_options)
-    add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, run.predict_noise, guider.model_options, is_model_options=True)
     add_wrapper_with_key(
-        WrappersMP.CALC_COND_BATCH, KEY, run.calc_cond_batch, guider.model_options, is_model_options=True
+        WrappersMP.PREDICT_NOISE, WRAPPER_KEY, run.predict_noise, guider.model_options, is_model_options=True
+    )
+    add_wrapper_with_key(
+        WrappersMP.CALC_COND_BATCH, WRAPPER_KEY, run.calc_cond_batch, guider.model_options, is_model_options=True
     )
     try:
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
@@ -75,25 +76,34 @@ def sample_with_cache(
     finally:
         guider.model_options = original_options
         run.close()
-        live.tell(state, run.account)
-    journal.add(samples, run.report())
+        events.send(state, run.snapshot)
+    history.add(samples, run.report())
     return samples
 
 
 def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list[int]:
-    """Sizes of the streams of a latent, from the end of OUTER_SAMPLE's arguments.
+    """Elements per sample of each stream that is packed into the latent, [] for a single one.
 
-    Newer ComfyUI packs video and its sound into one tensor and hands on the shapes of both.
+    Newer ComfyUI packs a video and its sound into one tensor; latent_shapes, at the end of OUTER_SAMPLE's arguments,
+    has the shapes of both.
     """
     return [math.prod(shape[1:]) for shape in latent_shapes] if len(latent_shapes) > 1 else []
 
 
-class Run:
-    """The cache's whole state during one sampling run.
+def patched_layers(model_options: dict) -> tuple:
+    """Sorted (kind, layer) of the layers that are replaced or skipped in a call of the network."""
+    replaced = model_options.get("transformer_options", {}).get("patches_replace", {})
+    return tuple(sorted((kind, str(layer)) for kind, layers in replaced.items() for layer in layers))
 
-    In the terms of the engine, a branch is one conditioning of one call to calc_cond_batch. Inputs and outputs are what
-    the network gets and what it answers for that conditioning (Parametrisation), or, for forecasts, the sampler's
-    latent and the denoised one (Denoised).
+
+class Run:
+    """The state of the cache during one sampling run.
+
+    A branch of the engine is one conditioning of one call to calc_cond_batch. The engine's inputs and outputs are those
+    of the network (Parametrisation), or for forecasts the noisy and the denoised latent (NoConversion).
+
+    sigmas: the sampler's schedule, (steps + 1,). streams: as from packed_streams. step_count_is_known: whether the
+    sampler takes the steps of its schedule. ranks: as CacheController takes them.
     """
 
     def __init__(
@@ -102,130 +112,131 @@ class Run:
         sigmas: torch.Tensor,
         model_sampling,
         streams: Sequence[int] = (),
-        steps_are_foreseen: bool = True,
+        step_count_is_known: bool = True,
         ranks: Ranks | None = EVERYONE,
     ):
         self.settings = settings
-        self.clock = StepClock()
+        self.step_counter = StepCounter()
         self._total_steps = max(len(sigmas) - 1, 0)  # a schedule may be empty
         forecasting = settings.config.predictor == "forecast"
-        self._network = Denoised() if forecasting else Parametrisation(model_sampling)
-        self._highest = float(model_sampling.percent_to_sigma(settings.start_percent))
-        self._lowest = float(model_sampling.percent_to_sigma(settings.end_percent))
+        self._conversion = NoConversion() if forecasting else Parametrisation(model_sampling)
+        self._sigma_start = float(model_sampling.percent_to_sigma(settings.start_percent))
+        self._sigma_end = float(model_sampling.percent_to_sigma(settings.end_percent))
         self._controller = CacheController(
             settings.config,
             self._total_steps,
             streams,
             denoised=forecasting,
-            foreseen=steps_are_foreseen,
-            step_lengths=lengths(model_sampling, sigmas) if settings.config.target_speedup else None,
+            foreseen=step_count_is_known,
+            step_lengths=step_lengths(model_sampling, sigmas) if settings.config.target_speedup else None,
             ranks=ranks,
         )
         self._switches: Switches | None = None
-        self._computed_at: torch.Tensor | None = None  # noise level of the last computed evaluation
-        self._missed = False  # whether the last evaluation asked for something that was not in the cache
+        self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
+        self._cache_miss = False  # whether the last evaluation had a branch that could not be predicted
         # Of the current evaluation:
         self._x: torch.Tensor | None = None
         self._reusing = False
-        self._positive: list[dict] | None = None
-        self._calls = 0
-        self._computing = False
+        self._positive: list[dict] | None = None  # conditioning
+        self._calls = 0  # to calc_cond_batch
+        self._computing = False  # whether such a call is being computed
 
     def predict_noise(self, executor, x, timestep, model_options, *args, **kwargs):
-        """PREDICT_NOISE wrapper, once an evaluation: decide.
+        """PREDICT_NOISE wrapper, once per evaluation: decide whether to compute it.
 
-        x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,).
+        x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,). Returns the denoised latent.
         """
-        step, conds = self.clock.tick(), getattr(executor.class_obj, "conds", {})
-        force, changed = self._must_compute(step, timestep[0], conds)
-        self._x, self._positive, self._calls, self._missed = x, conds.get("positive"), 0, False
-        network_x = self._with_room(self._network.network_input, x, timestep)
+        step, conds = self.step_counter.next_evaluation(), getattr(executor.class_obj, "conds", {})
+        force, changed = self._force_and_changed(step, timestep[0], conds)
+        self._x, self._positive, self._calls, self._cache_miss = x, conds.get("positive"), 0, False
+        network_x = self._retry_on_oom(self._conversion.network_input, x, timestep)
         self._reusing = not self._controller.begin(network_x, sigma=timestep, step=step, force=force, changed=changed)
         if not self._reusing:
-            self._computed_at = timestep[0].clone()
+            self._computed_sigma = timestep[0].clone()
         handler = model_options.get("context_handler")
         if handler is not None:
-            model_options = {**model_options, "context_handler": CachedWindows(handler, self.conditions)}
+            model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
         denoised = executor(x, timestep, model_options, *args, **kwargs)
         self._x = self._positive = None
         if self.settings.verbose:
             self._log_evaluation()
         return denoised
 
-    def _must_compute(self, step: int, sigma: torch.Tensor, conds: dict):
-        """(whether something outside the engine's view rules out reuse of this evaluation, whether the network is asked
-        something new), at noise level sigma.
+    def _force_and_changed(self, step: int, sigma: torch.Tensor, conds: dict):
+        """(force, changed) as CacheController.begin takes them, at noise level sigma, a one-element tensor.
 
-        Samplers evaluate between the noise levels of the schedule, and some follow one of their own. Hence the level
-        itself is looked at, which is on the device, and so are the answers.
+        force: compute whatever the error. changed: the conditioning is another one than was computed last.
+
+        Samplers evaluate between the sigmas of the schedule, and some have a schedule of their own. Hence sigma itself
+        is compared; it stays on the device, and so do the results.
         """
-        if self._computed_at is None:
+        if self._computed_sigma is None:
             self._switches = Switches(conds, sigma.device)
             return True, False
-        changed = self._missed or self._switches.passed(self._computed_at, sigma)
+        changed = self._cache_miss or self._switches.crossed(self._computed_sigma, sigma)
         config = self.settings.config
         force = False
         if not config.target_speedup:  # a budget has no warm-up
-            if self.clock.unsettled:  # it may still be warm-up
+            if self.step_counter.ambiguous:  # it may still be warm-up
                 return True, changed
-            if step == config.warmup_steps and self.clock.single:
-                # A corrector that looks again at the noise level of the last step of the warm-up belongs to that step.
-                force = sigma == self._computed_at
+            if step == config.warmup_steps and self.step_counter.one_per_step:
+                # A corrector's second evaluation at the sigma of the last warm-up step still belongs to that step.
+                force = sigma == self._computed_sigma
         if self.settings.start_percent > 0 or self.settings.end_percent < 1:
-            force = force | (sigma > self._highest) | (sigma < self._lowest)
+            force = force | (sigma > self._sigma_start) | (sigma < self._sigma_end)
         return force, changed
 
     def calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
-        """CALC_COND_BATCH wrapper: denoised latents for a list of conditionings, computed or predicted."""
+        """CALC_COND_BATCH wrapper: as predict_or_compute. Nested calls are computed."""
 
         def compute():
             return executor(model, conds, x, timestep, model_options)
 
-        return compute() if self._computing else self.conditions(compute, conds, x, timestep, model_options)
+        return compute() if self._computing else self.predict_or_compute(compute, conds, x, timestep, model_options)
 
-    def conditions(self, compute, conds, x, timestep, model_options) -> list[torch.Tensor]:
-        """Denoised latents for a list of conditionings: predicted where possible, else from `compute()`.
+    def predict_or_compute(self, compute, conds, x, timestep, model_options) -> list[torch.Tensor]:
+        """Denoised latents, one per conditioning: predicted where possible, else from `compute()`.
 
-        Guidance add-ons (perturbed attention, skip-layer ...) call again within one evaluation. Calls are told
-        apart by their order and by the layers they patch, as an add-on may end on the way and the next one
-        move up.
+        Guidance add-ons (perturbed attention, skip-layer ...) call again within one evaluation. Calls are distinguished
+        by their order and by the layers that they patch, as an add-on may end during the run and the next one move up.
         """
         call, self._calls = f"{self._calls} {patched_layers(model_options)}", self._calls + 1
         branches = {i: f"{call} {i}" for i, cond in enumerate(conds) if cond is not None}
-        own_x = None if x is self._x else self._with_room(self._network.network_input, x, timestep)
+        own_x = None if x is self._x else self._retry_on_oom(self._conversion.network_input, x, timestep)
         if self._reusing and all(map(self._controller.knows, branches.values())):
             try:
                 predicted = {i: self._controller.predict(branch, own_x) for i, branch in branches.items()}
                 return [
-                    self._network.denoised(predicted[i], x, timestep) if i in predicted else torch.zeros_like(x)
+                    self._conversion.denoised(predicted[i], x, timestep) if i in predicted else torch.zeros_like(x)
                     for i in range(len(conds))
                 ]
             except OOM_EXCEPTION:
                 if self._controller.shared:
                     raise
                 self._controller.forget()
-        denoised = self._computed(compute)
+        denoised = self._compute_nested(compute)
         if self._reusing:
-            self._missed = True
+            self._cache_miss = True
             return denoised
-        # The first one stored is the tracked one; some guiders list the negative first.
+        # The branch stored first is the one whose error decides; some guiders list the negative first.
         for i in sorted(branches, key=lambda i: conds[i] is not self._positive):
-            output = self._with_room(self._network.network_output, denoised[i], x, timestep)
+            output = self._retry_on_oom(self._conversion.network_output, denoised[i], x, timestep)
             self._controller.store(branches[i], output, own_x)
         return denoised
 
-    def _computed(self, compute) -> list[torch.Tensor]:
-        """compute(), without looking at what it calls on its way."""
+    def _compute_nested(self, compute) -> list[torch.Tensor]:
+        """compute(), with nested calls to calc_cond_batch left alone."""
         self._computing = True
         try:
-            return self._with_room(compute)
+            return self._retry_on_oom(compute)
         finally:
             self._computing = False
 
-    def _with_room(self, make, *args):
-        """make(*args), a second time without the cache if there was no room for both.
+    def _retry_on_oom(self, make, *args):
+        """make(*args); if memory runs out, once more with the cache freed.
 
-        Not where other ranks run along: the network talks to theirs, and one rank alone must not run it again.
+        Raises the error if the cache is empty, and with other ranks: the network exchanges data with theirs, so one
+        rank alone must not run it again.
         """
         try:
             return make(*args)
@@ -249,20 +260,23 @@ class Run:
         )
 
     def summary(self) -> str:
-        return summarise(self._totals(), self.settings, self.clock.steps)
+        return summarise(self._totals(), self.settings, self.step_counter.steps)
 
-    def account(self) -> tuple[dict, list, int]:
-        """The report without its trace, the trace so far, and how many of its records have all their numbers."""
+    def snapshot(self) -> tuple[dict, list, int]:
+        """(report without trace, trace so far, how many of its first records have all their numbers).
+
+        Does not wait for the device.
+        """
         return self._totals(), *self._controller.trace_so_far()
 
     def report(self) -> dict:
-        """The report as the user gets it; waits for the device."""
+        """The report with its trace; waits for the device."""
         return {**self._totals(), "trace": self._controller.trace}
 
     def _totals(self) -> dict:
         return totals(self.settings, self._total_steps, self._controller)
 
     def close(self) -> None:
-        """Let go of every tensor, even if somebody still holds this run."""
-        self._x = self._positive = self._computed_at = self._switches = None
+        """Free every tensor, even if a reference to this run remains."""
+        self._x = self._positive = self._computed_sigma = self._switches = None
         self._controller.release()

@@ -1,4 +1,4 @@
-"""What one EasyCache (Adaptive) node was set to."""
+"""The settings of one EasyCache (Adaptive) node."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from ..easycache_core.config import require_number
 
 @dataclass(frozen=True)
 class Settings:
-    """The engine's settings and what only ComfyUI can make sense of.
+    """The engine's settings, and those that need ComfyUI.
 
-    start_percent, end_percent: the part of the model's schedule in which reuse is allowed, as percentages are
-    meant everywhere in ComfyUI (`model_sampling.percent_to_sigma`). verbose: one log line an evaluation.
+    start_percent, end_percent: the part of the model's schedule in which reuse is allowed, 0 to 1, in ComfyUI's sense
+    (`model_sampling.percent_to_sigma`). verbose: one log line per evaluation.
 
     Raises ValueError naming the widget and its range.
     """

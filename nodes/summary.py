@@ -1,13 +1,13 @@
-"""What a run did, in numbers and in one line of the log."""
+"""The totals of a run, as numbers and as one line of the log."""
 
 from ..easycache_core import CacheController
 from .settings import Settings
 
 
 def totals(settings: Settings, steps: int, controller: CacheController) -> dict:
-    """What a run did so far, ready for JSON and without `trace`; steps: of the sampler.
+    """The totals of a run so far: the entries of its report but `trace`. steps: of the sampler.
 
-    speedup is evaluations / computed, None if there were none.
+    speedup is evaluations / computed, None if none was computed.
     """
     config, computed, skipped = settings.config, controller.computed, controller.skipped
     return {
@@ -24,7 +24,10 @@ def totals(settings: Settings, steps: int, controller: CacheController) -> dict:
 
 
 def summarise(did: dict, settings: Settings, steps: int) -> str:
-    """What the log says of `totals`, and if nothing was skipped, why. steps: that the sampler took."""
+    """The line for the log, with the reason if nothing was skipped.
+
+    did: as from `totals`. steps: that the sampler took.
+    """
     if did["evaluations"] == 0:
         return "EasyCache: nothing was sampled, the run had no steps"
     line = (

@@ -1,6 +1,6 @@
-"""Context windows: a long latent is computed window by window, and the windows may lie elsewhere at every step.
+"""Context windows: a long latent is computed window by window, and the windows may move from step to step.
 
-What is cached is therefore what the windows add up to, and a reused evaluation needs no window at all.
+So the combined output of all windows is cached, and a reused evaluation computes no window at all.
 """
 
 from collections.abc import Callable
@@ -9,21 +9,20 @@ from collections.abc import Callable
 class CachedWindows:
     """Stands in for ComfyUI's context handler during one evaluation.
 
-    handler: the one that was set up. conditions: called with (compute, conds, x, timestep, model_options), as
-    Run.conditions; `compute` has the handler go through its windows.
+    handler: the one it replaces. predict_or_compute: as Run.predict_or_compute; its `compute` runs all windows.
     """
 
-    def __init__(self, handler, conditions: Callable):
+    def __init__(self, handler, predict_or_compute: Callable):
         self._handler = handler
-        self._conditions = conditions
+        self._predict_or_compute = predict_or_compute
 
     def __getattr__(self, name):
         return getattr(self._handler, name)
 
     def execute(self, calc_cond_batch, model, conds, x, timestep, model_options):
         def compute():
-            # A handler's callbacks may ask the model options for the handler itself.
+            # A handler's callbacks may look for the handler itself in the model options.
             own_options = {**model_options, "context_handler": self._handler}
             return self._handler.execute(calc_cond_batch, model, conds, x, timestep, own_options)
 
-        return self._conditions(compute, conds, x, timestep, model_options)
+        return self._predict_or_compute(compute, conds, x, timestep, model_options)

@@ -1,6 +1,7 @@
-"""A Chromium for end-to-end tests and screenshots: find it, or install it, and open it.
+"""Find, or install, and open a Chromium, for end-to-end tests and screenshots.
 
-Looked for: the program named by CHROMIUM_PATH, then the usual names; on a Debian machine as root it is installed.
+Searched in this order: the program that CHROMIUM_PATH names, the usual names. On Debian it is installed if missing and
+if the user is root.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Headless, and quiet on the network: a test talks to the server on this machine alone.
+# Headless, and without requests to other machines.
 ARGUMENTS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -19,13 +20,13 @@ ARGUMENTS = (
 
 
 class NoBrowser(RuntimeError):
-    """There is no Chromium, and none can be installed."""
+    """No Chromium was found, and none could be installed."""
 
 
 def find() -> str:
-    """Path of a Chromium; installs one where that is possible.
+    """Path of a Chromium; installs one if there is none.
 
-    Raises NoBrowser, or FileNotFoundError when CHROMIUM_PATH names nothing.
+    Raises NoBrowser if that fails, and FileNotFoundError if CHROMIUM_PATH names no file.
     """
     named = os.environ.get("CHROMIUM_PATH")
     if named:
@@ -55,7 +56,7 @@ def _install() -> str:
 
 @contextlib.contextmanager
 def chromium(path: str | None = None) -> Iterator:
-    """A browser of Playwright's synchronous API. path: as from `find`."""
+    """A browser of Playwright's synchronous API, closed at the end. path: of a Chromium, by default that of `find`."""
     from playwright.sync_api import sync_playwright
 
     path = path or find()

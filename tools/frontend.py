@@ -1,4 +1,4 @@
-"""ComfyUI's frontend in a browser, used as a person would: for end-to-end tests and screenshots."""
+"""ComfyUI's frontend in a browser, operated as a user would, for end-to-end tests and screenshots."""
 
 import contextlib
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = "comfyui-frontend-package"
 LOADED = "() => window.app?.extensionManager && window.app.canvas?.graph && !document.querySelector('#splash-loader')"
 NODE = "EasyCacheAdaptive"
-# What a first visit would put over the canvas.
+# Without these, a first visit shows dialogs over the canvas.
 QUIET = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
@@ -20,7 +20,7 @@ QUIET = {
 
 
 def newest() -> Path:
-    """The newest frontend that the package index has, unpacked into the Python environment's own folder."""
+    """Folder of the newest frontend on the package index, unpacked into the Python environment's own folder."""
     home = Path(sys.prefix) / "share" / "easycache-frontend"
     home.mkdir(parents=True, exist_ok=True)
     subprocess.run(
@@ -37,14 +37,14 @@ def newest() -> Path:
 
 
 class Frontend:
-    """A browser tab. Positions are of the page, in CSS pixels."""
+    """A browser tab. Positions are those on the page, in CSS pixels."""
 
     def __init__(self, page, url: str):
         """page: of Playwright's synchronous API. url: of the server."""
         self.page, self.url = page, url
 
     def open(self, **settings) -> None:
-        """Load the page. settings: by name with "Comfy." left out and "_" for "."."""
+        """Load the page. settings: ComfyUI's, by name without "Comfy." and with "_" in place of "."."""
         wanted = {f"Comfy.{name.replace('_', '.')}": value for name, value in settings.items()}
         defaults = {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"}
         answer = self.page.request.post(f"{self.url}/settings", data={**QUIET, **defaults, **wanted})
@@ -58,11 +58,11 @@ class Frontend:
         self.page.evaluate("() => document.fonts.ready.then(() => null)")
 
     def load(self, workflow: dict) -> None:
-        """Open a workflow as a file dropped onto the page would be."""
+        """Open a workflow, as when its file is dropped onto the page."""
         self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
 
     def build(self, *nodes: dict) -> list:
-        """Empty the canvas and put these nodes there, whose ids are returned.
+        """Empty the canvas, add these nodes and return their ids.
 
         A node is {"type", "at": [x, y], "widgets": values by name, "inputs": {name: [index of the node, its output]}}.
         """
@@ -89,11 +89,11 @@ class Frontend:
         )
 
     def nodes(self, kind: str = NODE) -> list:
-        """Ids of the nodes of a kind in the graph on show."""
+        """Ids of the nodes of a kind in the graph that is shown."""
         return self.page.evaluate("kind => app.canvas.graph.nodes.filter(n => n.type === kind).map(n => n.id)", kind)
 
     def values(self, node) -> dict:
-        """A node's widgets by name."""
+        """A node's widget values by name."""
         return self.page.evaluate(
             "id => Object.fromEntries(app.canvas.graph.getNodeById(id).widgets.map(w => [w.name, w.value]))", node
         )
@@ -113,7 +113,7 @@ class Frontend:
         )
 
     def look_at(self, node, zoom: float = 1.0, left: float = 300, top: float = 160) -> None:
-        """Scroll so that a node's corner is there on the page."""
+        """Scroll so that a node's upper left corner is at (left, top) on the page."""
         self.page.evaluate(
             """([id, zoom, left, top]) => {
                 const { ds, canvas, graph } = app.canvas;
@@ -128,13 +128,13 @@ class Frontend:
         self.frames()
 
     def frames(self) -> None:
-        """Let the page draw itself."""
+        """Wait until the page has been drawn."""
         self.page.evaluate(
             "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))))"
         )
 
     def widget(self, node, name: str) -> tuple[float, float, float]:
-        """(left, right, middle height) of a widget that is drawn on the canvas."""
+        """(left, right, vertical centre) of a widget that is drawn on the canvas."""
         return tuple(
             self.page.evaluate(
                 """([id, name]) => {
@@ -153,23 +153,23 @@ class Frontend:
         self.page.locator(f"button{button}, {button} button").first.click()
 
     def prompt(self) -> dict:
-        """What would be queued."""
+        """The prompt that would be queued."""
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")
 
     def saved(self) -> dict:
-        """What would be saved."""
+        """The workflow that would be saved."""
         return self.page.evaluate("() => (app.rootGraph ?? app.graph).serialize()")
 
     @property
     def charts(self):
-        """The charts on show."""
+        """The visible charts."""
         return self.page.locator(".easycache:visible")
 
     def summary(self, chart: int = 0) -> str:
         return self.charts.nth(chart).locator(".easycache-summary").inner_text()
 
     def wait_for_summary(self, pattern: str, chart: int = 0, seconds: float = 120) -> str:
-        """Wait until a chart's summary matches a regular expression of JavaScript's, and return it."""
+        """Wait until a chart's summary matches a JavaScript regular expression, and return it."""
         return self.page.wait_for_function(
             """([pattern, chart]) => {
                 const shown = [...document.querySelectorAll('.easycache')].filter((e) => e.checkVisibility());
@@ -183,7 +183,7 @@ class Frontend:
 
 @contextlib.contextmanager
 def tab(browser, url: str, width: int = 1400, height: int = 1000) -> Iterator[Frontend]:
-    """A tab with a profile of its own: nothing is known there of other tabs."""
+    """A tab with its own profile, which shares no storage with other tabs."""
     context = browser.new_context(viewport={"width": width, "height": height})
     context.set_default_timeout(60_000)
     try:

@@ -1,4 +1,4 @@
-"""Write the example workflows and their thumbnails: what they consist of is said here, where things lie is worked out.
+"""Write the example workflows and their thumbnails, from the definitions in this file.
 
 python tools/make_workflows.py          in an environment that tools/comfy_host.py has prepared
 
@@ -22,7 +22,7 @@ TEXT, VIDEO, PICTURE = (400, None), (560, 470), (560, 600)
 
 @dataclass(frozen=True)
 class File:
-    """A model's file: where it goes in ComfyUI's folder `models`, and where it is to be had."""
+    """A model's file: its folder in ComfyUI's `models`, and its repository and path on Hugging Face."""
 
     folder: str
     repository: str
@@ -38,7 +38,7 @@ class File:
 
 
 def split(repository: str, folder: str, name: str) -> File:
-    """A file of ComfyUI's own repackaged models."""
+    """A file of the models that Comfy-Org has repackaged."""
     return File(folder, f"Comfy-Org/{repository}", f"split_files/{folder}/{name}.safetensors")
 
 
@@ -58,7 +58,7 @@ FLAWS = "blurry, low quality, compression artefacts, still image, overexposed, d
 
 
 def load(graph: Graph, kind: str, **inputs) -> Node:
-    """A loader. ComfyUI offers to download the files that are missing, from what is noted in the node's properties."""
+    """A loader. ComfyUI offers to download missing files from the addresses in the node's properties."""
     files = [value for value in inputs.values() if isinstance(value, File)]
     models = [{"name": file.name, "url": file.url, "directory": file.folder} for file in files]
     named = {name: value.name if isinstance(value, File) else value for name, value in inputs.items()}
@@ -66,12 +66,12 @@ def load(graph: Graph, kind: str, **inputs) -> Node:
 
 
 def easycache(graph: Graph, model, title: str = "", **widgets) -> Node:
-    """Tall enough for the chart that the browser draws on it."""
+    """An EasyCache (Adaptive) node, tall enough for the chart that the browser draws on it."""
     return graph.node("EasyCacheAdaptive", title, (360, 490), CACHE, model=model, **widgets)
 
 
 def prompts(graph: Graph, clip, positive: str, negative: str = FLAWS) -> list[Node]:
-    """The positive and the negative one."""
+    """The positive and the negative prompt."""
     return [
         graph.node("CLIPTextEncode", f"{name} prompt", TEXT, clip=clip, text=" ".join(text.split()))
         for name, text in (("Positive", positive), ("Negative", negative))
@@ -79,7 +79,7 @@ def prompts(graph: Graph, clip, positive: str, negative: str = FLAWS) -> list[No
 
 
 def video(graph: Graph, images, fps: float, name: str) -> list[Node]:
-    """Frames to a saved video."""
+    """The nodes that save frames as a video."""
     made = graph.node("CreateVideo", images=images, fps=fps)
     return [made, graph.node("SaveVideo", size=VIDEO, video=made, filename_prefix=f"video/EasyCache_{name}")]
 
@@ -409,7 +409,7 @@ def sdxl(graph: Graph) -> None:
 
 @dataclass(frozen=True)
 class Workflow:
-    """title: in its thumbnail, None where the thumbnail shows what the workflow makes and is kept."""
+    """title: in its thumbnail; None where tools/result_thumbnails.py makes the thumbnail."""
 
     build: Callable[[Graph], None]
     title: str | None = None
@@ -446,7 +446,7 @@ WORKFLOWS = {
 
 
 def files(object_info: dict) -> dict[str, str]:
-    """Names of the workflows, and what is in their files."""
+    """The contents of the workflows' files by name."""
     written = {}
     for name, workflow in WORKFLOWS.items():
         graph = Graph(name, object_info)

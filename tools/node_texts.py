@@ -1,6 +1,6 @@
-"""Write locales/en/nodeDefs.json, the texts of the nodes as their code has them, for translators to start from.
+"""Write locales/en/nodeDefs.json: the nodes' names and tooltips from their code, for translators to start from.
 
-`python tools/node_texts.py`; a test says when it is due.
+`python tools/node_texts.py`; a test fails while the file differs from the code.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ ENGLISH = comfy_host.PACK / "locales" / "en" / "nodeDefs.json"
 
 
 def texts_of(info: dict) -> dict:
-    """What ComfyUI's frontend looks up for nodes. info: as /object_info has them, by node id."""
+    """The texts by node id, as ComfyUI's frontend looks them up. info: by node id, as in /object_info."""
     return {name: _texts(node) for name, node in info.items()}
 
 

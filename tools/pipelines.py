@@ -1,4 +1,4 @@
-"""Real diffusers pipelines, built tiny with random weights. Their prompts come encoded, and latents go undecoded."""
+"""Tiny diffusers pipelines with random weights. They take encoded prompts and return latents."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,9 +10,9 @@ FAMILIES = ("Wan", "HunyuanVideo", "FLUX", "LTX", "CogVideoX", "Mochi")
 
 
 class Subject(NamedTuple):
-    """A pipeline and what one has to know of it.
+    """A pipeline and how to call it.
 
-    arguments: of its call, the number of steps and the generator left out. calls: to the transformer in a step.
+    arguments: of its call, without the number of steps and the generator. calls: of the transformer per step.
     sigma_of, prediction: as `attach` takes them.
     """
 
@@ -30,7 +30,7 @@ class Subject(NamedTuple):
 
 
 def build(family: str, seed: int = 0) -> Subject:
-    """A pipeline of one of FAMILIES."""
+    """A pipeline of one of FAMILIES; the same seed gives the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         subject = _MAKERS[family]()
@@ -40,7 +40,7 @@ def build(family: str, seed: int = 0) -> Subject:
 
 
 def calm(transformer: torch.nn.Module) -> None:
-    """Let the output depend less on the timestep: to random weights neighbouring ones are as different as any."""
+    """Make the output depend less on the timestep; with random weights it differs too much from step to step."""
     for name, parameter in transformer.named_parameters():
         if (
             "timestep_embedder.linear_2" in name
@@ -57,7 +57,7 @@ def _pipeline(kind: type, transformer: torch.nn.Module, scheduler) -> diffusers.
 
 
 def _embeds(*shape: int, masked: bool = False) -> dict:
-    """Encoded prompts, a positive and a negative one."""
+    """A positive and a negative encoded prompt of that shape, without the batch."""
     prompts = {"prompt_embeds": torch.randn(1, *shape), "negative_prompt_embeds": torch.randn(1, *shape)}
     if masked:
         prompts |= {
@@ -124,7 +124,7 @@ def _cogvideox() -> Subject:
     pipe = _pipeline(diffusers.CogVideoXPipeline, transformer, scheduler)
 
     def sigma_of(t: float) -> float:
-        signal = float(scheduler.alphas_cumprod[int(t)].clamp_min(1e-4))  # there is none left at the first timestep
+        signal = float(scheduler.alphas_cumprod[int(t)].clamp_min(1e-4))  # it is 0 at the first timestep
         return ((1 - signal) / signal) ** 0.5
 
     size = dict(height=64, width=64, num_frames=5, guidance_scale=4.0, max_sequence_length=7)

@@ -1,9 +1,9 @@
-"""Thumbnails of the two workflows that need no model of one's own:
+"""Thumbnails of the two workflows that need no downloaded model:
 
     python tools/result_thumbnails.py
 
-The instant demo's is from docs/side_by_side.webp, which demo/run.py makes; the other one's from what it makes in a real
-server. Those of the other workflows are cards (make_workflows.py).
+The instant demo's is made from docs/side_by_side.webp, which demo/run.py writes; the other one from the workflow's
+output in a real server. The other workflows have cards (make_workflows.py).
 """
 
 import asyncio
@@ -23,14 +23,14 @@ REPORT_SIZE, CHART, TILE, GAP = (584, 352), (460, 345), 108, 6
 
 
 def middle(animation) -> Image.Image:
-    """The middle frame of a picture's file."""
+    """The middle frame of an animation's file."""
     picture = Image.open(animation)
     picture.seek(getattr(picture, "n_frames", 1) // 2)
     return picture.convert("RGB")
 
 
 async def made_by(name: str, kinds: tuple[str, ...]) -> list[Image.Image]:
-    """What the nodes of those kinds save when the workflow runs."""
+    """The middle frames of what the nodes of those kinds save when the workflow runs, in their order."""
     async with scratch_server() as server:
         workflow = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
         prompt = to_prompt(workflow, await server.get("/object_info"))

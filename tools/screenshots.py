@@ -13,7 +13,7 @@ from comfy_server import scratch_server
 
 STEPS = 50
 DEMO = comfy_host.PACK / "workflows" / "EasyCache - instant demo.json"
-PICTURES = {  # name: settings of the frontend
+PICTURES = {  # the frontend's settings by name
     "classic": {},
     "nodes2": {"VueNodes_Enabled": True},
     "light": {"ColorPalette": "light"},
@@ -39,7 +39,7 @@ def main(folder: Path):
 
 
 def take(tab, settings: dict, seed: int, path: Path):
-    """Half way, finished, and with the threshold moved after that."""
+    """Three pictures: half way, finished, and with the threshold changed after that."""
     tab.open(**settings)
     workflow = json.loads(DEMO.read_text(encoding="utf-8"))
     tab.load(workflow)
@@ -59,7 +59,7 @@ def take(tab, settings: dict, seed: int, path: Path):
 
 
 def picture(tab, node, path: Path):
-    """The node and a little around it."""
+    """A picture of the node with a margin."""
     left, right, _ = tab.widget(node, "threshold")
     bottom = tab.charts.first.bounding_box()
     top = 100

@@ -1,4 +1,4 @@
-"""What training a tiny diffusion model takes: a stage that can be gone on with, optimisers, losses."""
+"""Training of tiny diffusion models: resumable stages, optimisers and losses."""
 
 import contextlib
 import math
@@ -8,22 +8,22 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 EMA = 0.998
-# Where the processor has no bfloat16 it is emulated, and many times slower than float32.
+# Without AVX512 bfloat16 is emulated, and many times slower than float32.
 HAS_BFLOAT16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def half_precision():
-    """bfloat16 where the processor has it."""
+    """Autocast to bfloat16 if the processor has it, else to nothing."""
     return torch.autocast("cpu", torch.bfloat16, enabled=HAS_BFLOAT16)
 
 
 class Muon(torch.optim.Muon):
-    """Torch's, which makes matrices orthogonal in bfloat16; in float32 where the processor has none."""
+    """torch.optim.Muon, which orthogonalises in bfloat16; in float32 if the processor has no bfloat16."""
 
     class InFloat32(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
             if function is torch.Tensor.bfloat16:
-                return args[0].to(torch.float32, copy=True)  # it is written to
+                return args[0].to(torch.float32, copy=True)  # the caller writes to it
             return function(*args, **(kwargs or {}))
 
     def step(self, closure=None):
@@ -32,7 +32,10 @@ class Muon(torch.optim.Muon):
 
 
 class Stage:
-    """One resumable training run: a module, its optimiser, its step and its moving average on disk."""
+    """One resumable training run: module, optimisers, step and moving average of the weights are kept in a file.
+
+    args: `work`, the folder of the file; `steps`, how many to train.
+    """
 
     def __init__(self, name, module, optimisers, args):
         self.module, self.optimisers, self.args = module, optimisers, args
@@ -91,9 +94,9 @@ def adamw(parameters, rate):
 
 
 def muon_and_adamw(network, blocks: tuple[str, ...]):
-    """Muon for the matrices of the named blocks, AdamW for the rest.
+    """Muon for the matrices of the blocks with these name prefixes, AdamW for the other parameters.
 
-    It learns faster than AdamW alone: a loss of 0.25 against 0.30 after 300 steps of the demo model.
+    This trains faster than AdamW alone: a loss of 0.25 against 0.30 after 300 steps of the demo model.
     """
     matrices, others = [], []
     for name, parameter in network.named_parameters():
@@ -104,20 +107,23 @@ def muon_and_adamw(network, blocks: tuple[str, ...]):
     ]
 
 
-def _places(count: int, rng: torch.Generator) -> torch.Tensor:
-    """Numbers (count,) between 0 and 1, spread evenly, so that each batch has all noise levels."""
-    places = (torch.arange(count) + torch.rand(count, generator=rng)) / count
-    return places.clamp(1e-4, 1 - 1e-4)
+def _stratified_uniform(count: int, rng: torch.Generator) -> torch.Tensor:
+    """Random numbers (count,), one in each of `count` equal parts of 0 to 1: each batch has all noise levels."""
+    numbers = (torch.arange(count) + torch.rand(count, generator=rng)) / count
+    return numbers.clamp(1e-4, 1 - 1e-4)
 
 
 def _noise_levels(count: int, shift: float, rng: torch.Generator) -> torch.Tensor:
-    """Sigmas (count,) of a batch for flow matching: logit-normal and shifted."""
-    uniform = torch.special.ndtri(_places(count, rng)).sigmoid()
+    """Sigmas (count,) for flow matching: logit-normal, then shifted."""
+    uniform = torch.special.ndtri(_stratified_uniform(count, rng)).sigmoid()
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
 def flow_matching_loss(velocity, latent: torch.Tensor, shift: float, rng: torch.Generator) -> torch.Tensor:
-    """x = (1 - sigma) latent + sigma noise; velocity(x, sigma) is to be noise - latent."""
+    """Mean squared error of velocity(x, sigma) from noise - latent, at x = (1 - sigma) latent + sigma noise.
+
+    latent: (batch, channels, ...). sigma: (batch,), random. shift: above 1, more of the batch is noisy.
+    """
     sigma = _noise_levels(len(latent), shift, rng)
     noise = torch.randn(latent.shape, generator=rng)
     level = sigma.view(-1, *[1] * (latent.ndim - 1))
@@ -127,11 +133,11 @@ def flow_matching_loss(velocity, latent: torch.Tensor, shift: float, rng: torch.
 
 
 def noise_prediction_loss(noise_in, latent: torch.Tensor, model_sampling, rng: torch.Generator) -> torch.Tensor:
-    """x = latent + sigma noise, at the timesteps of ComfyUI's model_sampling and scaled by it.
+    """Mean squared error of noise_in(x, timestep) from the noise, at x = latent + sigma noise.
 
-    noise_in(x, timestep) is to be the noise.
+    Timesteps and the scale of x are those of ComfyUI's model_sampling. latent: (batch, channels, ...).
     """
-    timestep = (_places(len(latent), rng) * len(model_sampling.sigmas)).long()
+    timestep = (_stratified_uniform(len(latent), rng) * len(model_sampling.sigmas)).long()
     sigma = model_sampling.sigmas[timestep]
     noise = torch.randn(latent.shape, generator=rng)
     noisy = model_sampling.noise_scaling(sigma, noise, latent)

@@ -1,7 +1,7 @@
 """Turn a saved workflow (what the browser loads) into a prompt (what the server's /prompt takes).
 
-The browser does this for a person; tests and the demo need it without one. Covers what the bundled workflows
-use: plain nodes, links, widgets, notes. No subgraphs.
+The browser does this for a user; tests and the demo need it without a browser. Covers what the bundled workflows use:
+plain nodes, links, widgets, notes. No subgraphs.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ CONTROLS = ("fixed", "increment", "decrement", "randomize")
 
 
 def to_prompt(workflow: dict, object_info: dict) -> dict:
-    """workflow: the saved graph. object_info: the server's answer to /object_info.
+    """The prompt of a workflow. workflow: the saved graph. object_info: what the server returns for /object_info.
 
     Raises KeyError naming a node type that the server does not know.
     """
@@ -43,7 +43,7 @@ def nodes_of(prompt: dict, kind: str) -> list[str]:
 def inputs_of(declared: dict) -> Iterator[tuple[str, object, dict, bool]]:
     """(name, type, options, whether it is a widget) of each input of a node, in order.
 
-    declared: `input` of a node's entry in object_info. A type is a list where it lists a combo's options itself.
+    declared: `input` of a node's entry in object_info. The type of a combo may be the list of its options.
     """
     for section in ("required", "optional"):
         for name, (kind, *options) in declared.get(section, {}).items():
@@ -53,8 +53,10 @@ def inputs_of(declared: dict) -> Iterator[tuple[str, object, dict, bool]]:
 
 
 def widgets(node: dict, declared: dict) -> Iterator[tuple[str, object, dict, object]]:
-    """(name, type, options, value) of a node's widgets that have one; saved values go by position, a seed's followed
-    by its control mode."""
+    """(name, type, options, value) of a node's widgets that have a saved value.
+
+    Values are saved by position; a seed is followed by its control mode.
+    """
     values = list(node.get("widgets_values", ()))
     for name, kind, options, is_widget in inputs_of(declared):
         if not is_widget:

@@ -1,5 +1,6 @@
-"""Thumbnails of workflows whose pictures cannot be shown, as their models are not at hand: a title and a sketch of
-which steps are computed. A sketch, as the node decides that for each picture anew.
+"""Thumbnails of workflows whose models are not available here: a title and a sketch of the computed steps.
+
+It is only a sketch, as the node decides during each run which steps are computed.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ INK, MUTED, PAPER, SKIPPED, COMPUTED = (30, 32, 40), (112, 116, 128), (250, 250,
 
 
 def card(title: str, lines: Sequence[str], computed: Sequence[bool], frames: int) -> Image.Image:
-    """lines: below the title. computed: by step. frames: how many are drawn in the corner, 1 for a picture."""
+    """lines: below the title. computed: whether, by step. frames: how many to draw in the corner, 1 for a picture."""
     width, height = (FINER * side for side in SIZE)
     page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
@@ -40,7 +41,7 @@ def card(title: str, lines: Sequence[str], computed: Sequence[bool], frames: int
 
 
 def sketch(steps: int, computed_first: int, every: int) -> list[bool]:
-    """The first steps, every so many of the others, and the last."""
+    """Whether each step is computed: the first ones, then each `every`-th, and the last."""
     return [n < computed_first or (n - computed_first) % every == every - 1 or n == steps - 1 for n in range(steps)]
 
 

@@ -1,7 +1,7 @@
 """Write workflows as the browser saves them, from nodes, links and columns instead of coordinates and slot numbers.
 
-Nodes are laid out in columns of titled groups. Sizes are what the classic canvas asks for and a little more, which
-Nodes 2.0 needs, so that nothing that a node shows lies outside of it.
+Nodes are laid out in columns of titled groups. They are a little larger than the classic canvas needs, as Nodes 2.0
+needs more.
 """
 
 import re
@@ -14,11 +14,11 @@ TITLE, SLOT, WIDGET, PADDING = 30, 20, 24, 28  # heights on the canvas, in pixel
 WIDTH, TEXT_HEIGHT = 310, 130
 MARGIN, GROUP_TITLE, GAP = 20, 50, 30
 GROUP_COLOR, NOTE_COLORS = "#3f789e", {"color": "#432", "bgcolor": "#653"}
-NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS = 440, 19, 56  # pixels, pixels, letters a line
+NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS = 440, 19, 56  # pixels, pixels, letters per line
 
 
 class Node:
-    """A node of a Graph; node["NAME"] is an output of it, and the node itself stands for its first one."""
+    """A node of a Graph; node["NAME"] is one of its outputs, and the node itself stands for the first one."""
 
     def __init__(self, number: int, kind: str, definition: dict, size: tuple[int, int], **appearance):
         """definition: the node's entry in object_info. appearance: `title`, `color`, `properties` ..."""
@@ -32,14 +32,14 @@ class Node:
         ]
 
     def __getitem__(self, name: str) -> "Output":
-        """Raises KeyError naming an output that the node does not have."""
+        """The output of that name. Raises KeyError if there is none."""
         for slot, output in enumerate(self.outputs):
             if output["name"] == name:
                 return Output(self, slot)
         raise KeyError(f"{self.kind} has no output {name!r}")
 
     def saved(self) -> dict:
-        """As in the workflow's file."""
+        """The node as in the workflow's file."""
         node = {
             "id": self.number,
             "type": self.kind,
@@ -63,7 +63,7 @@ class Output:
 
 
 class Graph:
-    """One workflow; what it is made of is checked against the host's own node definitions."""
+    """One workflow; its nodes are checked against the host's node definitions."""
 
     def __init__(self, name: str, object_info: dict):
         self._name, self._object_info = name, object_info
@@ -74,8 +74,8 @@ class Graph:
     def node(self, kind: str, title: str = "", size: Sequence[int | None] = (None, None), look=None, **inputs) -> Node:
         """Add a node.
 
-        size: width and height, None where the node's content says it. look: `color`, `properties` ... inputs: a Node
-        or Output to link, or a widget's value; a widget that is left out has its default.
+        size: width and height, None to take it from the content. look: `color`, `properties` ... inputs: a Node or
+        Output to link, or a widget's value; widgets that are left out have their defaults.
 
         Raises KeyError naming an input that the host's node does not have, or a widget without value and default.
         """
@@ -114,7 +114,7 @@ class Graph:
         return node
 
     def note(self, text: str) -> Node:
-        """Add a MarkdownNote. Line breaks within a paragraph are taken out, as the browser would keep them."""
+        """Add a MarkdownNote. Line breaks within a paragraph are removed, as the browser would show them."""
         paragraphs = list(unwrapped(text))
         lines = sum(1 + len(_shown(line)) // NOTE_LETTERS + 0.6 * (not line.startswith("-")) for line in paragraphs)
         definition = {"output": []}
@@ -125,8 +125,10 @@ class Graph:
         return node
 
     def columns(self, *columns: Sequence[tuple[str, Sequence[Node]]]) -> None:
-        """Lay out all nodes: from left to right columns of groups, each (title or "" for no group, its nodes from top
-        to bottom). The nodes of a column become equally wide."""
+        """Lay out all nodes in columns, from left to right. The nodes of a column become equally wide.
+
+        A column is a sequence of (title, nodes) from top to bottom; with the title "" there is no group around them.
+        """
         left = 0
         for column in columns:
             width = max(node.size[0] for _, nodes in column for node in nodes)
@@ -147,7 +149,7 @@ class Graph:
         self._groups.append(group | {"font_size": 24, "flags": {}})
 
     def saved(self) -> dict:
-        """The workflow's file."""
+        """The contents of the workflow's file."""
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, self._name)),
             "revision": 0,
@@ -162,7 +164,7 @@ class Graph:
         }
 
     def _link(self, source: Output, target: Node) -> int:
-        """Its number; the target's slot is filled in once it is known."""
+        """Add a link and return its number. The target's slot is filled in once it is known."""
         number, output = len(self._links) + 1, source.node.outputs[source.slot]
         output["links"].append(number)
         self._links.append([number, source.node.number, source.slot, target.number, None, output["type"]])
@@ -181,11 +183,11 @@ def unwrapped(text: str) -> Iterator[str]:
 
 
 def _shown(line: str) -> str:
-    """A line without the addresses of its links."""
+    """A line of Markdown without the addresses of its links."""
     return re.sub(r"\]\([^)]*\)", "", line)
 
 
 def _default(kind, options: dict):
-    """What a new node's widget holds."""
+    """The value of a new node's widget."""
     choices = kind if isinstance(kind, list) else options.get("options")
     return options["default"] if "default" in options or not choices else choices[0]

@@ -86,7 +86,7 @@ function note(prompt, { output, workflow }) {
   if (prompts.size > MOST_PROMPTS) prompts.delete(prompts.keys().next().value);
 }
 
-/** A message of nodes/live.py. */
+/** A message of nodes/progress_events.py. */
 async function receive(message) {
   await queueing; // the first one may overtake the answer to what was queued
   // Unknown after the page was loaded anew in the midst of a run: then it is most likely of the graph that is open.

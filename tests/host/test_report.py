@@ -134,19 +134,19 @@ def test_a_latent_of_several_streams_is_known(nodes):
     from comfy.utils import pack_latents
 
     video, sound = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 2, 20)
-    journal = nodes.journal.Journal()
-    journal.add(torch.randn(1, 1, 808), {"name": "another"})
-    journal.add(pack_latents([video, sound])[0], {"name": "it"})
-    journal.add(torch.randn(1, 1, 808), {"name": "the last"})
-    assert journal.find(NestedTensor([video, sound])) == {"name": "it"}
+    history = nodes.run_history.RunHistory()
+    history.add(torch.randn(1, 1, 808), {"name": "another"})
+    history.add(pack_latents([video, sound])[0], {"name": "it"})
+    history.add(torch.randn(1, 1, 808), {"name": "the last"})
+    assert history.find(NestedTensor([video, sound])) == {"name": "it"}
 
 
-def test_a_journal_does_not_grow_without_end(nodes):
+def test_a_history_does_not_grow_without_end(nodes):
     """A server runs for weeks, and a model may be sampled thousands of times."""
-    journal = nodes.journal.Journal()
+    history = nodes.run_history.RunHistory()
     for i in range(100):
-        journal.add(torch.full((1, 4), float(i)), {"name": i})
-    assert len(journal._runs) == nodes.journal.KEPT and journal.last == {"name": 99}
+        history.add(torch.full((1, 4), float(i)), {"name": i})
+    assert len(history._runs) == nodes.run_history.MAX_RUNS and history.last == {"name": 99}
 
 
 def made_up(evaluations, **changes):

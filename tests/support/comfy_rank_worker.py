@@ -63,8 +63,8 @@ class Worker:
             return {"failed": f"{type(error).__name__}: {error}"}
         finally:
             handle.remove()
-        journal = model.get_wrappers("outer_sample", "easycache_adaptive")[-1].journal
-        return {"flags": [record["computed"] for record in journal.last["trace"]]}
+        history = model.get_wrappers("outer_sample", "easycache_adaptive")[-1].history
+        return {"flags": [record["computed"] for record in history.last["trace"]]}
 
 
 def _defaults(cls):

@@ -1,0 +1,75 @@
+"""Reports of the finished runs of a patched MODEL, found by the latent that a run returned. They hold numbers only."""
+
+from collections import deque
+from typing import NamedTuple
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_execution.utils import get_executing_context
+
+WRAPPER_KEY = "easycache_adaptive"
+MAX_RUNS = 16
+
+
+class FinishedRun(NamedTuple):
+    """fingerprint: of the latent that the run returned. prompt_id: of the queued prompt, None outside of one."""
+
+    report: dict
+    fingerprint: tuple[int, int]
+    prompt_id: str | None
+
+
+class RunHistory:
+    """The last MAX_RUNS runs of one EasyCache (Adaptive) node's MODEL and of its clones (LoRAs behind the node).
+
+    Several samplers may share the MODEL, and ComfyUI may return an earlier latent from its own cache. So the last run
+    is not always the one that is asked for. Interrupted and failed runs return no latent and are not kept.
+
+    node: the node's id in the executed graph ("5", in a subgraph "12:5"), None outside of one.
+    """
+
+    def __init__(self, node: str | None = None):
+        self.node = node
+        self._runs: deque[FinishedRun] = deque(maxlen=MAX_RUNS)
+
+    @property
+    def last(self) -> dict | None:
+        """The report of the run that finished last, None if there is none."""
+        return self._runs[-1].report if self._runs else None
+
+    def add(self, latent: torch.Tensor, report: dict) -> None:
+        """Add a run that returned this latent; waits for the latent's device."""
+        self._runs.append(FinishedRun(report, _fingerprint(latent), _prompt_id()))
+
+    def find(self, latent: torch.Tensor) -> dict | None:
+        """The report of the run that returned this latent; waits for the latent's device.
+
+        For a latent that was changed since (enlarged, composited): the report of the last run if that was part of the
+        prompt being executed. None if neither is found.
+        """
+        fingerprint = _fingerprint(latent)
+        for run in reversed(self._runs):
+            if run.fingerprint == fingerprint:
+                return run.report
+        return self.last if self._runs and self._runs[-1].prompt_id == _prompt_id() else None
+
+
+def history_of(model) -> RunHistory | None:
+    """The history of a MODEL (a ModelPatcher), None if it has not been through an EasyCache (Adaptive) node."""
+    wrappers = model.get_wrappers(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY)
+    return wrappers[-1].history if wrappers else None
+
+
+def _prompt_id() -> str | None:
+    context = get_executing_context()
+    return context.prompt_id if context else None
+
+
+def _fingerprint(latent: torch.Tensor) -> tuple[int, int]:
+    """(count, sum) of a latent's values, read as 16-bit integers. Waits for the latent's device.
+
+    Independent of the device, and of whether streams (video, sound) are packed into one tensor or nested.
+    """
+    streams = latent.unbind() if getattr(latent, "is_nested", False) else [latent]
+    bits = [stream.cpu().contiguous().flatten().view(torch.int16) for stream in streams]
+    return sum(len(stream) for stream in bits), sum(int(stream.sum(dtype=torch.int64)) for stream in bits)
