@@ -29,6 +29,10 @@ class Host:
         asyncio.run(load())
         self._classes, self._inference_mode = nodes.NODE_CLASS_MAPPINGS, torch.inference_mode
 
+    def node_class(self, kind: str) -> type:
+        """The class of a node, as ComfyUI loaded it."""
+        return self._classes[kind]
+
     def node(self, kind: str, *args, **widgets):
         """A node's outputs; widgets that are left out have their defaults."""
         cls = self._classes[kind]

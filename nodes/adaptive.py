@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..easycache_core import CacheConfig
-from ..easycache_core.config import CACHE_DEVICES, PREDICTORS
+from ..easycache_core.config import CACHE_DEVICES
+from ..easycache_core.predictors import PREDICTORS
 from .patch import with_cache
 from .settings import Settings
 

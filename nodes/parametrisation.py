@@ -34,16 +34,3 @@ class Parametrisation:
         without = self._sampling.calculate_denoised(sigma, zero, x)
         # At sigma 0 the result does not depend on the output, and any finite value will do.
         return (denoised - without).div_(torch.where(slope.abs() < 1e-6, torch.ones_like(slope), slope))
-
-
-class NoConversion:
-    """The sampler's own latents, for forecasts. The interface is that of Parametrisation."""
-
-    def network_input(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return output
-
-    def network_output(self, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return denoised

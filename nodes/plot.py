@@ -7,7 +7,7 @@ import math
 
 from PIL import Image, ImageDraw
 
-from ..easycache_core.budget import affordable
+from ..easycache_core.budget import budget_of
 from .pictures import font
 
 SCALE = 2
@@ -64,7 +64,7 @@ def _draw_error(page: "_Page", top: float, bottom: float, trace: list[dict], rep
 
 def _draw_budget(page: "_Page", top: float, bottom: float, trace: list[dict], report: dict) -> None:
     """The number of evaluations computed so far, at each evaluation, below the number that the target allows."""
-    budget = affordable(report["evaluations"], report["target_speedup"])
+    budget = budget_of(report["evaluations"], report["target_speedup"])
     so_far, spent = 0, []
     for record in trace:
         so_far += record["computed"]

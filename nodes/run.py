@@ -11,12 +11,14 @@ from collections.abc import Sequence
 
 import comfy.model_patcher
 import torch
-from comfy.model_management import OOM_EXCEPTION, soft_empty_cache
+from comfy.model_management import soft_empty_cache
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..easycache_core import CacheController, Ranks
-from ..easycache_core.ranks import EVERYONE
-from .parametrisation import NoConversion, Parametrisation
+from ..easycache_core.predictors import PREDICTORS
+from ..easycache_core.ranks import ALL_RANKS
+from ..easycache_core.storage import is_out_of_memory
+from .parametrisation import Parametrisation
 from .progress_events import ProgressEvents
 from .run_history import WRAPPER_KEY, RunHistory
 from .schedule_switches import Switches
@@ -45,7 +47,7 @@ def sample_with_cache(
     guider = executor.class_obj
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
     options = guider.model_options.get("transformer_options", {})
-    ranks = options.get("easycache_ranks", EVERYONE)  # set where not all ranks share this run
+    ranks = options.get("easycache_ranks", ALL_RANKS)  # set where not all ranks share this run
     run = Run(settings, sigmas, model_sampling, packed_streams(*args, **kwargs), step_count_known(sampler), ranks)
     if "easycache" in options:
         log.warning(
@@ -99,8 +101,8 @@ def patched_layers(model_options: dict) -> tuple:
 class Run:
     """The state of the cache during one sampling run.
 
-    A branch of the engine is one conditioning of one call to calc_cond_batch. The engine's inputs and outputs are those
-    of the network (Parametrisation), or for forecasts the noisy and the denoised latent (NoConversion).
+    A branch of the engine is one conditioning of one call to calc_cond_batch. The engine's inputs and outputs are the
+    noisy and the denoised latent, or, for predictors that do not follow the denoised latent, those of the network.
 
     sigmas: the sampler's schedule, (steps + 1,). streams: as from packed_streams. step_count_is_known: whether the
     sampler takes the steps of its schedule. ranks: as CacheController takes them.
@@ -113,21 +115,21 @@ class Run:
         model_sampling,
         streams: Sequence[int] = (),
         step_count_is_known: bool = True,
-        ranks: Ranks | None = EVERYONE,
+        ranks: Ranks | None = ALL_RANKS,
     ):
         self.settings = settings
         self.step_counter = StepCounter()
         self._total_steps = max(len(sigmas) - 1, 0)  # a schedule may be empty
-        forecasting = settings.config.predictor == "forecast"
-        self._conversion = NoConversion() if forecasting else Parametrisation(model_sampling)
+        follows_denoised = PREDICTORS[settings.config.predictor].follows_denoised
+        self._conversion = None if follows_denoised else Parametrisation(model_sampling)
         self._sigma_start = float(model_sampling.percent_to_sigma(settings.start_percent))
         self._sigma_end = float(model_sampling.percent_to_sigma(settings.end_percent))
         self._controller = CacheController(
             settings.config,
             self._total_steps,
             streams,
-            denoised=forecasting,
-            foreseen=step_count_is_known,
+            denoised=follows_denoised,
+            step_count_known=step_count_is_known,
             step_lengths=step_lengths(model_sampling, sigmas) if settings.config.target_speedup else None,
             ranks=ranks,
         )
@@ -149,7 +151,7 @@ class Run:
         step, conds = self.step_counter.next_evaluation(), getattr(executor.class_obj, "conds", {})
         force, changed = self._force_and_changed(step, timestep[0], conds)
         self._x, self._positive, self._calls, self._cache_miss = x, conds.get("positive"), 0, False
-        network_x = self._retry_on_oom(self._conversion.network_input, x, timestep)
+        network_x = self._network_input(x, timestep)
         self._reusing = not self._controller.begin(network_x, sigma=timestep, step=step, force=force, changed=changed)
         if not self._reusing:
             self._computed_sigma = timestep[0].clone()
@@ -202,27 +204,35 @@ class Run:
         """
         call, self._calls = f"{self._calls} {patched_layers(model_options)}", self._calls + 1
         branches = {i: f"{call} {i}" for i, cond in enumerate(conds) if cond is not None}
-        own_x = None if x is self._x else self._retry_on_oom(self._conversion.network_input, x, timestep)
-        if self._reusing and all(map(self._controller.knows, branches.values())):
+        own_x = None if x is self._x else self._network_input(x, timestep)
+        if self._reusing and all(map(self._controller.has, branches.values())):
             try:
-                predicted = {i: self._controller.predict(branch, own_x) for i, branch in branches.items()}
-                return [
-                    self._conversion.denoised(predicted[i], x, timestep) if i in predicted else torch.zeros_like(x)
-                    for i in range(len(conds))
-                ]
-            except OOM_EXCEPTION:
-                if self._controller.shared:
+                predicted = {i: self._predict(branch, own_x, x, timestep) for i, branch in branches.items()}
+                return [predicted[i] if i in predicted else torch.zeros_like(x) for i in range(len(conds))]
+            except Exception as error:
+                if self._controller.shared or not is_out_of_memory(error):
                     raise
-                self._controller.forget()
+            self._controller.give_up_cache()
         denoised = self._compute_nested(compute)
         if self._reusing:
             self._cache_miss = True
             return denoised
         # The branch stored first is the one whose error decides; some guiders list the negative first.
         for i in sorted(branches, key=lambda i: conds[i] is not self._positive):
-            output = self._retry_on_oom(self._conversion.network_output, denoised[i], x, timestep)
+            output = denoised[i]
+            if self._conversion is not None:
+                output = self._retry_on_oom(self._conversion.network_output, output, x, timestep)
             self._controller.store(branches[i], output, own_x)
         return denoised
+
+    def _network_input(self, x, timestep) -> torch.Tensor:
+        """What the engine takes for x."""
+        return x if self._conversion is None else self._retry_on_oom(self._conversion.network_input, x, timestep)
+
+    def _predict(self, branch: str, own_x, x, timestep) -> torch.Tensor:
+        """The denoised latent of a branch. own_x: x as the engine takes it; None if it is that of the evaluation."""
+        predicted = self._controller.predict(branch, own_x)
+        return predicted if self._conversion is None else self._conversion.denoised(predicted, x, timestep)
 
     def _compute_nested(self, compute) -> list[torch.Tensor]:
         """compute(), with nested calls to calc_cond_batch left alone."""
@@ -240,11 +250,11 @@ class Run:
         """
         try:
             return make(*args)
-        except OOM_EXCEPTION:
-            if self._controller.shared or not self._controller.holds_tensors:
+        except Exception as error:
+            if self._controller.shared or not self._controller.holds_tensors or not is_out_of_memory(error):
                 raise
-            log.warning("EasyCache: out of memory; the cache is freed and what failed is done again")
-            self._controller.forget()
+        log.warning("EasyCache: out of memory; the cache is freed and what failed is done again")
+        self._controller.reset_cache()
         soft_empty_cache()
         return make(*args)
 

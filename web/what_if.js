@@ -1,9 +1,9 @@
 /**
  * How many evaluations a recorded run would have computed at other settings. An estimate: what a run that computes
  * elsewhere would have measured is taken from the recorded one, on a line between what that has measured. The rules
- * are those of easycache_core (decision.py, forecast.py, budget.py). No DOM here.
+ * are those of easycache_core (reuse.py, forecast.py, budget.py). No DOM here.
  *
- * A run is {report, records}: the report's totals, and a record an evaluation, {step, sigma, computed, input_change,
+ * A run is {report, records}: the report's totals, and one record per evaluation, {step, sigma, computed, input_change,
  * rate, error, output_norm} as in easycache_core/trace.py. settings: the node's widgets by name.
  */
 
@@ -21,7 +21,8 @@ export function whatIf(run, settings) {
     return { reason: "no estimate with start_percent or end_percent" };
   }
   if (settings.predictor !== report.predictor) return { reason: `no estimate before a run with ${settings.predictor}` };
-  const rule = settings.predictor === "reuse" ? reuse(records) : forecast(records);
+  if (!RULES[settings.predictor]) return { reason: `no estimate for ${settings.predictor}` };
+  const rule = RULES[settings.predictor](records);
   if (!rule) return { reason: "nothing was skipped by a threshold in that run, so there is nothing to go by" };
   return { computed: replay(records, settings, rule), evaluations, exact: false };
 }

@@ -91,7 +91,7 @@ def no_run_left():
 
     def alive():
         gc.collect()
-        names = ("CacheController", "Run", "Snapshot", "Branch", "Trace", "StepCounter")
+        names = ("CacheController", "Run", "Forecast", "Reuse", "Snapshot", "Branch", "StepCounter")
         return [type(thing).__name__ for thing in gc.get_objects() if type(thing).__name__ in names]
 
     return alive
