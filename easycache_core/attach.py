@@ -15,7 +15,6 @@ from .interface import Layout, find_arguments, tensors_of, timestep_of
 from .prediction import Prediction
 from .predictors import PREDICTORS
 from .storage import is_out_of_memory
-from .trace import Record
 
 log = logging.getLogger("easycache")
 
@@ -34,18 +33,15 @@ def attach(
     distilled guidance. After total_steps evaluations, and where t is back where it started, another run begins;
     `Attachment.reset` begins one in any other case.
 
-    Calls whose x requires a gradient go past the cache. Reading t waits for its device, at most once per call; the
-    decision waits once per evaluation.
+    Calls whose x requires a gradient go past the cache. Reading t waits for its device, at most once per call.
 
     Args:
         module: takes a latent, a tensor or a list of them of any shape, and a timestep, a number or a tensor (the
             largest counts). Returns the prediction as a tensor, a list, a tuple, a dict or one of diffusers' output
-            classes; a predicted call is answered with the same. It must not be training.
+            classes; so does a predicted call. It must not be training.
         config: what a user may set.
-        total_steps: evaluations of one run: the steps of samplers that evaluate once per step, 2 N - 1 for N steps of
-            Heun's.
-        sigma_of: noise level at a timestep as a number. The predictor "forecast" needs it. For flow models it is from
-            1 to 0, mostly `lambda t: t / 1000`.
+        total_steps: evaluations of one run: the steps of most samplers, 2 N - 1 for N steps of Heun's.
+        sigma_of: noise level at a timestep. "forecast" needs it. For flow models mostly `lambda t: t / 1000`.
         prediction: what the network predicts, for "forecast": "flow" (noise minus data), "reverse_flow" (data minus
             noise), "epsilon" or "v_prediction", of latents whose variance is kept (prediction.py has the formulas).
         input, time: names of x and t among forward's parameters. Else x is the first, and t the one that is called
@@ -159,20 +155,9 @@ class Attachment:
         self._computing = True
         self._cache_miss = False  # whether this evaluation asked for something that was not in the cache
 
-    @property
-    def trace(self) -> list[Record]:
-        """One record per evaluation; sigma is None without sigma_of. Reading it waits for the device."""
-        return self._controller.trace
-
-    @property
-    def computed(self) -> int:
-        """Evaluations for which the network ran."""
-        return self._controller.computed
-
-    @property
-    def skipped(self) -> int:
-        """Evaluations that were predicted."""
-        return self._controller.skipped
+    trace = property(lambda self: self._controller.trace, doc="As CacheController's; sigma is None without sigma_of.")
+    computed = property(lambda self: self._controller.computed, doc="Evaluations for which the network ran.")
+    skipped = property(lambda self: self._controller.skipped, doc="Evaluations that were predicted.")
 
     @property
     def speedup(self) -> float:
@@ -240,9 +225,8 @@ class Attachment:
         return output
 
     def _run_network(self, args: tuple, kwargs: dict):
-        """Its output; a second time without the cache if there was no room for both.
-
-        Not where other ranks run along: the network talks to theirs, and one rank alone must not run it again.
+        """Its output; a second time without the cache if there was no room for both. Not where other ranks run along:
+        the network exchanges data with theirs, and one rank alone must not run it again.
         """
         try:
             return self._network(*args, **kwargs)
@@ -263,8 +247,7 @@ class Attachment:
         if self._conversion is not None:
             self._conversion.set_sigma(self._sigma)
         if self._evaluations == self._total_steps + 1:
-            limit = f"total_steps={self._total_steps}"
-            log.warning(f"EasyCache: more evaluations than {limit}; those after it are computed")
+            log.warning(f"EasyCache: evaluations after total_steps={self._total_steps} are computed")
 
     def _starts_over(self, timestep: float) -> bool:
         """Whether the timestep is that of another run's beginning."""

@@ -35,9 +35,8 @@ class Budget:
         self._position = 0.0  # weights of the evaluations before
 
     def should_compute(self, step: int, urgent: bool = False) -> bool:
-        """Whether to run the network at the next evaluation, which belongs to that step (from 0).
-
-        urgent: it should run if it can be afforded at all.
+        """Whether to run the network at the next evaluation, which belongs to that step (from 0). urgent: it should run
+        if it can be afforded at all.
         """
         now, here = self._evaluations, self._position
         weight = self._weights[step] if step < len(self._weights) else 1.0

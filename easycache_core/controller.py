@@ -41,13 +41,11 @@ class CacheController(contextlib.AbstractContextManager):
         step_count_known: whether there will be at least one evaluation per step, so that a budget may count on it.
         step_lengths: how long each step is, in any unit, by which a budget is spread. None: all alike.
         ranks: the processes that sample together and must decide alike. By default all that torch.distributed knows of,
-            which is this one where it is not initialised. None: decide alone. Controllers are made on all ranks with
-            the same settings; each calls `begin` for the same evaluations, and `release` whatever happens, so that the
-            others need not wait for it.
+            which is this one where it is not initialised. None: decide alone. All ranks make a controller with the same
+            settings and call `begin` for the same evaluations, and `release` whatever happens, or others wait for them.
 
     Raises:
-        ValueError: a negative total_steps; step_lengths that are not as many finite numbers of 0 or more; denoised with
-            a predictor that does not follow the denoised latent.
+        ValueError: total_steps, step_lengths or denoised make no sense.
         RanksDiffer, RankLost: the ranks cannot begin together.
     """
 
@@ -62,16 +60,12 @@ class CacheController(contextlib.AbstractContextManager):
             raise ValueError(f"step_lengths must be {total_steps} finite numbers of 0 or more, got {lengths}")
         kind = PREDICTORS[config.predictor]
         if denoised and not kind.follows_denoised:
-            raise ValueError(
-                f'denoised=True needs a predictor that follows the denoised latent, such as "forecast"; store the '
-                f"network's output for {config.predictor!r}, and leave denoised out"
-            )
+            raise ValueError(f"predictor {config.predictor!r} needs the network's output: leave denoised=True out")
         self.config, self.total_steps = config, total_steps
         self._streams = tuple(streams)
         self._conversion = Prediction("flow") if kind.follows_denoised and not denoised else None
         settings = f"{config}, {total_steps} steps, streams={len(self._streams)}, {denoised=}, {step_count_known=}"
-        lengths_given = "" if step_lengths is None else f", step_lengths={lengths}"
-        self._ranks = join(ranks, max(1, len(self._streams)), settings + lengths_given)
+        self._ranks = join(ranks, max(1, len(self._streams)), f"{settings}, step_lengths={step_lengths and lengths}")
         if self._ranks is not None:
             weakref.finalize(self, self._ranks.leave, "its controller is gone")
         self._budget = None
@@ -184,19 +178,21 @@ class CacheController(contextlib.AbstractContextManager):
 
     def _decide(self, step: int, now: Reading, finite: bool) -> tuple[bool, list[float] | None]:
         """(whether to skip, E per stream where it was estimated)."""
-        forced = now.force or now.changed or not finite
+        config = self.config
+        forced = now.force or now.changed or not finite or 0 < config.max_consecutive_skips <= self._gap_length
         if self._budget is not None:
             # Nothing is predicted from, or for, what is not finite: not even where the budget is spent.
             must = not finite or self._predictor.empty
-            computing = self._budget.should_compute(step, forced or self._gap_limit_reached) or must
+            computing = self._budget.should_compute(step, forced) or must
             if computing:
                 self._budget.spend()
             return not computing, None
-        if forced or not self._threshold_applies(step):
+        in_range = config.warmup_steps <= step < self.total_steps - 1
+        if forced or not in_range or config.threshold == 0 or not self._predictor.ready:
             return False, None
         errors = self._predictor.errors(now.input_change)
         self._worst = max(range(len(errors)), key=lambda n: math.inf if math.isnan(errors[n]) else errors[n])
-        return all(error < self.config.threshold for error in errors), errors
+        return all(error < config.threshold for error in errors), errors
 
     def _record_output(self) -> None:
         predictor = self._predictor
@@ -227,15 +223,6 @@ class CacheController(contextlib.AbstractContextManager):
         """There was no room for it; the run goes on."""
         log.warning("EasyCache: no memory left for the cache; it starts anew")
         self.reset_cache()
-
-    def _threshold_applies(self, step: int) -> bool:
-        """Whether the error decides."""
-        in_range = self.config.warmup_steps <= step < self.total_steps - 1
-        return self.config.threshold > 0 and in_range and self._predictor.ready and not self._gap_limit_reached
-
-    @property
-    def _gap_limit_reached(self) -> bool:
-        return 0 < self.config.max_consecutive_skips <= self._gap_length
 
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor | None = None) -> None:
         """Keep a branch's output at an evaluation for which `begin` returned True; copied.
@@ -278,18 +265,16 @@ class CacheController(contextlib.AbstractContextManager):
 
     @property
     def trace(self) -> list[Record]:
-        """One record per evaluation; reading it waits for the device if the last evaluation was computed.
-
-        With other ranks, rate and output norm of a computed evaluation are known from the next one on.
+        """One record per evaluation; reading it waits for the device if the last evaluation was computed. With other
+        ranks, rate and output norm of a computed evaluation are known from the next one on.
         """
         if not self.shared:
             self._learn_at_once()
         return [record.copy() for record in self._records]
 
     def trace_so_far(self) -> tuple[list[Record], int]:
-        """The same without waiting for a device, and how many of the first records have all their numbers.
-
-        Only the last one may lack some: rate and output norm, where it was computed.
+        """The same without waiting for a device, and how many of the first records have all their numbers. Only the
+        last one may lack some: rate and output norm, where it was computed.
         """
         on_host = self._device is not None and self._device.type == "cpu"
         records = self.trace if on_host else [record.copy() for record in self._records]

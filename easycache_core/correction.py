@@ -6,8 +6,8 @@ on the line from D_i to D_b. Over the gap, x / sigma has accumulated the defect
     d = sum over k of w_k (D_i + (t_k - t_i) / (t_b - t_i) (D_b - D_i) - (D_i + g r_k (D_i - D_j))) + remaining d_before
 
 where the sampler weighs evaluation k by w_k. Each forecast n from b on adds c_n d to D, until what was added, weighed
-likewise, is d: as with the corrector of a multistep solver. No evaluation is spent on it, and what the network answers
-is never changed. The theta term of a forecast is not counted in the defect, as it uses the actual x.
+likewise, is d: as with the corrector of a multistep solver. What the network answers is never changed. The theta term
+of a forecast is not counted in the defect, as it uses the actual x.
 """
 
 import math

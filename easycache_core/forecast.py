@@ -37,9 +37,8 @@ FORGETTING_FACTOR = 0.5
 
 
 class Branch(NamedTuple):
-    """What is kept of one branch at its last computed evaluation: three latents, and its input, which branches share.
-
-    denoised: D_i. change: D_i - D_j. defect: d. The last two are None where nothing comparable was before.
+    """One branch at its last computed evaluation: x_i, which branches may share, D_i, D_i - D_j and d. The last two are
+    None where nothing comparable was before.
     """
 
     x: torch.Tensor
@@ -71,10 +70,8 @@ def changes(i: Branch, denoised: torch.Tensor, weights: DefectWeights) -> dict[s
 
 
 class Gains:
-    """gain and theta, by least squares: gain from the last change of D, theta over the run, with forgetting.
-
-    Both are the tracked branch's and hold for all of them: guidance lives on the difference of branches, which
-    forecasts that follow x by different parts would spoil (by 3 dB with a theta for each).
+    """By least squares: gain from the last change of D, theta over the run with forgetting. They are the tracked
+    branch's and hold for all: guidance lives on the difference of branches; a theta for each would cost 3 dB.
     """
 
     def __init__(self):
@@ -135,9 +132,8 @@ class Forecast(Predictor):
 
     @property
     def ready(self) -> bool:
-        """After a gap of m evaluations, the next may be m + 1 at most.
-
-        At high noise D hardly moves, over many orders of magnitude even, which shows nothing of what comes next.
+        """After a gap of m evaluations, the next may be m + 1 at most: D hardly moves at high noise, which does not mean
+        that it will not.
         """
         return self._error_rate is not None and self._gap_length < self._max_gap
 

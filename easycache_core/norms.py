@@ -1,8 +1,7 @@
-"""Norms of latents.
+"""Norms of latents: ||a|| is the mean of absolute values.
 
-||a|| is the mean of absolute values. Norms are taken per stream: streams are latents of different kinds that a model
-denoises together (video and its sound), packed one after the other along the last axis. `streams` are their sizes
-there; a tensor of any other size is one stream.
+Norms are taken per stream: streams are latents of different kinds that a model denoises together (video and its sound),
+packed one after the other along the last axis. `streams` are their sizes there; any other tensor is one stream.
 """
 
 from collections.abc import Sequence
@@ -37,7 +36,6 @@ def mean_abs_diff(a: torch.Tensor, b: torch.Tensor, streams: Sequence[int] = ())
 
 
 def numel_by_stream(tensor: torch.Tensor, streams: Sequence[int] = ()) -> list[int]:
-    """How many elements a norm is the mean of, per stream."""
     return [part.numel() for part in _by_stream(tensor, streams)]
 
 

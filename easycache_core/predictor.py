@@ -10,10 +10,9 @@ from .reading import Measurements
 
 
 class Predictor(abc.ABC):
-    """Holds the branches of the last computed evaluation i. The controller calls, at each evaluation n:
-
-    `update`, if the evaluation before measured something; `advance`; `errors`, if the threshold decides; `commit`; then
-    per branch `store` where the network runs, else `predict`.
+    """Holds the branches of the last computed evaluation i. At each evaluation n the controller calls `update`, if the
+    evaluation before measured something; `advance`; `errors`, if the threshold decides; `commit`; then, per branch,
+    `store` where the network runs, else `predict`.
 
     follows_denoised: whether branches are denoised latents D; else they are what the network answers.
     needs_sigma: whether `advance` needs the noise level.
@@ -47,15 +46,13 @@ class Predictor(abc.ABC):
 
     @abc.abstractmethod
     def update(self, measured: Measurements, comparable: bool) -> None:
-        """Learn from the numbers of the last computed evaluation.
-
-        comparable: whether it may be compared with the one before: the network was asked the same, and both answers
-        are finite.
-        """
+        """Learn from the numbers of the last computed evaluation. comparable: as in `advance` there, and all finite."""
 
     @abc.abstractmethod
     def advance(self, sigma: float | None, comparable: bool) -> None:
-        """Go on to evaluation n at this noise level. comparable: whether its outputs may be compared with the last."""
+        """Go on to evaluation n at this noise level. comparable: the network is asked the same as at i, and x and the
+        outputs there are finite.
+        """
 
     @property
     @abc.abstractmethod
@@ -64,10 +61,7 @@ class Predictor(abc.ABC):
 
     @abc.abstractmethod
     def errors(self, input_change: Sequence[float]) -> list[float]:
-        """E at n if it is skipped: the expected relative error of the output, one number per stream; NaN if unknown.
-
-        input_change: ||x_n - x_(n-1)||.
-        """
+        """E at n if it is skipped, one number per stream; NaN if unknown. input_change: ||x_n - x_(n-1)||."""
 
     @abc.abstractmethod
     def commit(self, skipping: bool) -> None:
@@ -75,14 +69,11 @@ class Predictor(abc.ABC):
 
     @abc.abstractmethod
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:
-        """Keep a branch at n. output is copied; x, its input, was copied already.
+        """Keep a copy of a branch's output at n, and x, its input, which is a copy already.
 
         Returns a scalar tensor that is finite if all of the output is.
         """
 
     @abc.abstractmethod
     def predict(self, branch: str, x: torch.Tensor) -> torch.Tensor:
-        """The branch at n: a new tensor of x's shape, on its device, in the dtype that was stored.
-
-        Raises KeyError for a branch that was not stored at the last computed evaluation.
-        """
+        """The branch at n: a new tensor like x, in the dtype that was stored. Raises KeyError if it is not stored."""

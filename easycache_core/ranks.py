@@ -1,9 +1,8 @@
 """Several processes that sample one latent together decide together (sequence and tensor parallelism).
 
-A network that is spread over ranks hangs the first time one rank runs it and another does not, and ranks that decide
-for themselves do come to that: their latents may differ in the last bits, and one of them is below the threshold. So at
-each evaluation every rank writes what it measured, reads what all others wrote, and decides by that alone. All have the
-same numbers bit for bit, hence the same decision.
+A network that is spread over ranks hangs the first time one rank runs it and another does not, which is what ranks that
+decide for themselves come to: their latents may differ in the last bits, and one of them is below the threshold. So at
+each evaluation every rank writes what it measured, reads what all others wrote, and decides by that alone.
 
 They write to the key-value store that torch.distributed has from the start. A collective that one rank does not enter
 would block the others, on a GPU until the process is ended, and a rank that raises could not know which one they are
@@ -73,8 +72,7 @@ ALL_RANKS = Ranks()
 def join(ranks: Ranks | None, streams: int, settings: str) -> "RankGroup | None":
     """Bring the ranks together for a run; None if this process is alone. streams: how many at most.
 
-    Raises RanksDiffer if they do not come with the same settings, RankLost if one does not come, and ValueError if this
-    process is no member of the group.
+    Raises RanksDiffer where settings differ, RankLost if a rank does not come, ValueError if this one is no member.
     """
     if ranks is None or not dist.is_available() or not dist.is_initialized():
         return None
@@ -97,9 +95,8 @@ class RankGroup:
         self._run = self._start(f"{settings}, sharded={ranks.sharded}")
 
     def _start(self, settings: str) -> str:
-        """The run's id, random and from the first member, which compares all members' settings.
-
-        Ranks may disagree on how many runs there were (starts that failed), so runs have no number.
+        """The run's id: random, as ranks may disagree on how many runs there were (starts that failed), and from the
+        first member, which compares all members' settings.
         """
         request, requests = uuid.uuid4().hex, f"{self._base}/requests"
         self._call("set", f"{requests}/{self._me}", f"{request} {settings}")
@@ -111,10 +108,8 @@ class RankGroup:
         except BaseException:
             self._call("delete_key", f"{requests}/{self._me}")
             raise
-        if reply["late"]:
-            raise RankLost(reply["complaint"], reply["late"])
         if reply["complaint"]:
-            raise RanksDiffer(reply["complaint"])
+            raise RankLost(reply["complaint"], reply["late"]) if reply["late"] else RanksDiffer(reply["complaint"])
         return reply["run"]
 
     def _lead(self, requests: str, run: str) -> None:
@@ -126,7 +121,10 @@ class RankGroup:
             late, complaint = lost.ranks, str(lost)
         came = [rank for rank in self._members if rank not in late]
         received = [text.decode().split(" ", 1) for text in self._take(requests, came, self._timeout)]
-        complaint = complaint or _differences(came, [settings for _, settings in received])
+        expected = received[0][1]
+        for rank, (_, settings) in zip(came, received, strict=True):
+            if not complaint and settings != expected:
+                complaint = f"rank {rank} has {settings}, but rank {came[0]} has {expected}"
         for request, _ in received:
             reply = json.dumps({"run": run, "late": late, "complaint": complaint})
             self._call("set", f"{self._base}/{request}/{self._members[0]}", reply)
@@ -239,11 +237,3 @@ class RankGroup:
 
 def _named(ranks: Sequence[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
-
-
-def _differences(members: Sequence[int], settings: Sequence[str]) -> str:
-    """A sentence if not all settings are the first one's."""
-    for rank, theirs in zip(members, settings, strict=True):
-        if theirs != settings[0]:
-            return f"rank {rank} has {theirs}, but rank {members[0]} has {settings[0]}"
-    return ""

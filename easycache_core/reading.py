@@ -7,9 +7,8 @@ import torch
 
 
 class Measurements(NamedTuple):
-    """What the tracked branch showed at a computed evaluation i, against the computed evaluation j < i before it.
-
-    Norms have one entry per stream. All entries are scalar tensors, and numbers once they are read.
+    """What the tracked branch showed at a computed evaluation i, against the computed evaluation j < i before it. Norms
+    have one entry per stream. All entries are scalar tensors, and numbers once they are read.
 
     output_norm: ||v_i||. The rest is empty without j. output_change, input_change: ||v_i - v_j||, ||x_i - x_j||. Of
     forecasts alone: miss, how far a forecast of D_i would have been off; products, from which gains are estimated.

@@ -34,11 +34,6 @@ def transformation_rate(measured: Measurements, before: Sequence[float] | None) 
     return [change / moved if moved > 0 else rate for change, moved, rate in changes]
 
 
-def relative_change(rate: float, input_change: float, output_norm: float) -> float:
-    """eps_n, from k, ||x_n - x_(n-1)|| and ||v_i||."""
-    return rate * input_change / max(output_norm, sys.float_info.min)
-
-
 def reuse(x: torch.Tensor, x_i: torch.Tensor, output_i: torch.Tensor) -> torch.Tensor:
     """v_n: the last transformation vector v_i - x_i, added to the new input. A new tensor of output_i's dtype."""
     return (upcast(output_i) - upcast(x_i)).add_(upcast(x)).to(output_i.dtype)
@@ -77,9 +72,10 @@ class Reuse(Predictor):
         return self.rate is not None
 
     def errors(self, input_change: Sequence[float]) -> list[float]:
-        eps = map(relative_change, self.rate, input_change, self.output_norm)
+        """E grows by eps_n."""
         before = self._errors or [0.0] * len(input_change)
-        self._errors = [error + change for error, change in zip(before, eps, strict=True)]
+        terms = zip(before, self.rate, input_change, self.output_norm, strict=True)
+        self._errors = [error + k * change / max(norm, sys.float_info.min) for error, k, change, norm in terms]
         return self._errors
 
     def commit(self, skipping: bool) -> None:

@@ -14,19 +14,15 @@ MAX_STEP_RATIO = 0.75
 
 
 class StepRatios(NamedTuple):
-    """An evaluation n seen from the computed evaluations j < i before it.
-
-    step_ratio: r = (t_n - t_i) / (t_i - t_j), MAX_STEP_RATIO at most; 0 without j. sigma_ratio: s = sigma_n / sigma_i.
-    """
+    """r = (t_n - t_i) / (t_i - t_j), MAX_STEP_RATIO at most, 0 without j; and s = sigma_n / sigma_i."""
 
     step_ratio: float
     sigma_ratio: float
 
 
 class StepHistory:
-    """sigmas: noise level of each evaluation so far; the last one is n. computed: where the network ran; i is the last.
-
-    Append n to sigmas; ask; then append its index to computed if the network runs there.
+    """sigmas: the noise level of each evaluation so far, the last of them n. computed: where the network ran, the last
+    of them i, as indices; append n after what is asked about it.
     """
 
     def __init__(self):
@@ -47,9 +43,8 @@ class StepHistory:
         return StepRatios(step_ratio, ratio(self.sigmas[-1], self.sigmas[i]))
 
     def weight(self, k: int) -> float:
-        """w_k: the change of u that D_k stands for in the sampler's sum, known at k + 1; k > 0.
-
-        Samplers that evaluate twice per step stay at a level, or come back to it; both evaluations share the step then.
+        """w_k: the change of u that D_k stands for in the sampler's sum, known at k + 1; k > 0. Samplers that evaluate
+        twice per step stay at a level, or come back to it; both evaluations share the step then.
         """
         before, after = (_change_of_u(*self.sigmas[first : first + 2]) for first in (k - 1, k))
         if after == 0:
