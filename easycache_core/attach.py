@@ -124,10 +124,10 @@ class Attachment:
     def __init__(self, module, network, arguments, config, total_steps, sigma_of, prediction, tracked, options):
         require_integer("total_steps", total_steps, 1, 1_000_000)
         predictor = PREDICTORS[config.predictor]
-        if predictor.needs_sigma and sigma_of is None:
+        if predictor.follows_denoised and sigma_of is None:
             raise ValueError(
-                f'predictor "{config.predictor}" follows the noise level: pass sigma_of, a function of the timestep, '
-                'for most flow models lambda t: t / 1000; or choose CacheConfig(predictor="reuse")'
+                f'predictor "{config.predictor}" needs the noise level: pass sigma_of, a function of the timestep, for '
+                'most flow models lambda t: t / 1000; or choose CacheConfig(predictor="reuse")'
             )
         conversion = Prediction(prediction)
         self._conversion = conversion if predictor.follows_denoised else None

@@ -121,8 +121,8 @@ class CacheController(contextlib.AbstractContextManager):
             ValueError: no sigma for a predictor that needs it.
             RankLost, RanksDiffer: the ranks cannot continue together.
         """
-        if sigma is None and self._predictor.needs_sigma:
-            raise ValueError(f'sigma must be given: predictor "{self.config.predictor}" follows the noise level')
+        if sigma is None and self._predictor.follows_denoised:
+            raise ValueError(f'sigma must be given: predictor "{self.config.predictor}" needs the noise level')
         if self._x is not None and (self._x.shape != x.shape or self._x.dtype != x.dtype):
             self.reset_cache()
         now = self._read(x, sigma, step, force, changed)

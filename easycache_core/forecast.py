@@ -92,7 +92,6 @@ class Forecast(Predictor):
     """Holds three tensors per branch and the input of the last computed evaluation."""
 
     follows_denoised = True
-    needs_sigma = True
 
     def __init__(self, cache_device: str, streams: Sequence[int]):
         super().__init__(cache_device, streams)
@@ -132,7 +131,7 @@ class Forecast(Predictor):
 
     @property
     def ready(self) -> bool:
-        """After a gap of m evaluations, the next may be m + 1 at most: D hardly moves at high noise, which does not mean
+        """After a gap of m evaluations, the next may be m + 1 at most: D hardly moves at high noise, which does not say
         that it will not.
         """
         return self._error_rate is not None and self._gap_length < self._max_gap

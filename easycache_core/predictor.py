@@ -14,14 +14,13 @@ class Predictor(abc.ABC):
     evaluation before measured something; `advance`; `errors`, if the threshold decides; `commit`; then, per branch,
     `store` where the network runs, else `predict`.
 
-    follows_denoised: whether branches are denoised latents D; else they are what the network answers.
-    needs_sigma: whether `advance` needs the noise level.
+    follows_denoised: whether branches are denoised latents D, so that noise levels are needed; else they are what the
+    network answers.
     rate, output_norm: k and ||v_i|| of the tracked branch, one number per stream; None until known.
     measured: of the evaluation before, not read yet.
     """
 
     follows_denoised: ClassVar[bool]
-    needs_sigma: ClassVar[bool]
 
     def __init__(self, cache_device: str, streams: Sequence[int]):
         self._cache_device, self._streams = cache_device, streams

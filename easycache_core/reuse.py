@@ -50,7 +50,6 @@ class Reuse(Predictor):
     """Holds one output per branch and the input of the last computed evaluation, all in the dtype they came in."""
 
     follows_denoised = False
-    needs_sigma = False
 
     def __init__(self, cache_device: str, streams: Sequence[int]):
         super().__init__(cache_device, streams)

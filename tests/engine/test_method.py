@@ -1,4 +1,4 @@
-"""docs/method.md: its example in numbers, computed by the engine."""
+"""What docs/method.md and docs/development.md show of the engine is so."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from easycache_core import CacheConfig, CacheController
+from easycache_core import CacheConfig, CacheController, attach
+from easycache_core.predictors import PREDICTORS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "method.md"
 HALF_A_DIGIT = 5.1e-5
@@ -47,3 +48,31 @@ def test_the_example_in_numbers():
             value = found.get(name, expected if name == "D" else None)
             assert value == (None if expected is None else pytest.approx(expected, abs=HALF_A_DIGIT)), (step, name)
         x = x + (sigmas[step + 1] - sigma) * (x - denoised) / sigma if step < 7 else x
+
+
+def test_the_predictor_of_the_development_page_is_all_it_takes(monkeypatch):
+    """Catches a predictor whose name more than the table has to know, and a base class that does not declare all that
+    is called.
+    """
+    page = (PAGE.parent / "development.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    names = {}
+    exec(compile(code.replace("from .", "from easycache_core."), "development.md", "exec"), names)
+    monkeypatch.setitem(PREDICTORS, "hold", names["Hold"])
+    config = CacheConfig(predictor="hold", target_speedup=2.0)
+    controller = CacheController(config, total_steps=9, denoised=True)
+    x, stored, flags = torch.randn(1, 4, 8, 8), None, []
+    for step in range(9):
+        flags.append(controller.begin(x, sigma=1 - step / 9, step=step))
+        if flags[-1]:
+            stored = x * 0.5
+            controller.store("cond", stored)
+        else:
+            assert torch.equal(controller.predict("cond"), stored)
+        x = x * 0.9
+    assert sum(flags) == 5 and all(record["output_norm"] for record in controller.trace)
+    network = torch.nn.Bilinear(4, 1, 4).eval()
+    with torch.no_grad(), attach(network, config, total_steps=6, sigma_of=float) as cache:
+        for step in range(6):
+            assert network(torch.ones(2, 4) * step, torch.full((2, 1), 1 - step / 6)).shape == (2, 4)
+    assert cache.skipped == 3
