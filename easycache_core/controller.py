@@ -94,7 +94,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._output_dtype: torch.dtype | None = None
         self._worst = 0  # index of the stream with the largest E when it was last estimated
         self._sums: list[torch.Tensor] = []  # of what was stored last; finite if all of it is; not read yet
-        self._finite = True  # whether what was stored last is finite, as far as it was read
+        self._finite = True  # whether what was stored last is, as far as it was read
         self._comparable = True  # whether the last evaluation could be compared with the one before
         self._awaiting_tracked = False
         self._gap_length = 0
@@ -143,6 +143,8 @@ class CacheController(contextlib.AbstractContextManager):
         self._records.append(Record(**record, rate=None, error=error if skipping else 0.0, output_norm=None))
         if skipping:
             self._record_output()
+        else:
+            self._finite = True
         return not skipping
 
     def _read(self, x: torch.Tensor, sigma, step: int, force, changed) -> Reading:
@@ -165,7 +167,7 @@ class CacheController(contextlib.AbstractContextManager):
         groups = [(sigma, force, changed), input_change or (), self._sums, *(self._predictor.measured or ())]
         self._predictor.measured, self._sums = None, []
         (sigma, force, changed), input_change, *left = read_scalars(groups, device)
-        finite = all(math.isfinite(number) for group in left for number in group) if any(left) else self._finite
+        finite = self._finite and all(math.isfinite(number) for group in left for number in group)
         measured = Measurements(*left[1:]) if left[1:] else None
         return Reading(sigma, bool(force), bool(changed), finite, input_change or None, measured)
 

@@ -62,13 +62,13 @@ class StepHistory:
         return _change_of_u(sigma, max(sigma + last, sigma / 4))
 
     def _t(self, k: int) -> float:
-        return math.log1p(self.sigmas[k])
+        return math.log1p(max(self.sigmas[k], 0.0))
 
 
 def ratio(part: float, whole: float) -> float:
-    """part / whole, 0 where whole is 0: a noise level that repeats shows nothing new."""
+    """part / whole; 0 where whole is 0 or the ratio no float32: a noise level that repeats shows nothing new."""
     value = part / whole if whole else 0.0
-    return value if math.isfinite(value) else 0.0
+    return value if abs(value) < 1e38 else 0.0
 
 
 def clip(value: float, low: float, high: float) -> float:
@@ -77,4 +77,4 @@ def clip(value: float, low: float, high: float) -> float:
 
 def _change_of_u(sigma: float, following: float) -> float:
     """From one noise level to the next; at level 0 nothing is left to integrate."""
-    return (sigma - following) / (sigma * following) if sigma > 0 and following > 0 else 0.0
+    return ratio(sigma - following, sigma * following) if sigma > 0 and following > 0 else 0.0

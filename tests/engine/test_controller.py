@@ -3,6 +3,7 @@
 import functools
 import gc
 import logging
+import math
 
 import pytest
 import torch
@@ -331,6 +332,20 @@ def test_nan_and_inf_are_recomputed_and_told_once(poison, where, caplog):
     assert all(record["error"] is not None for record in controller.trace)
     warnings = [record.message for record in caplog.records if "NaN or inf" in record.message]
     assert len(warnings) == 1
+
+
+def test_reading_the_trace_in_the_middle_of_an_evaluation_hides_no_nan():
+    """Catches a NaN of one branch that is forgotten as somebody looks before the other is stored."""
+    controller = CacheController(Settings(threshold=1.0, warmup_steps=2), total_steps=20)
+    x = torch.randn(SHAPE)
+    for step in range(8):
+        computed = controller.begin(x, step=step, force=step == 5)
+        if computed:
+            controller.store("cond", velocity(x, 0.5, 0.8) * (math.nan if step == 5 else 1))
+            assert len(controller.trace) == step + 1
+            controller.store("uncond", velocity(x, 0.5, 0.5))
+        x = x * 0.98
+    assert [record["computed"] for record in controller.trace[4:7]] == [False, True, True]
 
 
 def test_cache_in_main_memory_gives_the_same_run():

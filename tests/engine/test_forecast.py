@@ -340,6 +340,23 @@ def test_memory_is_three_tensors_per_branch_and_two_more():
     assert memory.live < latent
 
 
+@pytest.mark.parametrize("strange", [0.0, -2.0, math.nan, math.inf, 1e-300])
+def test_strange_noise_levels_end_no_run(strange):
+    """Catches a division by zero, or a logarithm of nothing, an hour into a run: such levels are computed, or forecast
+    with numbers.
+    """
+    for rule in (dict(threshold=0.5), dict(target_speedup=2.0)):
+        controller, x = CacheController(Settings(**rule), total_steps=30, denoised=True), torch.randn(SHAPE)
+        for step in range(30):
+            sigma = strange if step % 7 == 6 else 1 - step / 30
+            if controller.begin(x, sigma=sigma, step=step):
+                controller.store("cond", 0.1 * x)
+            else:
+                assert controller.predict("cond").isfinite().all()
+            x = x * 0.95
+        assert controller.skipped
+
+
 def test_the_noise_level_must_be_known():
     with pytest.raises(ValueError, match="sigma must be given"):
         CacheController(Settings(), total_steps=5).begin(torch.zeros(SHAPE), step=0)
