@@ -12,18 +12,20 @@ from collections.abc import Sequence
 import comfy.model_patcher
 import torch
 from comfy.model_management import soft_empty_cache
-from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from comfy.patcher_extension import WrappersMP
 
-from ..easycache_core import CacheController, Ranks
+from ..easycache_core import Ranks
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import is_out_of_memory
+from .evaluation import Evaluation, Question, question
+from .other_caches import warn_of_other_caches
 from .parametrisation import Parametrisation
 from .progress_events import ProgressEvents
+from .question_history import QuestionHistory
 from .run_history import WRAPPER_KEY, RunHistory
-from .schedule_switches import Switches
 from .settings import Settings
-from .steps import StepCounter, step_count_known, step_lengths
+from .steps import UNKNOWN, Schedule, StepCounter
 from .summary import summarise, totals
 from .windows import CachedWindows
 
@@ -45,32 +47,29 @@ def sample_with_cache(
 ):
     """OUTER_SAMPLE wrapper: one run. Its state is freed on errors too; its report goes to `history` if it finishes."""
     guider = executor.class_obj
-    model_sampling = guider.model_patcher.get_model_object("model_sampling")
     options = guider.model_options.get("transformer_options", {})
-    ranks = options.get("easycache_ranks", ALL_RANKS)  # set where not all ranks share this run
-    run = Run(settings, sigmas, model_sampling, packed_streams(*args, **kwargs), step_count_known(sampler), ranks)
-    if "easycache" in options:
-        log.warning(
-            "EasyCache: the model also has ComfyUI's built-in EasyCache or LazyCache node; two caches add up "
-            "their errors, so use one of them"
-        )
-
+    warn_of_other_caches(guider.model_options, WRAPPER_KEY)
+    run = Run(
+        settings,
+        Schedule(sigmas, guider.model_patcher.get_model_object("model_sampling"), sampler, settings),
+        guider,
+        packed_streams(*args, **kwargs),
+        options.get("easycache_ranks", ALL_RANKS),  # set where not all ranks share this run
+    )
     events, state = ProgressEvents(history.node), "stopped"
 
     def after_step(step, denoised, x, total_steps):
-        run.step_counter.on_callback(step)
+        run.on_callback()
         events.send("running", run.snapshot)
         if callback is not None:
             callback(step, denoised, x, total_steps)
 
     original_options = guider.model_options
     guider.model_options = comfy.model_patcher.create_model_options_clone(original_options)
-    add_wrapper_with_key(
-        WrappersMP.PREDICT_NOISE, WRAPPER_KEY, run.predict_noise, guider.model_options, is_model_options=True
-    )
-    add_wrapper_with_key(
-        WrappersMP.CALC_COND_BATCH, WRAPPER_KEY, run.calc_cond_batch, guider.model_options, is_model_options=True
-    )
+    for level, wrapper in (
+        (WrappersMP.PREDICT_NOISE, run.predict_noise), (WrappersMP.CALC_COND_BATCH, run.calc_cond_batch),
+    ):  # fmt: skip
+        add_outermost_wrapper(level, wrapper, guider.model_options)
     try:
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
         log.info(run.summary())
@@ -83,6 +82,12 @@ def sample_with_cache(
     return samples
 
 
+def add_outermost_wrapper(level: str, wrapper, model_options: dict) -> None:
+    """Around the wrappers of other packs: what they make of one call (context windows, say) is cached as a whole."""
+    wrappers = model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
+    wrappers[level] = {WRAPPER_KEY: [wrapper], **wrappers.get(level, {})}
+
+
 def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list[int]:
     """Elements per sample of each stream that is packed into the latent, [] for a single one.
 
@@ -92,101 +97,67 @@ def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list
     return [math.prod(shape[1:]) for shape in latent_shapes] if len(latent_shapes) > 1 else []
 
 
-def patched_layers(model_options: dict) -> tuple:
-    """Sorted (kind, layer) of the layers that are replaced or skipped in a call of the network."""
-    replaced = model_options.get("transformer_options", {}).get("patches_replace", {})
-    return tuple(sorted((kind, str(layer)) for kind, layers in replaced.items() for layer in layers))
-
-
 class Run:
     """The state of the cache during one sampling run.
 
-    A branch of the engine is one conditioning of one call to calc_cond_batch. The engine's inputs and outputs are the
-    noisy and the denoised latent, or, for predictors that do not follow the denoised latent, those of the network.
+    An evaluation is opened by PREDICT_NOISE, or, by guiders that go past that, by a call to calc_cond_batch with a
+    timestep of its own. The first question that is asked in it decides; an evaluation in which nothing is asked is
+    none. A branch of the engine is one question. The engine's inputs and outputs are the noisy and the denoised latent,
+    or, for predictors that do not follow the denoised latent, those of the network.
 
-    sigmas: the sampler's schedule, (steps + 1,). streams: as from packed_streams. step_count_is_known: whether the
-    sampler takes the steps of its schedule. ranks: as CacheController takes them.
+    streams: as from packed_streams. ranks: as CacheController takes them.
     """
+
+    MAX_HISTORIES = 4  # each holds tensors
 
     def __init__(
         self,
         settings: Settings,
-        sigmas: torch.Tensor,
-        model_sampling,
+        schedule: Schedule,
+        guider,
         streams: Sequence[int] = (),
-        step_count_is_known: bool = True,
         ranks: Ranks | None = ALL_RANKS,
     ):
         self.settings = settings
-        self.step_counter = StepCounter()
-        self._total_steps = max(len(sigmas) - 1, 0)  # a schedule may be empty
+        self._schedule, self._guider = schedule, guider
+        self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
         follows_denoised = PREDICTORS[settings.config.predictor].follows_denoised
-        self._conversion = None if follows_denoised else Parametrisation(model_sampling)
-        self._sigma_start = float(model_sampling.percent_to_sigma(settings.start_percent))
-        self._sigma_end = float(model_sampling.percent_to_sigma(settings.end_percent))
-        self._controller = CacheController(
-            settings.config,
-            self._total_steps,
-            streams,
-            denoised=follows_denoised,
-            step_count_known=step_count_is_known,
-            step_lengths=step_lengths(model_sampling, sigmas) if settings.config.target_speedup else None,
-            ranks=ranks,
-        )
-        self._switches: Switches | None = None
-        self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
-        self._cache_miss = False  # whether the last evaluation had a branch that could not be predicted
-        # Of the current evaluation:
-        self._x: torch.Tensor | None = None
-        self._reusing = False
-        self._positive: list[dict] | None = None  # conditioning
-        self._calls = 0  # to calc_cond_batch
-        self._computing = False  # whether such a call is being computed
+        self._conversion = None if follows_denoised else Parametrisation(self._model_sampling)
+        self._controller_options = dict(streams=streams, denoised=follows_denoised, ranks=ranks)
+        self._histories: dict = {}  # by the question that opens their evaluations, the one asked last at the end
+        self._trace: list[tuple[QuestionHistory, int]] = []  # where the record of each evaluation is
+        self._evaluation: Evaluation | None = None
+        self._computing = False  # whether a call to calc_cond_batch is being computed
+        self._callbacks = 0
+        # Other ranks wait for this one from here on.
+        self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
+
+    def _new_history(self) -> QuestionHistory:
+        return QuestionHistory(self.settings, self._schedule, StepCounter(self._callbacks), **self._controller_options)
+
+    def on_callback(self) -> None:
+        """The sampler has called back, which it does once per step."""
+        self._callbacks += 1
+        for history in self._histories.values():
+            history.steps.on_callback()
 
     def predict_noise(self, executor, x, timestep, model_options, *args, **kwargs):
-        """PREDICT_NOISE wrapper, once per evaluation: decide whether to compute it.
+        """PREDICT_NOISE wrapper: opens an evaluation.
 
         x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,). Returns the denoised latent.
         """
-        step, conds = self.step_counter.next_evaluation(), getattr(executor.class_obj, "conds", {})
-        force, changed = self._force_and_changed(step, timestep[0], conds)
-        self._x, self._positive, self._calls, self._cache_miss = x, conds.get("positive"), 0, False
-        network_x = self._network_input(x, timestep)
-        self._reusing = not self._controller.begin(network_x, sigma=timestep, step=step, force=force, changed=changed)
-        if not self._reusing:
-            self._computed_sigma = timestep[0].clone()
         handler = model_options.get("context_handler")
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
-        denoised = executor(x, timestep, model_options, *args, **kwargs)
-        self._x = self._positive = None
-        if self.settings.verbose:
+        around, self._evaluation = self._evaluation, Evaluation(x, timestep)
+        evaluation = self._evaluation
+        try:
+            denoised = executor(x, timestep, model_options, *args, **kwargs)
+        finally:
+            self._evaluation = around
+        if self.settings.verbose and evaluation.history is not None:
             self._log_evaluation()
         return denoised
-
-    def _force_and_changed(self, step: int, sigma: torch.Tensor, conds: dict):
-        """(force, changed) as CacheController.begin takes them, at noise level sigma, a one-element tensor.
-
-        force: compute whatever the error. changed: the conditioning is another one than was computed last.
-
-        Samplers evaluate between the sigmas of the schedule, and some have a schedule of their own. Hence sigma itself
-        is compared; it stays on the device, and so do the results.
-        """
-        if self._computed_sigma is None:
-            self._switches = Switches(conds, sigma.device)
-            return True, False
-        changed = self._cache_miss or self._switches.crossed(self._computed_sigma, sigma)
-        config = self.settings.config
-        force = False
-        if not config.target_speedup:  # a budget has no warm-up
-            if self.step_counter.ambiguous:  # it may still be warm-up
-                return True, changed
-            if step == config.warmup_steps and self.step_counter.one_per_step:
-                # A corrector's second evaluation at the sigma of the last warm-up step still belongs to that step.
-                force = sigma == self._computed_sigma
-        if self.settings.start_percent > 0 or self.settings.end_percent < 1:
-            force = force | (sigma > self._sigma_start) | (sigma < self._sigma_end)
-        return force, changed
 
     def calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
         """CALC_COND_BATCH wrapper: as predict_or_compute. Nested calls are computed."""
@@ -194,36 +165,69 @@ class Run:
         def compute():
             return executor(model, conds, x, timestep, model_options)
 
-        return compute() if self._computing else self.predict_or_compute(compute, conds, x, timestep, model_options)
+        if self._computing:
+            return compute()
+        if self._evaluation is None or (self._evaluation.direct and self._evaluation.timestep is not timestep):
+            if "context_window" in model_options.get("transformer_options", {}):
+                return compute()  # a window out of a latent that is not seen as a whole here
+            self._evaluation = Evaluation(x, timestep, direct=True)
+        return self.predict_or_compute(compute, conds, x, timestep, model_options)
 
     def predict_or_compute(self, compute, conds, x, timestep, model_options) -> list[torch.Tensor]:
         """Denoised latents, one per conditioning: predicted where possible, else from `compute()`.
 
-        Guidance add-ons (perturbed attention, skip-layer ...) call again within one evaluation. Calls are distinguished
-        by their order and by the layers that they patch, as an add-on may end during the run and the next one move up.
+        What is asked about a part of the latent, or at another size, is computed: the part may move.
         """
-        call, self._calls = f"{self._calls} {patched_layers(model_options)}", self._calls + 1
-        branches = {i: f"{call} {i}" for i, cond in enumerate(conds) if cond is not None}
-        own_x = None if x is self._x else self._network_input(x, timestep)
-        if self._reusing and all(map(self._controller.has, branches.values())):
+        evaluation, positive = self._evaluation, getattr(self._guider, "conds", {}).get("positive")
+        asked = {i: question(cond, i, model_options) for i, cond in enumerate(conds) if cond is not None}
+        if not asked or x.shape != evaluation.x.shape:
+            return self._compute_nested(compute)
+        # The branch stored first is the one whose error decides; some guiders list the negative first.
+        order = sorted(asked, key=lambda i: conds[i] is not positive)
+        if evaluation.history is None:
+            self._open(evaluation, asked[order[0]])
+        history, branches = evaluation.history, {i: evaluation.branch(asked[i]) for i in order}
+        controller = history.controller
+        own_x = None if x is evaluation.x else self._network_input(x, timestep)
+        if evaluation.reusing and all(map(controller.has, branches.values())):
             try:
-                predicted = {i: self._predict(branch, own_x, x, timestep) for i, branch in branches.items()}
+                predicted = {i: self._predict(branches[i], own_x, x, timestep) for i in order}
                 return [predicted[i] if i in predicted else torch.zeros_like(x) for i in range(len(conds))]
             except Exception as error:
-                if self._controller.shared or not is_out_of_memory(error):
+                if controller.shared or not is_out_of_memory(error):
                     raise
-            self._controller.give_up_cache()
+            controller.give_up_cache()
         denoised = self._compute_nested(compute)
-        if self._reusing:
-            self._cache_miss = True
+        if evaluation.reusing:
+            history.cache_miss = True
             return denoised
-        # The branch stored first is the one whose error decides; some guiders list the negative first.
-        for i in sorted(branches, key=lambda i: conds[i] is not self._positive):
+        for i in order:
             output = denoised[i]
             if self._conversion is not None:
                 output = self._retry_on_oom(self._conversion.network_output, output, x, timestep)
-            self._controller.store(branches[i], output, own_x)
+            controller.store(branches[i], output, own_x)
         return denoised
+
+    def _open(self, evaluation: Evaluation, tracked: Question) -> None:
+        """Decide an evaluation. tracked: the question whose error decides."""
+        key = tracked.parts, tracked.switches
+        history = self._histories.pop(key, None) or self._unused
+        if history is None or history is self._unused:
+            if not self._trace and not self._schedule.follow(float(evaluation.timestep[0]), self._model_sampling):
+                if self._unused is not None:
+                    self._unused.close()
+                self._unused = None
+                log.info("EasyCache: the sampler follows a schedule of its own; the number of its steps is unknown")
+            history = self._unused or self._new_history()
+            self._unused = None
+        while len(self._histories) >= self.MAX_HISTORIES:
+            oldest = next(iter(self._histories))
+            self._histories.pop(oldest).close()
+        self._histories[key] = evaluation.history = history
+        network_x = self._network_input(evaluation.x, evaluation.timestep)
+        conds = getattr(self._guider, "conds", {})
+        evaluation.reusing = history.begin(network_x, evaluation.timestep, conds)
+        self._trace.append((history, history.controller.computed + history.controller.skipped - 1))
 
     def _network_input(self, x, timestep) -> torch.Tensor:
         """What the engine takes for x."""
@@ -231,7 +235,7 @@ class Run:
 
     def _predict(self, branch: str, own_x, x, timestep) -> torch.Tensor:
         """The denoised latent of a branch. own_x: x as the engine takes it; None if it is that of the evaluation."""
-        predicted = self._controller.predict(branch, own_x)
+        predicted = self._evaluation.history.controller.predict(branch, own_x)
         return predicted if self._conversion is None else self._conversion.denoised(predicted, x, timestep)
 
     def _compute_nested(self, compute) -> list[torch.Tensor]:
@@ -242,6 +246,10 @@ class Run:
         finally:
             self._computing = False
 
+    @property
+    def _controllers(self) -> list:
+        return list({id(history): history.controller for history, _ in self._trace}.values())
+
     def _retry_on_oom(self, make, *args):
         """make(*args); if memory runs out, once more with the cache freed.
 
@@ -251,10 +259,12 @@ class Run:
         try:
             return make(*args)
         except Exception as error:
-            if self._controller.shared or not self._controller.holds_tensors or not is_out_of_memory(error):
+            controllers = [controller for controller in self._controllers if controller.holds_tensors]
+            if any(one.shared for one in controllers) or not controllers or not is_out_of_memory(error):
                 raise
         log.warning("EasyCache: out of memory; the cache is freed and what failed is done again")
-        self._controller.reset_cache()
+        for controller in controllers:
+            controller.reset_cache()
         soft_empty_cache()
         return make(*args)
 
@@ -262,31 +272,46 @@ class Run:
         def shown(value):
             return "unknown" if value is None else f"{value:.4g}"
 
-        record, config = self._controller.trace[-1], self.settings.config
+        history, index = self._trace[-1]
+        record, config = history.controller.trace[index], self.settings.config
         error = "" if config.target_speedup else f" error {shown(record['error'])} of {config.threshold:g},"
         log.info(
-            f"EasyCache: step {record['step'] + 1} of {self._total_steps}, sigma {shown(record['sigma'])}: "
+            f"EasyCache: step {record['step'] + 1} of {self._steps}, sigma {shown(record['sigma'])}: "
             f"{'computed' if record['computed'] else 'skipped'},{error} transformation rate {shown(record['rate'])}"
         )
 
+    @property
+    def _steps(self) -> int:
+        """Steps of the sampler; those so far where it follows a schedule of its own."""
+        return self._schedule.steps if self._schedule.steps < UNKNOWN else self._callbacks
+
     def summary(self) -> str:
-        return summarise(self._totals(), self.settings, self.step_counter.steps)
+        return summarise(self._totals(), self.settings, self._callbacks or self._steps)
 
     def snapshot(self) -> tuple[dict, list, int]:
         """(report without trace, trace so far, how many of its first records have all their numbers).
 
         Does not wait for the device.
         """
-        return self._totals(), *self._controller.trace_so_far()
+        so_far = {id(history): history.controller.trace_so_far() for history, _ in self._trace}
+        records = [so_far[id(history)][0][index] for history, index in self._trace]
+        resolved = [index < so_far[id(history)][1] for history, index in self._trace]
+        return self._totals(), records, resolved.index(False) if False in resolved else len(records)
 
     def report(self) -> dict:
         """The report with its trace; waits for the device."""
-        return {**self._totals(), "trace": self._controller.trace}
+        traces = {id(history): history.controller.trace for history, _ in self._trace}
+        return {**self._totals(), "trace": [traces[id(history)][index] for history, index in self._trace]}
 
     def _totals(self) -> dict:
-        return totals(self.settings, self._total_steps, self._controller)
+        computed = sum(controller.computed for controller in self._controllers)
+        skipped = sum(controller.skipped for controller in self._controllers)
+        return totals(self.settings, self._steps, computed, skipped)
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
-        self._x = self._positive = self._computed_sigma = self._switches = None
-        self._controller.release()
+        self._evaluation = self._guider = None
+        for history in {id(history): history for history, _ in self._trace}.values():
+            history.close()
+        if self._unused is not None:
+            self._unused.close()

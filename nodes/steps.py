@@ -1,4 +1,4 @@
-"""The steps of a sampler: how long they are, and which one an evaluation belongs to."""
+"""The steps of a sampler: its schedule, and which step an evaluation belongs to."""
 
 import numpy as np
 import torch
@@ -6,6 +6,7 @@ import torch
 # These take another number of steps than their schedule has: dpm_fast combines up to three evaluations in a step,
 # dpm_adaptive chooses its steps itself.
 SELF_STEPPING_SAMPLERS = ("dpm_fast_function", "dpm_adaptive_function")
+UNKNOWN = 10_000  # steps
 
 
 def step_count_known(sampler) -> bool:
@@ -27,6 +28,47 @@ def step_lengths(model_sampling, sigmas: torch.Tensor) -> list[float] | None:
     return np.abs(np.diff(times)).tolist()
 
 
+class Schedule:
+    """The noise levels of a run.
+
+    steps: how many there are. Where levels rise within a descending schedule, noise is added and nothing is evaluated:
+    a rise is no step. steps_known: whether the sampler takes these steps. step_lengths: as from `step_lengths`.
+    last_sigma: evaluations at it or below are the run's last. sigma_start, sigma_end: between them reuse is allowed;
+    restricted: whether that is less than everything.
+
+    sigmas: (steps + 1,), as the sampler gets them. Waits for their device.
+    """
+
+    def __init__(self, sigmas: torch.Tensor, model_sampling, sampler, settings):
+        values = sigmas.detach().float().cpu()
+        rising = (values[1:] > values[:-1]).tolist()
+        flipped = bool(rising) and all(rising)
+        taken = [not rise or flipped for rise in rising]
+        lengths = step_lengths(model_sampling, sigmas)
+        self.steps = sum(taken)
+        self.step_lengths = lengths and [length for length, take in zip(lengths, taken, strict=True) if take]
+        self.steps_known = step_count_known(sampler)
+        self._max, self._min = (float(values.max()), float(values.min())) if len(values) else (0.0, 0.0)
+        self.sigma_start = float(model_sampling.percent_to_sigma(settings.start_percent))
+        self.sigma_end = float(model_sampling.percent_to_sigma(settings.end_percent))
+        self.restricted = settings.start_percent > 0 or settings.end_percent < 1
+        left = [float(sigma) for sigma, take in zip(values[:-1], taken, strict=True) if take] if len(values) else []
+        # float16 has eleven bits.
+        self.last_sigma = -1.0 if flipped or not left else left[-1] * (1 + 2**-10)
+
+    def follow(self, sigma: float, model_sampling) -> bool:
+        """Take note of the first noise level that is evaluated; whether it belongs to this schedule.
+
+        Some samplers are given [0, 0] or the like and follow a schedule of their own, of which nothing is known.
+        """
+        margin = 0.02 * self._max
+        if self._max > 0 and self._min - margin <= sigma <= self._max + margin:
+            return True
+        self.steps, self.step_lengths, self.steps_known = UNKNOWN, None, False
+        self.last_sigma = float(getattr(model_sampling, "sigma_min", 0.0)) * (1 + 2**-10)
+        return False
+
+
 class StepCounter:
     """Finds the step of each evaluation from the sampler's callbacks, so that no device tensor has to be read.
 
@@ -38,9 +80,10 @@ class StepCounter:
 
     _LATEST_CALLBACK = 4  # evaluations
 
-    def __init__(self):
+    def __init__(self, callbacks: int = 0):
+        """callbacks: how many there have been."""
         self._evaluations = 0
-        self._callback_step: int | None = None  # step of the last callback
+        self._callback_step: int | None = callbacks - 1 if callbacks else None  # step of the last callback
         self._since_callback = 0  # evaluations
         self._per_step: int | None = None  # m, once known
         self.steps = 0  # how many steps there have been
@@ -68,8 +111,9 @@ class StepCounter:
         """Whether the sampler has been seen to evaluate once per step."""
         return self._per_step == 1
 
-    def on_callback(self, step: int) -> None:
-        """The sampler has called back for this step, from 0."""
-        if self._callback_step is not None:
-            self._per_step = max(1, self._since_callback)
-        self._callback_step, self._since_callback = step, 0
+    def on_callback(self) -> None:
+        """The sampler has called back. Callbacks are counted: some samplers number them otherwise."""
+        if self._callback_step is not None and self._since_callback:
+            self._per_step = self._since_callback
+        self._callback_step = 0 if self._callback_step is None else self._callback_step + 1
+        self._since_callback = 0

@@ -1,15 +1,14 @@
 """The totals of a run, as numbers and as one line of the log."""
 
-from ..easycache_core import CacheController
 from .settings import Settings
 
 
-def totals(settings: Settings, steps: int, controller: CacheController) -> dict:
+def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
     """The totals of a run so far: the entries of its report but `trace`. steps: of the sampler.
 
     speedup is evaluations / computed, None if none was computed.
     """
-    config, computed, skipped = settings.config, controller.computed, controller.skipped
+    config = settings.config
     return {
         "steps": steps,
         "evaluations": computed + skipped,
@@ -28,8 +27,10 @@ def summarise(did: dict, settings: Settings, steps: int) -> str:
 
     did: as from `totals`. steps: that the sampler took.
     """
-    if did["evaluations"] == 0:
+    if did["evaluations"] == 0 and steps == 0:
         return "EasyCache: nothing was sampled, the run had no steps"
+    if did["evaluations"] == 0:
+        return f"EasyCache: the sampler took {steps} steps and asked nothing that the node sees, so nothing was skipped"
     line = (
         f"EasyCache: computed {did['computed']} of {did['evaluations']} evaluations, skipped {did['skipped']} "
         f"({did['evaluations'] / max(did['computed'], 1):.2f}x), {did['predictor']}, {_rule(settings.config)}"

@@ -1,0 +1,55 @@
+"""What the network is asked within one evaluation of a sampler.
+
+An evaluation is one noisy latent at one noise level. Guiders ask the network about one or several conditionings there,
+in one call or in several. A question is known by what is asked, not by the order of calls: guiders leave questions out
+at some noise levels, and add-ons insert theirs.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from .question_history import QuestionHistory
+
+
+class Question(NamedTuple):
+    """What a conditioning asks: ids of its parts, options that are words or switches, names of patched layers."""
+
+    parts: tuple
+    switches: tuple
+    layers: tuple
+
+
+def question(cond: Sequence[dict], position: int, model_options: dict) -> Question:
+    """What a conditioning asks.
+
+    cond: its parts; ComfyUI gives each an id when it prepares it. position: in its call, for those that have none.
+    """
+    options = model_options.get("transformer_options", {})
+    parts = tuple(part.get("uuid", position) for part in cond)
+    replaced = options.get("patches_replace", {})
+    layers = tuple(sorted((kind, str(layer)) for kind, names in replaced.items() for layer in names))
+    switches = tuple(sorted((name, value) for name, value in options.items() if isinstance(value, str | bool)))
+    return Question(parts, switches, layers)
+
+
+class Evaluation:
+    """One evaluation while it lasts.
+
+    x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,). direct: whether it was opened by a call
+    of calc_cond_batch; then it lasts until another timestep comes. history: of the questions that are asked here; None
+    until the first one is. reusing: whether they are predicted.
+    """
+
+    def __init__(self, x: torch.Tensor, timestep: torch.Tensor, direct: bool = False):
+        self.x, self.timestep, self.direct = x, timestep, direct
+        self.history: QuestionHistory | None = None
+        self.reusing = False
+        self._asked: Counter[Question] = Counter()
+
+    def branch(self, asked: Question) -> str:
+        """The name of a question's answer: a question that is asked again within the evaluation is another one."""
+        self._asked[asked] += 1
+        return f"{asked} {self._asked[asked]}"

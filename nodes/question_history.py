@@ -1,0 +1,72 @@
+"""What one run knows of the questions that are asked together: cond and uncond, say.
+
+Guides and editing samplers ask two prompts in turn at one noise level (source and target). Each prompt, with what is
+asked along with it, then has a history, and decisions, of its own.
+"""
+
+import torch
+
+from ..easycache_core import CacheController
+from .schedule_switches import Switches
+from .settings import Settings
+from .steps import Schedule, StepCounter
+
+
+class QuestionHistory:
+    """controller: the engine. steps: counts evaluations of this history by step.
+
+    Raises ValueError, RankLost and RanksDiffer as CacheController does.
+    """
+
+    def __init__(self, settings: Settings, schedule: Schedule, steps: StepCounter, **controller_options):
+        self._settings, self._schedule = settings, schedule
+        self.steps = steps
+        config = settings.config
+        self.controller = CacheController(
+            config,
+            schedule.steps,
+            step_count_known=schedule.steps_known,
+            step_lengths=schedule.step_lengths if config.target_speedup else None,
+            **controller_options,
+        )
+        self.cache_miss = False  # whether the last evaluation had a branch that could not be predicted
+        self._switches: Switches | None = None
+        self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
+
+    def begin(self, network_x: torch.Tensor, timestep: torch.Tensor, conds: dict) -> bool:
+        """Decide an evaluation; True: it is predicted. conds: the guider's conditionings by name."""
+        step = self.steps.next_evaluation()
+        force, changed = self._force_and_changed(step, timestep[0], conds)
+        self.cache_miss = False
+        computing = self.controller.begin(network_x, sigma=timestep, step=step, force=force, changed=changed)
+        if computing:
+            self._computed_sigma = timestep[0].clone()
+        return not computing
+
+    def _force_and_changed(self, step: int, sigma: torch.Tensor, conds: dict):
+        """(force, changed) as CacheController.begin takes them, at noise level sigma, a one-element tensor.
+
+        force: compute whatever the error. changed: the conditioning is another one than was computed last.
+
+        Samplers evaluate between the sigmas of the schedule, and some have a schedule of their own. Hence sigma itself
+        is compared; it stays on the device, and so do the results.
+        """
+        if self._computed_sigma is None:
+            self._switches = Switches(conds, sigma.device)
+            return True, False
+        changed = self.cache_miss or self._switches.crossed(self._computed_sigma, sigma)
+        force = sigma <= self._schedule.last_sigma  # the last evaluation draws the detail
+        if not self._settings.config.target_speedup:  # a budget has no warm-up
+            if self.steps.ambiguous:  # it may still be warm-up
+                return True, changed
+            if step == self._settings.config.warmup_steps and self.steps.one_per_step:
+                # A corrector's second evaluation at the sigma of the last warm-up step still belongs to that step.
+                force = force | (sigma == self._computed_sigma)
+        if self._schedule.restricted:
+            force = force | (sigma > self._schedule.sigma_start) | (sigma < self._schedule.sigma_end)
+        return force, changed
+
+    def close(self) -> None:
+        """Free every tensor."""
+        self._computed_sigma = self._switches = None
+        self.controller.release()
