@@ -1,8 +1,7 @@
 """The EasyCache engine (arXiv 2507.02860): decide at run time which network evaluations a sampler can skip.
 
-Needs torch and numpy alone. Read it in this order: config, controller, predictor; reuse, which is the paper's rule;
-steps, correction and forecast; budget. What they use: norms, reading, storage, trace. Several processes: ranks. attach
-caches any torch.nn.Module (interface, prediction).
+Read it in this order: config, controller, predictor; reuse, which is the paper's rule; steps, correction and forecast;
+budget. They use norms, reading, storage, trace; ranks for several processes. attach caches any torch.nn.Module.
 """
 
 from .attach import attach

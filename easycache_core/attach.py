@@ -31,9 +31,8 @@ def attach(
     sense of `config`. Calls with the same t and x belong to one evaluation: cond and uncond one after the other. The
     first of them decides for all, and each has a cache of its own. A batch of cond and uncond is one call, and so is
     distilled guidance. After total_steps evaluations, and where t is back where it started, another run begins;
-    `Attachment.reset` begins one in any other case.
-
-    Calls whose x requires a gradient go past the cache. Reading t waits for its device, at most once per call.
+    `Attachment.reset` begins one in any other case. Reading t waits for its device, at most once per call. Calls whose
+    x requires a gradient go past the cache.
 
     Args:
         module: takes a latent, a tensor or a list of them of any shape, and a timestep, a number or a tensor (the
@@ -159,10 +158,7 @@ class Attachment:
     computed = property(lambda self: self._controller.computed, doc="Evaluations for which the network ran.")
     skipped = property(lambda self: self._controller.skipped, doc="Evaluations that were predicted.")
 
-    @property
-    def speedup(self) -> float:
-        """Evaluations per computed one."""
-        return (self.computed + self.skipped) / max(self.computed, 1)
+    speedup = property(lambda self: len(self.trace) / max(self.computed, 1), doc="Evaluations per computed one.")
 
     def close(self, keep_network: bool) -> None:
         """Let go of every tensor; the trace stays. keep_network: somebody still calls this as the module's forward."""

@@ -47,6 +47,8 @@ class Budget:
         left = budget - self._spent
         if left < 1:
             return False
+        if left == 1 and to_come > 1 and self._spent:  # kept for the last one
+            return False
         if urgent or self._spent == 0 or left >= to_come:
             return True
         whole = here + sum(self._weights[step:-1])  # from the first evaluation to the last

@@ -39,7 +39,9 @@ class CacheConfig:
         require_number("threshold", self.threshold, 0, 1)
         require_integer("warmup_steps", self.warmup_steps, 1, 50)
         require_choice("predictor", self.predictor, PREDICTORS)
-        require_speedup("target_speedup", self.target_speedup)
+        require_number("target_speedup", self.target_speedup, 0, 10)
+        if 0 < self.target_speedup < 1:
+            raise ValueError(f"target_speedup must be 0 (off) or a number from 1 to 10, got {self.target_speedup!r}")
         require_integer("max_consecutive_skips", self.max_consecutive_skips, 0, 50)
         require_choice("cache_device", self.cache_device, CACHE_DEVICES)
 
@@ -49,13 +51,6 @@ def require_number(name: str, value, low: float, high: float) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or math.isnan(value) or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
-
-
-def require_speedup(name: str, value) -> None:
-    """Raise ValueError unless value is 0 (off) or a number in [1, 10]."""
-    require_number(name, value, 0, 10)
-    if 0 < value < 1:
-        raise ValueError(f"{name} must be 0 (off) or a number from 1 to 10, got {value!r}")
 
 
 def require_integer(name: str, value, low: int, high: int) -> None:

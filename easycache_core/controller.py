@@ -11,7 +11,7 @@ import torch
 
 from .budget import Budget
 from .config import CacheConfig
-from .norms import mean_abs_diff, numel_by_stream
+from .norms import Norms
 from .prediction import Prediction
 from .predictors import PREDICTORS
 from .ranks import ALL_RANKS, Ranks, join
@@ -35,6 +35,7 @@ class CacheController(contextlib.AbstractContextManager):
         total_steps: sampler steps of the run.
         streams: sizes of the latents that are packed one after the other along the last axis of what `begin` is given
             (video and its sound). Each has a rate and an error of its own, and the worst of them decides.
+        by_row: so has each row of a batch, along the first axis. False: the latent is measured as a whole.
         denoised: what `store` takes and `predict` returns for a predictor that follows the denoised latent
             ("forecast"). False: the sampler's derivative v = (x - D) / sigma, which is the velocity of flow models and
             the noise of eps models. True: the denoised latent D itself.
@@ -52,6 +53,7 @@ class CacheController(contextlib.AbstractContextManager):
     def __init__(
         self, config: CacheConfig, total_steps: int, streams: Sequence[int] = (), denoised: bool = False,
         step_count_known: bool = True, step_lengths: Sequence[float] | None = None, ranks: Ranks | None = ALL_RANKS,
+        by_row: bool = False,
     ):  # fmt: skip
         if total_steps < 0:
             raise ValueError(f"total_steps must not be negative, got {total_steps}")
@@ -62,17 +64,17 @@ class CacheController(contextlib.AbstractContextManager):
         if denoised and not kind.follows_denoised:
             raise ValueError(f"predictor {config.predictor!r} needs the network's output: leave denoised=True out")
         self.config, self.total_steps = config, total_steps
-        self._streams = tuple(streams)
+        self._norms = Norms(streams, by_row)
         self._conversion = Prediction("flow") if kind.follows_denoised and not denoised else None
-        settings = f"{config}, {total_steps} steps, streams={len(self._streams)}, {denoised=}, {step_count_known=}"
-        self._ranks = join(ranks, max(1, len(self._streams)), f"{settings}, step_lengths={step_lengths and lengths}")
+        settings = f"{config}, {total_steps} steps, streams={len(streams)}, {denoised=}, {step_count_known=}"
+        self._ranks = join(ranks, f"{settings}, step_lengths={step_lengths and lengths}")
         if self._ranks is not None:
             weakref.finalize(self, self._ranks.leave, "its controller is gone")
         self._budget = None
         if config.target_speedup:
             self._budget = Budget(config.target_speedup, lengths if step_count_known else [])
         self._records: list[Record] = []
-        self._warned_not_finite = False
+        self._warnings: set[str] = set()
         self.reset_cache()
         self._cache_lost = False
 
@@ -86,13 +88,13 @@ class CacheController(contextlib.AbstractContextManager):
 
     def reset_cache(self) -> None:
         """Let go of every tensor; the run continues as if nothing were known of the network yet."""
-        self._predictor = PREDICTORS[self.config.predictor](self.config.cache_device, self._streams)
+        self._predictor = PREDICTORS[self.config.predictor](self.config.cache_device, self._norms)
         self._cache_lost = True  # which other ranks have to know
         self._x: torch.Tensor | None = None  # x_(n-1), then x_n once `begin` is through
         self._device: torch.device | None = None  # where the caller's latent lives
         self._sigma: float | None = None  # of this evaluation
         self._output_dtype: torch.dtype | None = None
-        self._worst = 0  # index of the stream with the largest E when it was last estimated
+        self._worst = 0  # index of the part (stream, row) with the largest E when it was last estimated
         self._sums: list[torch.Tensor] = []  # of what was stored last; finite if all of it is; not read yet
         self._finite = True  # whether what was stored last is, as far as it was read
         self._comparable = True  # whether the last evaluation could be compared with the one before
@@ -129,9 +131,8 @@ class CacheController(contextlib.AbstractContextManager):
         self._sigma = now.sigma
         self._learn(now)
         finite = now.finite and all(map(math.isfinite, now.input_change or ()))
-        if not finite and not self._warned_not_finite:
-            self._warned_not_finite = True
-            log.warning("EasyCache: NaN or inf in the latent or the network's output; such steps are not reused")
+        if not finite:
+            self._warn_once("NaN or inf in the latent or the network's output; such steps are not reused")
         self._comparable = finite and not now.changed
         self._predictor.advance(now.sigma, self._comparable)
         skipping, errors = self._decide(step, now, finite)
@@ -154,7 +155,7 @@ class CacheController(contextlib.AbstractContextManager):
         now = self._read_device(x.device, sigma, force, changed, input_change)
         if self._ranks is None:
             return now
-        now = now._replace(step=step, cache_lost=self._cache_lost, numel=numel_by_stream(x, self._streams))
+        now = now._replace(step=step, cache_lost=self._cache_lost, numel=self._norms.numel(x))
         now = self._ranks.reduce(now)
         if now.cache_lost:
             self.reset_cache()
@@ -179,7 +180,7 @@ class CacheController(contextlib.AbstractContextManager):
             self._record_output()
 
     def _decide(self, step: int, now: Reading, finite: bool) -> tuple[bool, list[float] | None]:
-        """(whether to skip, E per stream where it was estimated)."""
+        """(whether to skip, E per part where it was estimated)."""
         config = self.config
         forced = now.force or now.changed or not finite or 0 < config.max_consecutive_skips <= self._gap_length
         if self._budget is not None:
@@ -188,6 +189,8 @@ class CacheController(contextlib.AbstractContextManager):
             computing = self._budget.should_compute(step, forced) or must
             if computing:
                 self._budget.spend()
+            elif forced:
+                self._warn_once("target_speedup is spent: a step that should have been computed is predicted")
             return not computing, None
         in_range = config.warmup_steps <= step < self.total_steps - 1
         if forced or not in_range or config.threshold == 0 or not self._predictor.ready:
@@ -195,6 +198,11 @@ class CacheController(contextlib.AbstractContextManager):
         errors = self._predictor.errors(now.input_change)
         self._worst = max(range(len(errors)), key=lambda n: math.inf if math.isnan(errors[n]) else errors[n])
         return all(error < config.threshold for error in errors), errors
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warnings:
+            self._warnings.add(text)
+            log.warning(f"EasyCache: {text}")
 
     def _record_output(self) -> None:
         predictor = self._predictor
@@ -207,7 +215,7 @@ class CacheController(contextlib.AbstractContextManager):
         with self.cache_dropped_on_oom():
             subsample = self._predictor.subsample
             if self._x is not None:
-                change = mean_abs_diff(subsample(x), subsample(self._x), self._streams)
+                change = self._norms.of_difference(subsample(x), subsample(self._x))
             self._x, self._device = copy_for_cache(x, self.config.cache_device), x.device
         return None if self._x is None else change
 
@@ -287,15 +295,10 @@ class CacheController(contextlib.AbstractContextManager):
         if self._predictor.measured is not None:
             self._learn(self._read_device(self._device))
 
-    @property
-    def computed(self) -> int:
-        """Evaluations so far for which the network was asked for."""
-        return sum(record["computed"] for record in self._records)
-
-    @property
-    def skipped(self) -> int:
-        """Evaluations so far that were predicted."""
-        return len(self._records) - self.computed
+    computed = property(
+        lambda self: sum(record["computed"] for record in self._records), doc="So far; the network ran."
+    )
+    skipped = property(lambda self: len(self._records) - self.computed, doc="Evaluations so far that were predicted.")
 
     def release(self) -> None:
         """Let go of every tensor; the trace stays. Other ranks that are still running are told, and why."""

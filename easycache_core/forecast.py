@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from .correction import Correction, DefectWeights
-from .norms import mean_abs, mean_abs_diff, subsample, upcast
+from .norms import Norms, upcast
 from .predictor import Predictor
 from .reading import Measurements
 from .reuse import transformation_rate
@@ -93,11 +93,12 @@ class Forecast(Predictor):
 
     follows_denoised = True
 
-    def __init__(self, cache_device: str, streams: Sequence[int]):
-        super().__init__(cache_device, streams)
+    def __init__(self, cache_device: str, norms: Norms):
+        super().__init__(cache_device, norms)
         self._steps, self._gains = StepHistory(), Gains()
         self._correction = Correction(self._steps)
-        self._error_rate: list[float] | None = None  # ||error of a forecast of D|| per t, per stream
+        self._error_rate: list[float] | None = None  # ||error of a forecast of D|| per t, per part
+        self._moved: list[float] | None = None  # by how much x moved at repeated noise levels, since i
         self._gap_length, self._max_gap = 0, 1  # evaluations of this gap, and how many they may become
         self._c = 0.0  # of this evaluation, if it is skipped
         # At the last computed evaluation, as seen from the one before:
@@ -108,8 +109,7 @@ class Forecast(Predictor):
         self._comparable = True
 
     def subsample(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Packed streams stay as they are."""
-        return tensor if self._streams else subsample(tensor)
+        return self._norms.subsample(tensor)
 
     def update(self, measured: Measurements, comparable: bool) -> None:
         # Norms are of sigma v. At noise level 0 any v does.
@@ -137,10 +137,14 @@ class Forecast(Predictor):
         return self._error_rate is not None and self._gap_length < self._max_gap
 
     def errors(self, input_change: Sequence[float]) -> list[float]:
-        """The error of D grows with the distance in t; that of v is 1 / sigma of it, relative to ||v_i||."""
+        """That of D grows with the distance in t; where x moves at one noise level, as in the paper's rule."""
         distance, sigma = abs(self._steps.offset()), self._steps.sigmas[-1]
-        norms = zip(self._error_rate, self.output_norm, strict=True)
-        return [rate * distance / (sigma * norm) if sigma * norm > 0 else math.inf for rate, norm in norms]
+        moved = self._moved or [0.0] * len(input_change)
+        if self._steps.sigmas[-1] == self._steps.sigmas[-2]:
+            moved = self._moved = [sum(pair) for pair in zip(moved, input_change, strict=True)]
+        terms = zip(self._error_rate, self.rate, moved, self.output_norm, strict=True)
+        change = [(rate * distance + (k * sigma * by if by else 0.0), sigma * norm) for rate, k, by, norm in terms]
+        return [error / norm if norm > 0 else math.inf for error, norm in change]
 
     def commit(self, skipping: bool) -> None:
         steps = self._steps
@@ -152,7 +156,7 @@ class Forecast(Predictor):
             self._ratios_at_i, self._offset_at_i = steps.ratios, steps.offset()
             self._defect_weights = self._correction.close_gap(self._gains.gain)
             steps.computed.append(len(steps.sigmas) - 1)
-            self._gap_length, self._max_gap = 0, self._gap_length + 1
+            self._gap_length, self._max_gap, self._moved = 0, self._gap_length + 1, None
             self._before, self._branches = self._branches, {}
 
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:
@@ -170,9 +174,9 @@ class Forecast(Predictor):
 
     def _measure(self, i: Branch | None, denoised: torch.Tensor, x: torch.Tensor) -> Measurements:
         """At a computed evaluation n, before which the network ran at i."""
-        device, streams = denoised.device, self._streams
+        device, norms = denoised.device, self._norms
         denoised, x = upcast(self.subsample(denoised)), upcast(self.subsample(x).to(device))
-        output_norm = mean_abs_diff(x, denoised, streams)  # sigma_n ||v_n||
+        output_norm = norms.of_difference(x, denoised)  # sigma_n ||v_n||
         if i is None:
             return Measurements(output_norm)
         step_ratio, sigma_ratio = self._ratios_at_i
@@ -185,9 +189,9 @@ class Forecast(Predictor):
         pairs = [(off_path, residual), (off_path, off_path), (residual, residual)]
         pairs += [(extrapolated, change), (extrapolated, extrapolated)]
         products = [(a * b).mean() for a, b in pairs]
-        miss = mean_abs(residual.sub_(off_path, alpha=self._gains.theta), streams)
-        output_change = mean_abs(off_path.sub_(change), streams)  # sigma_n ||v_n - v_i||
-        return Measurements(output_norm, output_change, mean_abs_diff(x, x_i, streams), miss, products)
+        miss = norms.of(residual.sub_(off_path, alpha=self._gains.theta))
+        output_change = norms.of(off_path.sub_(change))  # sigma_n ||v_n - v_i||
+        return Measurements(output_norm, output_change, norms.of_difference(x, x_i), miss, products)
 
     def predict(self, branch: str, x: torch.Tensor) -> torch.Tensor:
         held = self._branches[branch]

@@ -93,7 +93,8 @@ class Layout:
     def groups(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """What the engine sees of x, or of the predictions for it; the tracked group first. Views where possible."""
         units = self._units(self._common(tensors))
-        return [_pack([units[i] for i in group]) for group in self._groups]
+        groups = [[units[i] for i in group] for group in self._groups]
+        return [one[0] if len(one) == 1 else torch.cat([tensor.flatten() for tensor in one]) for one in groups]
 
     def extra_channels(self, outputs: list[torch.Tensor], device: str) -> list[torch.Tensor | None]:
         """Copies of what the outputs have beyond x."""
@@ -127,10 +128,6 @@ def _overlap(x: torch.Tensor, output: torch.Tensor) -> tuple[int, int]:
             return axis, min(x.shape[axis], output.shape[axis])
     shapes = f"{tuple(x.shape)} went in and {tuple(output.shape)} came out"
     raise ValueError(f"{shapes}; attach needs a prediction for each element of the latent, which input= names")
-
-
-def _pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def _unpack(packed: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.Tensor]:

@@ -1,8 +1,4 @@
-"""Norms of latents: ||a|| is the mean of absolute values.
-
-Norms are taken per stream: streams are latents of different kinds that a model denoises together (video and its sound),
-packed one after the other along the last axis. `streams` are their sizes there; any other tensor is one stream.
-"""
+"""Norms of latents: ||a|| is the mean of absolute values."""
 
 from collections.abc import Sequence
 
@@ -18,26 +14,44 @@ def upcast(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def subsample(tensor: torch.Tensor) -> torch.Tensor:
-    """Evenly spread elements of a large tensor, some 65,000 of them: enough for a mean, and next to no work."""
-    every = tensor.numel() // SAMPLE_SIZE
-    return tensor if every < 2 else tensor.flatten()[:: every | 1]  # an odd stride, to fall into no pattern of rows
+class Norms:
+    """Norms of each part of a latent that has an error of its own, as scalar tensors.
 
+    streams: latents of different kinds that a model denoises together (video and its sound), packed one after the other
+    along the last axis; their sizes there. by_row: each row of a batch is a picture of its own, too.
+    """
 
-def mean_abs(tensor: torch.Tensor, streams: Sequence[int] = ()) -> list[torch.Tensor]:
-    """||a||, one scalar tensor per stream."""
-    return [part.mean() for part in _by_stream(upcast(tensor).abs(), streams)]
+    def __init__(self, streams: Sequence[int] = (), by_row: bool = False):
+        self._streams, self._by_row = list(streams), by_row
 
+    def of(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """||a||"""
+        return self._means(upcast(tensor).abs())
 
-def mean_abs_diff(a: torch.Tensor, b: torch.Tensor, streams: Sequence[int] = ()) -> list[torch.Tensor]:
-    """||a - b||, one scalar tensor per stream, on a's device."""
-    difference = (upcast(a) - upcast(b.to(a.device))).abs_()
-    return [part.mean() for part in _by_stream(difference, streams)]
+    def of_difference(self, a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
+        """||a - b||, on a's device."""
+        return self._means((upcast(a) - upcast(b.to(a.device))).abs_())
 
+    def numel(self, tensor: torch.Tensor) -> list[int]:
+        """How many elements each norm is the mean of."""
+        return [part.numel() // self._rows(part) for part in self._split(tensor) for _ in range(self._rows(part))]
 
-def numel_by_stream(tensor: torch.Tensor, streams: Sequence[int] = ()) -> list[int]:
-    return [part.numel() for part in _by_stream(tensor, streams)]
+    def subsample(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Some 65,000 evenly spread elements of a large tensor: enough for means. Of several streams all are taken."""
+        every = tensor.numel() // SAMPLE_SIZE
+        if self._streams or every < 2:
+            return tensor
+        return tensor.reshape(self._rows(tensor), -1)[:, :: every | 1]  # odd, to fall into no pattern of rows
 
+    def _means(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        parts = self._split(tensor)
+        if self._rows(tensor) == 1:
+            return [part.mean() for part in parts]
+        return [mean for part in parts for mean in part.flatten(1).mean(1)]
 
-def _by_stream(tensor: torch.Tensor, streams: Sequence[int]) -> Sequence[torch.Tensor]:
-    return tensor.split(list(streams), -1) if streams and sum(streams) == tensor.shape[-1] else [tensor]
+    def _split(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+        packed = self._streams and sum(self._streams) == tensor.shape[-1]
+        return tensor.split(self._streams, -1) if packed else [tensor]
+
+    def _rows(self, tensor: torch.Tensor) -> int:
+        return len(tensor) if self._by_row and tensor.ndim > 1 else 1

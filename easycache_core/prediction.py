@@ -44,11 +44,8 @@ class Prediction:
 
     def denoised(self, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """D, a new tensor in at least float32."""
-        return torch.sub(self._a_times(x), upcast(output), alpha=self._b)
+        return torch.sub(upcast(x) * self._a, upcast(output), alpha=self._b)
 
     def output(self, denoised: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """v, the inverse of `denoised`; a new tensor. At noise level 0, D does not depend on it, and any will do."""
-        return (self._a_times(x) - denoised).div_(self._b or 1.0)
-
-    def _a_times(self, x: torch.Tensor) -> torch.Tensor:
-        return upcast(x) if self._a == 1 else upcast(x) * self._a
+        return (upcast(x) * self._a - denoised).div_(self._b or 1.0)

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from .norms import Norms
 from .reading import Measurements
 
 
@@ -16,14 +17,14 @@ class Predictor(abc.ABC):
 
     follows_denoised: whether branches are denoised latents D, so that noise levels are needed; else they are what the
     network answers.
-    rate, output_norm: k and ||v_i|| of the tracked branch, one number per stream; None until known.
+    rate, output_norm: k and ||v_i|| of the tracked branch, one number per part of the latent; None until known.
     measured: of the evaluation before, not read yet.
     """
 
     follows_denoised: ClassVar[bool]
 
-    def __init__(self, cache_device: str, streams: Sequence[int]):
-        self._cache_device, self._streams = cache_device, streams
+    def __init__(self, cache_device: str, norms: Norms):
+        self._cache_device, self._norms = cache_device, norms
         self.rate: list[float] | None = None
         self.output_norm: list[float] | None = None
         self.measured: Measurements | None = None
@@ -60,7 +61,7 @@ class Predictor(abc.ABC):
 
     @abc.abstractmethod
     def errors(self, input_change: Sequence[float]) -> list[float]:
-        """E at n if it is skipped, one number per stream; NaN if unknown. input_change: ||x_n - x_(n-1)||."""
+        """E at n if it is skipped, one number per part; NaN if unknown. input_change: ||x_n - x_(n-1)||."""
 
     @abc.abstractmethod
     def commit(self, skipping: bool) -> None:

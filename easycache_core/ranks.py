@@ -4,10 +4,9 @@ A network that is spread over ranks hangs the first time one rank runs it and an
 decide for themselves come to: their latents may differ in the last bits, and one of them is below the threshold. So at
 each evaluation every rank writes what it measured, reads what all others wrote, and decides by that alone.
 
-They write to the key-value store that torch.distributed has from the start. A collective that one rank does not enter
-would block the others, on a GPU until the process is ended, and a rank that raises could not know which one they are
-in. In the store each rank writes one row per evaluation and reads all rows. A rank that leaves writes the reason in
-place of its next row and goes, so the others find out at their next decision, and know why.
+They write to torch.distributed's key-value store, not through a collective: one that a rank does not enter would block
+the others, and a rank that raises could not know which one they are in. Each writes one row per evaluation and reads
+all. A rank that leaves writes the reason in place of its next row, so the others know why at their next decision.
 """
 
 import json
@@ -69,8 +68,8 @@ class Ranks:
 ALL_RANKS = Ranks()
 
 
-def join(ranks: Ranks | None, streams: int, settings: str) -> "RankGroup | None":
-    """Bring the ranks together for a run; None if this process is alone. streams: how many at most.
+def join(ranks: Ranks | None, settings: str) -> "RankGroup | None":
+    """Bring the ranks together for a run; None if this process is alone.
 
     Raises RanksDiffer where settings differ, RankLost if a rank does not come, ValueError if this one is no member.
     """
@@ -79,15 +78,15 @@ def join(ranks: Ranks | None, streams: int, settings: str) -> "RankGroup | None"
     if ranks.group == dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("this process is not in the group of ranks; give it its own, or ranks=None to decide alone")
     members = dist.get_process_group_ranks(dist.group.WORLD if ranks.group is None else ranks.group)
-    return RankGroup(ranks, members, streams, settings) if len(members) > 1 else None
+    return RankGroup(ranks, members, settings) if len(members) > 1 else None
 
 
 class RankGroup:
     """The ranks of one run. Every member calls `reduce` once per evaluation, and `leave` at its end."""
 
-    def __init__(self, ranks: Ranks, members: Sequence[int], streams: int, settings: str):
+    def __init__(self, ranks: Ranks, members: Sequence[int], settings: str):
         self._sharded, self._timeout = ranks.sharded, ranks.timeout
-        self._members, self._streams = members, streams
+        self._members = members
         self._me = dist.get_rank()
         self._store = dist.distributed_c10d._get_default_store()
         self._base = "easycache/" + "-".join(map(str, members))
@@ -95,8 +94,8 @@ class RankGroup:
         self._run = self._start(f"{settings}, sharded={ranks.sharded}")
 
     def _start(self, settings: str) -> str:
-        """The run's id: random, as ranks may disagree on how many runs there were (starts that failed), and from the
-        first member, which compares all members' settings.
+        """The run's id, from the first member, which compares all settings. Random, as ranks may disagree on how many
+        runs there were (starts that failed).
         """
         request, requests = uuid.uuid4().hex, f"{self._base}/requests"
         self._call("set", f"{requests}/{self._me}", f"{request} {settings}")
@@ -132,28 +131,25 @@ class RankGroup:
     def reduce(self, mine: Reading) -> Reading:
         """The readings of all ranks as one, the same on each of them. Raises RanksDiffer, RankLost.
 
-        Norms have one entry per stream where the latent is sharded, and else one per rank and stream.
+        Norms have one entry per part where the latent is sharded, and else one per rank and part.
         """
         measured = mine.measured or Measurements(())
         row = [mine.step, mine.cache_lost, mine.force, mine.changed, mine.finite, mine.measured is not None]
-        row += [len(measured.output_change) > 0, *self._per_stream(mine.numel)]
+        row += [len(measured.output_change) > 0, *mine.numel]
         row += [np.nan if mine.sigma is None else mine.sigma, *(measured.products or [np.nan] * PRODUCTS)]
         for norms in (mine.input_change, *measured[:NORMS]):
-            row += self._per_stream(norms or [np.nan])
+            row += norms or [np.nan] * len(mine.numel)
         return self._reduced(mine, self._all_gather(row))
-
-    def _per_stream(self, values: Sequence[float]) -> list[float]:
-        """Broadcast to one entry per stream."""
-        return list(values) if len(values) == self._streams else list(values) * self._streams
 
     def _reduced(self, mine: Reading, rows: np.ndarray) -> Reading:
         step, cache_lost, force, changed, finite, measured, compared = rows[:, :FLAGS].T
         if len(set(step)) > 1:
             steps = [int(s) for s in step]
             raise RanksDiffer(f"{_named(self._members)} are at steps {steps}: they do not sample the same")
-        numel, rest = rows[:, FLAGS : FLAGS + self._streams], rows[:, FLAGS + self._streams :]
+        parts = len(mine.numel)
+        numel, rest = rows[:, FLAGS : FLAGS + parts], rows[:, FLAGS + parts :]
         sigma, products, norms = rest[0, 0], rest[:, 1 : 1 + PRODUCTS], rest[:, 1 + PRODUCTS :]
-        norms = norms.reshape(len(rows), 1 + NORMS, self._streams).swapaxes(0, 1)  # (norms, ranks, streams)
+        norms = norms.reshape(len(rows), 1 + NORMS, parts).swapaxes(0, 1)  # (norms, ranks, parts)
         if self._sharded:
             known = np.where(numel > 0, norms, 0)  # there is no mean of nothing
             norms = (known * numel).sum(1) / numel.sum(0)

@@ -8,7 +8,7 @@ import torch
 
 class Measurements(NamedTuple):
     """What the tracked branch showed at a computed evaluation i, against the computed evaluation j < i before it. Norms
-    have one entry per stream. All entries are scalar tensors, and numbers once they are read.
+    have one entry per part of the latent (stream, row). All entries are scalar tensors, and numbers once they are read.
 
     output_norm: ||v_i||. The rest is empty without j. output_change, input_change: ||v_i - v_j||, ||x_i - x_j||. Of
     forecasts alone: miss, how far a forecast of D_i would have been off; products, from which gains are estimated.
@@ -25,8 +25,8 @@ class Reading(NamedTuple):
     """What decides about evaluation n: numbers of this process, or of all ranks together.
 
     sigma: its noise level. force, changed: as in CacheController.begin. finite: whether what was stored last is.
-    input_change: ||x_n - x_(n-1)||, per stream; None if not known. measured: at the last evaluation, if it was
-    computed. For other ranks: step; cache_lost: whether the cache had to be dropped; numel: elements per stream.
+    input_change: ||x_n - x_(n-1)||, per part; None if not known. measured: at the last evaluation, if it was
+    computed. For other ranks: step; cache_lost: whether the cache had to be dropped; numel: elements per part.
     """
 
     sigma: float | None

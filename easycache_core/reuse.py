@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 import torch
 
-from .norms import mean_abs, mean_abs_diff, upcast
+from .norms import Norms, upcast
 from .predictor import Predictor
 from .reading import Measurements
 from .storage import copy_for_cache
 
 
 def transformation_rate(measured: Measurements, before: Sequence[float] | None) -> list[float]:
-    """k per stream.
+    """k per part of the latent.
 
     Where the input did not move at all (a repeated noise level) the rate shows nothing new: the one before stays, NaN
     if there was none. A stream that stands still while another moves (a soundtrack that is given) has rate 0: it must
@@ -51,8 +51,8 @@ class Reuse(Predictor):
 
     follows_denoised = False
 
-    def __init__(self, cache_device: str, streams: Sequence[int]):
-        super().__init__(cache_device, streams)
+    def __init__(self, cache_device: str, norms: Norms):
+        super().__init__(cache_device, norms)
         self._errors: list[float] | None = None  # E; None stands for 0
 
     def subsample(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ class Reuse(Predictor):
             self._errors = None
 
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:
-        norm = mean_abs(output, self._streams)
+        norm = self._norms.of(output)
         if tracked:
             self.measured = self._measure(branch, output, x, norm)
             # What the network no longer computes must not be predicted from a stale output.
@@ -95,8 +95,8 @@ class Reuse(Predictor):
         last = self._branches.get(branch)
         if branch != self._tracked or last is None or last.output.shape != output.shape:
             return Measurements(norm)
-        output_change = mean_abs_diff(output, last.output, self._streams)
-        return Measurements(norm, output_change, mean_abs_diff(x.to(output.device), last.x, self._streams))
+        output_change = self._norms.of_difference(output, last.output)
+        return Measurements(norm, output_change, self._norms.of_difference(x.to(output.device), last.x))
 
     def predict(self, branch: str, x: torch.Tensor) -> torch.Tensor:
         last = self._branches[branch]

@@ -10,8 +10,8 @@ class Record(TypedDict):
 
     step: sampler step, from 0. sigma: noise level. computed: whether the network ran.
     input_change: ||x_n - x_(n-1)||. rate: k after the evaluation. error: E after it (0 where computed).
-    output_norm: ||v_i|| of the last computed output. Of several streams, the values of the one whose E was largest
-    when it was last estimated. None where a value is not known or not finite.
+    output_norm: ||v_i|| of the last computed output. Of several streams or rows, the values of the one whose E was
+    largest when it was last estimated. None where a value is not known or not finite.
     """
 
     step: int

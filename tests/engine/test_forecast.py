@@ -257,7 +257,7 @@ def test_a_budget_for_a_run_of_unknown_length_never_runs_ahead():
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-@pytest.mark.parametrize("at", [0, 7, 38])
+@pytest.mark.parametrize("at", [0, 7, 30])
 def test_a_budget_never_predicts_from_what_is_not_finite(predictor, poison, at, caplog):
     """Catches a NaN in one output that every skipped evaluation after it repeats, without a word in the log: a budget
     decides by counting, so it has to be told. Here the latent itself stays finite, as with a guider that drops NaN.
@@ -274,7 +274,7 @@ def test_a_budget_never_predicts_from_what_is_not_finite(predictor, poison, at, 
             assert v.isfinite().all(), f"step {step}"
         x = x + (sigmas[step + 1] - sigmas[step]) * v
     assert flags[at] and flags[at + 1], "right after it the network is asked again"
-    assert sum(flags) <= STEPS / 4 + (at == 38), "beyond the budget only where nothing is left of it"
+    assert sum(flags) <= STEPS / 4
     assert sum("NaN or inf" in message for message in caplog.messages) == 1
 
 
