@@ -296,9 +296,9 @@ class CacheController(contextlib.AbstractContextManager):
             self._learn(self._read_device(self._device))
 
     computed = property(
-        lambda self: sum(record["computed"] for record in self._records), doc="So far; the network ran."
+        lambda self: sum(one["computed"] for one in self._records), doc="Evaluations that were computed."
     )
-    skipped = property(lambda self: len(self._records) - self.computed, doc="Evaluations so far that were predicted.")
+    skipped = property(lambda self: len(self._records) - self.computed, doc="Evaluations that were predicted.")
 
     def release(self) -> None:
         """Let go of every tensor; the trace stays. Other ranks that are still running are told, and why."""

@@ -29,8 +29,7 @@ from .storage import copy_for_cache
 
 # The largest absolute gain. 1 overshoots over long gaps.
 MAX_GAIN = 0.3
-# Ridge term of the regression for theta: departures of x from its path that are smaller than this part (squared) of
-# what else changed D show nothing.
+# Ridge term of the regression for theta, as a part of what else changed D (squared): smaller departures show nothing.
 RIDGE = 1e-3
 # What remains of the regression's sums at each computed evaluation.
 FORGETTING_FACTOR = 0.5

@@ -8,8 +8,7 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
-# The largest step ratio. Where steps grow (the beta scheduler), forecasts would otherwise extrapolate a long step from
-# a short one.
+# Where steps grow (the beta scheduler), forecasts would otherwise extrapolate a long step from a short one.
 MAX_STEP_RATIO = 0.75
 
 

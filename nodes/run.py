@@ -123,7 +123,7 @@ class Run:
         self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
         follows_denoised = PREDICTORS[settings.config.predictor].follows_denoised
         self._conversion = None if follows_denoised else Parametrisation(self._model_sampling)
-        self._controller_options = dict(streams=streams, denoised=follows_denoised, ranks=ranks)
+        self._controller_options = dict(streams=streams, denoised=follows_denoised, ranks=ranks, by_row=True)
         self._histories: dict = {}  # by the question that opens their evaluations, the one asked last at the end
         self._trace: list[tuple[QuestionHistory, int]] = []  # where the record of each evaluation is
         self._evaluation: Evaluation | None = None
