@@ -83,7 +83,7 @@ def matters(part: str, sampler: str, scheduler: str) -> bool:
         return sampler == "heun"
     if part == "more evaluations on long steps":
         return scheduler == "beta"
-    return sampler == "euler"
+    return (sampler, scheduler) == ("euler", "simple")
 
 
 @contextlib.contextmanager

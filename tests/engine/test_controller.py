@@ -412,6 +412,33 @@ def test_the_worst_stream_decides():
         assert together.trace[n] == pytest.approx(alone.trace[n]), "the trace shows the stream that decides"
 
 
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_the_hard_picture_of_a_batch_decides(predictor):
+    """Catches a batch that is measured by its mean: among seven easy pictures a hard one would be computed less often,
+    and look worse, than alone.
+    """
+    rng = torch.Generator().manual_seed(0)
+    start, way = (torch.randn(8, 4, 8, 8, generator=rng) for _ in range(2))
+    hardness = torch.tensor([0.8] + [0.05] * 7).reshape(-1, 1, 1, 1)
+
+    def decisions(rows, by_row):
+        config = CacheConfig(threshold=0.05, warmup_steps=5, predictor=predictor)
+        controller, x, flags = CacheController(config, total_steps=STEPS, by_row=by_row), start[rows], []
+        for step in range(STEPS):
+            sigma = 1 - step / STEPS
+            flags.append(controller.begin(x, sigma=sigma, step=step))
+            v = (x - hardness[rows] * torch.cos(6 * sigma + way[rows]) * way[rows]) / sigma
+            if flags[-1]:
+                controller.store("cond", v)
+            else:
+                v = controller.predict("cond")
+            x = x - v / STEPS
+        return flags
+
+    alone, together = decisions(slice(0, 1), True), decisions(slice(0, 8), True)
+    assert sum(together) >= sum(alone) > sum(decisions(slice(0, 8), False))
+
+
 def test_a_stream_that_stands_still_keeps_nobody_from_being_reused():
     """A given soundtrack: its rate is 0 / 0."""
     controller = CacheController(Settings(threshold=1.0, warmup_steps=2), total_steps=20, streams=(PICTURE, SOUND))

@@ -340,6 +340,40 @@ def test_memory_is_three_tensors_per_branch_and_two_more():
     assert memory.live < latent
 
 
+def test_moves_at_one_noise_level_count():
+    """Catches inner iterations (Langevin steps, self-refinement) that go on without the network, as nothing but the
+    noise level is looked at: the error was said to be 0 there, and was up to a third.
+    """
+    controller, rng = CacheController(Settings(threshold=0.1), total_steps=20), torch.Generator().manual_seed(2)
+    x, flags, claims = torch.randn(SHAPE, generator=rng), [], []
+    sigmas = noise_levels(20)
+    for step in range(16):
+        for inner in range(6):
+            flags.append(controller.begin(x, sigma=sigmas[step], step=step))
+            true = velocity(x, sigmas[step], 0.8)
+            if flags[-1]:
+                controller.store("cond", true)
+            elif inner:
+                miss = (controller.predict("cond") - true).abs().mean() / true.abs().mean()
+                claims.append((controller.trace[-1]["error"], float(miss)))
+            x = x + 0.15 * sigmas[step] * torch.randn(SHAPE, generator=rng)
+    assert len(claims) > 10
+    assert all(claim > 0 for claim, _ in claims) and max((miss for _, miss in claims), default=0) < 0.2
+
+
+def test_a_budget_keeps_an_evaluation_for_the_last_one(caplog):
+    """Catches a picture whose last step, which draws the detail, is predicted, as the budget was spent before."""
+    controller, x = CacheController(Settings(target_speedup=4.0), total_steps=20), torch.randn(SHAPE)
+    flags = []
+    for step in range(20):
+        flags.append(controller.begin(x, sigma=1 - step / 20, step=step, force=8 <= step < 14))
+        if flags[-1]:
+            controller.store("cond", 0.1 * x)
+        x = x * 0.95
+    assert sum(flags) == 5 and flags[-1]
+    assert sum("target_speedup is spent" in message for message in caplog.messages) == 1
+
+
 @pytest.mark.parametrize("strange", [0.0, -2.0, math.nan, math.inf, 1e-300])
 def test_strange_noise_levels_end_no_run(strange):
     """Catches a division by zero, or a logarithm of nothing, an hour into a run: such levels are computed, or forecast
