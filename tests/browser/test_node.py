@@ -8,6 +8,8 @@ import frontend
 import pytest
 from graphs import sampling, two_stages
 
+pytestmark = pytest.mark.xdist_group("browser")  # which may have to be installed first
+
 WIDGETS = [
     "threshold", "warmup_steps", "predictor", "target_speedup", "max_consecutive_skips", "start_percent",
     "end_percent", "cache_device", "verbose",

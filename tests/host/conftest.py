@@ -21,7 +21,8 @@ class Comfy:
 
         import nodes
 
-        torch.set_num_threads(max(1, min(4, os.cpu_count() or 1)))
+        processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+        torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // processes)))
 
         async def load():
             await nodes.init_builtin_extra_nodes()

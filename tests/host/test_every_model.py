@@ -8,6 +8,8 @@ import tiny_models
 import torch
 from streams import streams
 
+pytestmark = pytest.mark.split_by("family", "name")
+
 FAMILIES = dict(tiny_models.families(comfy_host.find()))
 NAMES = [name for name, recipe in FAMILIES.items() if recipe]
 STEPS, WARMUP = 8, 2
@@ -99,6 +101,7 @@ def test_decisions_do_not_depend_on_free_memory(family, request, monkeypatch):
 
 
 @pytest.mark.verifies("models", "{precision}")
+@pytest.mark.in_turn("precision")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_precisions(comfy, one_thread, name, precision):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from host_source import assigned
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.split_by("sampler")]
 
 STEPS = 8
 MODELS = {"Flux": 1.0, "SD15": 2.5}  # CFG; flow matching without guidance, and eps with it
@@ -108,6 +108,7 @@ def test_threshold_0_changes_nothing(comfy, tiny, uncached, name, sampler):
 
 
 @pytest.mark.verifies("samplers", "in bounds, {scheduler}")
+@pytest.mark.in_turn("scheduler")
 @pytest.mark.parametrize("scheduler", ["simple", "karras", "beta"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", MODELS)
@@ -140,6 +141,7 @@ def test_warmup_counts_sampler_steps(comfy, tiny, uncached, sampler, warmup):
         assert len(cached.levels) < len(plain.levels), "nothing was reused"
 
 
+@pytest.mark.in_turn("speedup")
 @pytest.mark.parametrize("speedup", [2, 4])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_budget_is_kept(comfy, tiny, uncached, sampler, speedup):
