@@ -19,8 +19,11 @@ nox.options.sessions = ["tests"]
 
 TORCH = ("torch==2.14.1", "torchvision==0.29.1")
 PICTURES = ("scikit-image",)
-# Each process holds a ComfyUI of a gigabyte, and the order of tests is that of tests/conftest.py.
-PROCESSES = (f"--numprocesses={min(4, os.cpu_count() or 1)}", "--dist=loadgroup", "--no-loadscope-reorder")
+# Each process holds a ComfyUI of a gigabyte. tests/conftest.py says what belongs into one, and in which order.
+PROCESSES = (
+    f"--numprocesses={min(4, os.cpu_count() or 1)}", "--max-worker-restart=0", "--dist=loadgroup",
+    "--no-loadscope-reorder",
+)  # fmt: skip
 
 
 def comfyui(session: nox.Session, *extra: str) -> None:
