@@ -19,11 +19,8 @@ nox.options.sessions = ["tests"]
 
 TORCH = ("torch==2.14.1", "torchvision==0.29.1")
 PICTURES = ("scikit-image",)
-# Each process holds a ComfyUI of a gigabyte. tests/conftest.py says what belongs into one, and in which order.
-PROCESSES = (
-    f"--numprocesses={min(4, os.cpu_count() or 1)}", "--max-worker-restart=0", "--dist=loadgroup",
-    "--no-loadscope-reorder",
-)  # fmt: skip
+# Each process holds a ComfyUI of a gigabyte. tests/conftest.py says what stays in one.
+PROCESSES = (f"--numprocesses={min(4, os.cpu_count() or 1)}", "--max-worker-restart=0")
 
 
 def comfyui(session: nox.Session, *extra: str) -> None:

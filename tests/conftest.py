@@ -3,9 +3,9 @@
 Products: a test with `@pytest.mark.in_turn(parameter)` takes one value of that parameter for each combination of the
 others, another one each time. So nothing is left out but combinations. With `--full` it takes all.
 
-Processes: with pytest-xdist (`--dist loadgroup`) a file stays in one of them, as its fixtures may be a server or a
-browser. A file of many small tests says by `pytest.mark.split_by(parameter, ...)` that only tests with the same value
-belong together. Such files come last, so that no process is left alone with a long one.
+Processes: with pytest-xdist (`-n 2`) a file stays in one of them, as its fixtures may be a server. Of the files in
+APART only tests with the same first parameter belong together; they come last, so that no process is left alone with a
+long file. All that needs a browser stays together, as that may have to be installed first.
 
 Book: a test says by `@pytest.mark.verifies(table, column)` what it proves. The parameter that TABLES names is the row,
 and a column may contain others in braces. `--verified FOLDER` writes the tables there once all tests are through.
@@ -21,12 +21,11 @@ import pytest
 from turns import has_its_turn
 
 TABLES = {"models": ("family", "name"), "samplers": ("sampler",)}  # the parameter that names the row
+APART = ("test_every_model.py", "test_every_sampler.py")
 MARKERS = [
     "verifies(table, column): what a passed test proves, for the docs",
     "in_turn(parameter): one of its values for each combination of the others; all with --full",
-    "split_by(parameter, ...): tests with different values of it may run in different processes",
-    "xdist_group(name): pytest-xdist runs these in one process",  # here for those who do without the plugin,
-    "timeout(seconds): pytest-timeout ends the test then",  # as the engine's tests can
+    "timeout(seconds): pytest-timeout ends the test then",  # here for the engine's tests, which do without the plugin
 ]
 
 
@@ -52,10 +51,8 @@ def pytest_collection_modifyitems(config, items):
     chosen, others = [], []
     for item in items:
         (chosen if config.option.full or _has_its_turn(item) else others).append(item)
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
     config.hook.pytest_deselected(items=others)
-    items[:] = sorted(chosen, key=lambda item: item.get_closest_marker("split_by") is not None)
+    items[:] = sorted(chosen, key=lambda item: item.path.name in APART)
 
 
 def _has_its_turn(item):
@@ -66,17 +63,30 @@ def _has_its_turn(item):
     return has_its_turn(*mark.args, item.callspec.params, choices)
 
 
-def _group(item):
-    """A name that tests have in common if they are to run in one process."""
-    mark, parameters = item.get_closest_marker("split_by"), item.callspec.params if hasattr(item, "callspec") else {}
-    values = [str(parameters[name]) for name in (mark.args if mark else ()) if name in parameters]
-    return " ".join([item.path.parent.name, item.path.stem, *values])
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return _belongs_to(nodeid)
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
+def _belongs_to(nodeid):
+    """The same for all tests that are to run in one process."""
+    file, _, test = nodeid.partition("::")
+    folder, name = file.split("/")[-2:]
+    if name in APART:
+        return f"{file} {test.partition('[')[2].partition('-')[0].rstrip(']')}"
+    return folder if folder == "browser" else file
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    report.nodeid = report.nodeid.removesuffix(f"@{item.get_closest_marker('xdist_group').args[0]}")  # as to be typed
     mark = item.get_closest_marker("verifies")
     if mark is not None and (report.when == "call" or not report.passed):
         table, column = mark.args

@@ -9,8 +9,6 @@ import pytest
 from graphs import sampling, two_stages
 from playwright.sync_api import TimeoutError
 
-pytestmark = pytest.mark.xdist_group("browser")  # which may have to be installed first
-
 WIDGETS = [
     "threshold", "warmup_steps", "predictor", "target_speedup", "max_consecutive_skips", "start_percent",
     "end_percent", "cache_device", "verbose",

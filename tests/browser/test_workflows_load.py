@@ -6,8 +6,6 @@ import pytest
 from bundled import WORKFLOWS, add_stand_ins
 from workflow import to_prompt
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 
 @pytest.fixture
 def object_info(tab, server):

@@ -8,8 +8,6 @@ import tiny_models
 import torch
 from streams import streams
 
-pytestmark = pytest.mark.split_by("family", "name")
-
 FAMILIES = dict(tiny_models.families(comfy_host.find()))
 NAMES = [name for name, recipe in FAMILIES.items() if recipe]
 STEPS, WARMUP = 8, 2

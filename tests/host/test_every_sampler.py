@@ -10,7 +10,7 @@ import pytest
 import torch
 from host_source import assigned
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.split_by("sampler")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 8
 MODELS = {"Flux": 1.0, "SD15": 2.5}  # CFG; flow matching without guidance, and eps with it
@@ -97,8 +97,8 @@ def test_no_sampler_is_left_out(comfy):
 
 
 @pytest.mark.verifies("samplers", "threshold 0 is bit-identical")
-@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_threshold_0_changes_nothing(comfy, tiny, uncached, name, sampler):
     """Catches a clock or a cache that disturbs a sampler, its noise or its callbacks."""
     plain = uncached(name, sampler)
@@ -110,8 +110,8 @@ def test_threshold_0_changes_nothing(comfy, tiny, uncached, name, sampler):
 @pytest.mark.verifies("samplers", "in bounds, {scheduler}")
 @pytest.mark.in_turn("scheduler")
 @pytest.mark.parametrize("scheduler", ["simple", "karras", "beta"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_result_stays_in_bounds(comfy, tiny, uncached, name, sampler, scheduler):
     """Catches a sampler that a reused step makes diverge, and noise that is taken for a change of the output."""
     plain = uncached(name, sampler)
