@@ -1,12 +1,15 @@
 """The project's commands; each makes its own environment and needs nothing but nox.
 
 nox -s demo         watch EasyCache work in a real ComfyUI
-nox -s tests        the tests; without arguments they also write what they verified to docs/verified
+nox -s tests        the tests
+nox -s verify       every sampler and model family in all combinations; writes docs/verified
 nox -s benchmark    the README's figures
 nox -s train        train the demo model anew (an hour and a half)
 nox -s digits       train the benchmark's two models of digits (forty minutes each)
 nox -s lint         style checks
 """
+
+import os
 
 import nox
 
@@ -16,6 +19,8 @@ nox.options.sessions = ["tests"]
 
 TORCH = ("torch==2.14.1", "torchvision==0.29.1")
 PICTURES = ("scikit-image",)
+# Each process holds a ComfyUI of a gigabyte. tests/conftest.py says what stays in one.
+PROCESSES = (f"--numprocesses={min(4, os.cpu_count() or 1)}", "--max-worker-restart=0")
 
 
 def comfyui(session: nox.Session, *extra: str) -> None:
@@ -33,8 +38,13 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    comfyui(session, *PICTURES, "pytest", "pytest-timeout", "playwright", "diffusers==0.42.1")
-    session.run("python", "-m", "pytest", *(session.posargs or ("--verified=docs/verified",)))
+    comfyui(session, *PICTURES, "pytest", "pytest-timeout", "pytest-xdist", "playwright", "diffusers==0.42.1")
+    session.run("python", "-m", "pytest", *PROCESSES, *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def verify(session: nox.Session) -> None:
+    session.notify("tests", ("--full", "-m", "verifies or in_turn", "--verified=docs/verified", *session.posargs))
 
 
 @nox.session

@@ -21,7 +21,8 @@ class Comfy:
 
         import nodes
 
-        torch.set_num_threads(max(1, min(4, os.cpu_count() or 1)))
+        processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+        torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // processes)))
 
         async def load():
             await nodes.init_builtin_extra_nodes()
@@ -29,6 +30,7 @@ class Comfy:
             return await nodes.load_custom_node(str(self.pack_folder), ignore=set(nodes.NODE_CLASS_MAPPINGS))
 
         self.pack_loaded = asyncio.run(load())
+        gc.freeze()  # many runs start with a collection, which need not look through all of ComfyUI each time
         self.classes = nodes.NODE_CLASS_MAPPINGS
         self.display_names = nodes.NODE_DISPLAY_NAME_MAPPINGS
 

@@ -99,6 +99,7 @@ def test_decisions_do_not_depend_on_free_memory(family, request, monkeypatch):
 
 
 @pytest.mark.verifies("models", "{precision}")
+@pytest.mark.in_turn("precision")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_precisions(comfy, one_thread, name, precision):

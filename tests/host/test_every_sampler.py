@@ -97,8 +97,8 @@ def test_no_sampler_is_left_out(comfy):
 
 
 @pytest.mark.verifies("samplers", "threshold 0 is bit-identical")
-@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_threshold_0_changes_nothing(comfy, tiny, uncached, name, sampler):
     """Catches a clock or a cache that disturbs a sampler, its noise or its callbacks."""
     plain = uncached(name, sampler)
@@ -108,9 +108,10 @@ def test_threshold_0_changes_nothing(comfy, tiny, uncached, name, sampler):
 
 
 @pytest.mark.verifies("samplers", "in bounds, {scheduler}")
+@pytest.mark.in_turn("scheduler")
 @pytest.mark.parametrize("scheduler", ["simple", "karras", "beta"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_result_stays_in_bounds(comfy, tiny, uncached, name, sampler, scheduler):
     """Catches a sampler that a reused step makes diverge, and noise that is taken for a change of the output."""
     plain = uncached(name, sampler)
@@ -140,6 +141,7 @@ def test_warmup_counts_sampler_steps(comfy, tiny, uncached, sampler, warmup):
         assert len(cached.levels) < len(plain.levels), "nothing was reused"
 
 
+@pytest.mark.in_turn("speedup")
 @pytest.mark.parametrize("speedup", [2, 4])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_budget_is_kept(comfy, tiny, uncached, sampler, speedup):
