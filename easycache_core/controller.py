@@ -298,7 +298,7 @@ class CacheController(contextlib.AbstractContextManager):
     computed = property(
         lambda self: sum(one["computed"] for one in self._records), doc="Evaluations that were computed."
     )
-    skipped = property(lambda self: len(self._records) - self.computed, doc="Evaluations that were predicted.")
+    skipped = property(lambda self: len(self._records) - self.computed, doc="Predicted evaluations.")
 
     def release(self) -> None:
         """Let go of every tensor; the trace stays. Other ranks that are still running are told, and why."""
