@@ -672,3 +672,106 @@ def test_a_guider_within_a_guider(tiny, run, how, asked_first):
         cached = run(scene, make_guider, **widgets)
         assert len(cached.levels) < STEPS
         assert psnr(cached.latent, plain.latent) > 15, widgets
+
+
+# Samplers with noise levels of their own.
+
+
+@THRESHOLD_OR_BUDGET
+@pytest.mark.parametrize("name", ["SD15", "Flux"])
+def test_a_sampler_with_a_schedule_of_its_own(comfy, tiny, run, caplog, name, widgets):
+    """It is given [0, 0]. Catches a cache that takes this for the schedule: nothing is skipped, and the log blames the
+    settings.
+    """
+    from comfy.k_diffusion.sampling import sample_euler
+
+    scene = tiny(name)
+    own = schedule(comfy, scene)
+
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        x = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)) * own[0]
+        return sample_euler(model, x, own, extra_args, callback, disable)
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain, exact = (run(scene, make_guider, sampler, torch.zeros(2), **given) for given in ({}, dict(threshold=0.0)))
+    assert torch.equal(exact.latent, plain.latent)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, make_guider, sampler, torch.zeros(2), **widgets)
+    check_counts(cached, plain.calls)
+    assert len(cached.levels) <= (math.ceil(STEPS / 4) if widgets == BUDGET else STEPS * 0.7)
+    assert cached.report["steps"] == cached.report["evaluations"] == STEPS
+    assert psnr(cached.latent, plain.latent) > 5
+    assert sum("schedule of its own" in line for line in log_of(caplog)) == 1
+    assert not any("Nothing was skipped" in line for line in log_of(caplog))
+
+
+@torch.no_grad()
+def restarting(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Euler steps; where the noise levels rise, noise is added and nothing is evaluated."""
+    rng, one, step = torch.Generator().manual_seed(6), x.new_ones([len(x)]), 0
+    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        if following > sigma:
+            kept = (1 - following) / (1 - sigma) if sigmas[0] <= 1 else 1.0
+            added = (following**2 - (kept * sigma) ** 2).sqrt()
+            x = kept * x + added * torch.randn(x.shape, generator=rng)
+            continue
+        denoised = model(x, sigma * one, **extra_args)
+        step += 1
+        if callback is not None:
+            callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = x + (following - sigma) * (x - denoised) / sigma
+    return x
+
+
+@pytest.mark.parametrize("widgets", [dict(threshold=0.1), BUDGET], ids=["threshold", "budget"])
+@pytest.mark.parametrize("restarts", [1, 2, 4])
+@pytest.mark.parametrize(("name", "low", "high"), [("SD15", 0.5, 2.0), ("Flux", 0.4, 0.7)])
+def test_restarts(comfy, tiny, run, name, low, high, restarts, widgets):
+    """The noise level rises again within a run. Catches rises that are counted as steps: the last evaluation, which
+    draws the detail, is then predicted.
+    """
+    scene = tiny(name)
+    sigmas = schedule(comfy, scene)
+    at = int((sigmas > low).sum())
+    sigmas = torch.cat([sigmas[: at + 1], *[torch.linspace(high, float(sigmas[at]), 4)] * restarts, sigmas[at + 1 :]])
+    evaluations = STEPS + 3 * restarts
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain, cached = (run(scene, make_guider, restarting, sigmas, **given) for given in ({}, widgets))
+    assert min(plain.levels) in cached.levels and cached.report["trace"][-1]["computed"]
+    assert cached.report["steps"] == cached.report["evaluations"] == plain.calls.total() == evaluations
+    assert cached.report["computed"] == cached.calls.total() < evaluations
+    if widgets == BUDGET:
+        assert math.ceil(evaluations / 4) - 1 <= cached.calls.total() <= math.ceil(evaluations / 4)
+    else:
+        assert psnr(cached.latent, plain.latent) > 10
+
+
+# Evaluations in which nothing is asked.
+
+
+@THRESHOLD_OR_BUDGET
+@pytest.mark.parametrize(
+    "by_itself", [range(2), range(0, STEPS, 3), range(5, 9)], ids=["first", "every third", "middle"]
+)
+def test_a_guider_that_answers_by_itself(tiny, run, by_itself, widgets):
+    """At some steps. Catches a report that counts them as computed, and a budget that is spent on nothing."""
+    scene = tiny("SD15")
+
+    def predict(guider, x, timestep, options):
+        guider.turn += 1
+        return x * 0.5 if guider.turn - 1 in by_itself else both(guider, x, timestep, options)
+
+    def make_guider(model):
+        guider = guiding(model, pair(scene), predict)
+        guider.turn = 0
+        return guider
+
+    plain, exact = run(scene, make_guider), run(scene, make_guider, threshold=0.0)
+    assert torch.equal(exact.latent, plain.latent)
+    assert exact.report["computed"] == exact.report["evaluations"] == STEPS - len(by_itself)
+    cached = run(scene, make_guider, **widgets)
+    check_counts(cached, plain.calls)
+    assert cached.report["evaluations"] == STEPS - len(by_itself)
+    assert len(cached.levels) < STEPS - len(by_itself)
+    assert min(plain.levels) in cached.levels or STEPS - 1 in by_itself
