@@ -902,3 +902,58 @@ def test_nodes_that_cache_nothing_are_not_warned_of(comfy, tiny, caplog):
     model = comfy.node("FreSca", model, scale_low=1.0, scale_high=1.25, freq_cutoff=20)[0]
     model = comfy.node("RescaleCFG", model, multiplier=0.7)[0]
     assert warnings_of(comfy, scene, caplog, comfy.cached(comfy.cached(model))) == [], "not even of itself"
+
+
+# What was right, and stays so.
+
+
+def test_a_guider_with_two_models(comfy, tiny, run):
+    """The positive is asked of one network and the negative of another, each behind a node. Catches the answer of one
+    for the other.
+    """
+    if "DualModelGuider" not in comfy.classes:
+        pytest.skip("this ComfyUI has no guider with two models")
+    scene, second = tiny("Flux"), tiny_models.build("Flux", seed=1)
+
+    def sample(cfg, **widgets):
+        def make_guider(model):
+            other = comfy.cached(second.model, **widgets) if widgets else second.model
+            return comfy.node(
+                "DualModelGuider", model=model, model_negative=other, positive=scene.positive,
+                negative=scene.negative, cfg=cfg,
+            )[0]  # fmt: skip
+
+        second.calls.clear()
+        outcome = run(scene, make_guider, **widgets)
+        return outcome, Counter(sigma for _, sigma, _ in second.calls)
+
+    for cfg in (7.0, 1.0):
+        (plain, _), (exact, _) = sample(cfg), sample(cfg, threshold=0.0)
+        assert torch.equal(exact.latent, plain.latent)
+        cached, negative = sample(cfg, threshold=0.3)
+        assert len(cached.levels) < STEPS and psnr(cached.latent, plain.latent) > 10
+        assert cfg == 1.0 or sorted(negative, reverse=True) == cached.levels
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpm_2", "heunpp2"])
+def test_nearly_everything_is_skipped_with_two_evaluations_per_step(tiny, run, sampler):
+    """Catches steps that are counted twice, and a division by zero where hardly anything is computed."""
+    scene = tiny("SD15")
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain = run(scene, make_guider, sampler)
+    cached = run(scene, make_guider, sampler, target_speedup=10.0)
+    evaluations = plain.calls.total()
+    assert cached.report["evaluations"] == evaluations
+    assert cached.report["computed"] == cached.calls.total() <= math.ceil(evaluations / 10)
+    assert cached.report["speedup"] == pytest.approx(evaluations / cached.calls.total())
+
+
+def test_a_budget_of_any_size_is_drawn(comfy):
+    """Catches a report that ends the prompt with an error: at some sizes a line of the plot lies between two pixels."""
+    plot = sys.modules[comfy.classes["EasyCacheReport"].__module__.replace(".report", ".plot")]
+    record = dict(step=0, sigma=1.0, computed=True, input_change=0.1, rate=0.5, error=0.0, output_norm=1.0)
+    for size in range(1, 41):
+        report = dict(steps=2 * size, evaluations=2 * size, computed=size, skipped=size, speedup=2.0, threshold=0.05,
+                      warmup_steps=5, predictor="forecast", target_speedup=2.0,
+                      trace=[{**record, "computed": i < size} for i in range(2 * size)])  # fmt: skip
+        assert plot.draw_report(report).size == (1024, 768), size
