@@ -218,6 +218,7 @@ class Attachment:
                 self._store(branch, layout, x, latents, output)
         else:
             self._cache_miss = True
+            self._controller.count_as_computed()
         return output
 
     def _run_network(self, args: tuple, kwargs: dict):

@@ -31,8 +31,7 @@ class CacheController(contextlib.AbstractContextManager):
     given up, not the run: everything is computed until enough is known again.
 
     Args:
-        config: what a user may set.
-        total_steps: sampler steps of the run.
+        config, total_steps: what a user may set, and the sampler's steps.
         streams: sizes of the latents that are packed one after the other along the last axis of what `begin` is given
             (video and its sound). Each has a rate and an error of its own, and the worst of them decides.
         by_row: so has each row of a batch, along the first axis. False: the latent is measured as a whole.
@@ -80,11 +79,6 @@ class CacheController(contextlib.AbstractContextManager):
 
     def __exit__(self, *exception) -> None:
         self.release()
-
-    @property
-    def shared(self) -> bool:
-        """Whether other ranks decide along: what one rank computes, all must."""
-        return self._ranks is not None
 
     def reset_cache(self) -> None:
         """Let go of every tensor; the run continues as if nothing were known of the network yet."""
@@ -268,10 +262,12 @@ class CacheController(contextlib.AbstractContextManager):
         self._conversion.set_sigma(self._sigma)
         return self._conversion.output(predicted, x).to(self._output_dtype)
 
-    @property
-    def holds_tensors(self) -> bool:
-        """Whether there is anything to free."""
-        return self._x is not None
+    def count_as_computed(self) -> None:
+        """The network had to run after all, for a branch that could not be predicted."""
+        if not self._records[-1]["computed"]:
+            self._records[-1].update(computed=True, error=0.0)
+            if self._budget is not None:
+                self._budget.spend()
 
     @property
     def trace(self) -> list[Record]:
@@ -295,6 +291,8 @@ class CacheController(contextlib.AbstractContextManager):
         if self._predictor.measured is not None:
             self._learn(self._read_device(self._device))
 
+    shared = property(lambda self: self._ranks is not None, doc="Whether other ranks decide, and compute, along.")
+    holds_tensors = property(lambda self: self._x is not None, doc="Whether there is anything to free.")
     computed = property(
         lambda self: sum(one["computed"] for one in self._records), doc="Evaluations that were computed."
     )

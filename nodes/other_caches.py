@@ -29,7 +29,7 @@ NAMES = {
 def other_caches(model_options: dict, own_key: str) -> list[str]:
     """Who else caches, by name, as far as the names in the model's options tell. own_key: of our wrappers."""
     options = model_options.get("transformer_options", {})
-    names = [key for key in options if key != "wrappers"]
+    names = [key for key in options if key not in ("wrappers", "easycache_ranks")]
     for by_key in options.get("wrappers", {}).values():
         for key, wrappers in by_key.items():
             if key != own_key:
@@ -44,8 +44,11 @@ def other_caches(model_options: dict, own_key: str) -> list[str]:
 
 def _origin(function) -> str:
     """Where a function comes from: its own name and those of the class and the module that hold it."""
+    function = getattr(function, "func", function)  # of a functools.partial
     kind = function if hasattr(function, "__qualname__") else type(function)
-    return f"{kind.__module__.split('.')[-1]} {kind.__qualname__}".removeprefix("__main__ ")
+    # ComfyUI names a pack's modules by the path of its folder, which says nothing above the last one.
+    modules = kind.__module__.replace("\\", "/").split("/")[-1].split(".")[-2:]
+    return f"{' '.join(modules)} {kind.__qualname__}"
 
 
 def warn_of_other_caches(model_options: dict, own_key: str) -> None:

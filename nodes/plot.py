@@ -145,7 +145,8 @@ class _Page:
     def box(self, left: float, top: float, right: float, bottom: float, colour) -> None:
         corners = [round(SCALE * coordinate) for coordinate in (left, top, right, bottom)]
         # Pillow draws the last column and row too.
-        self._draw.rectangle((corners[0], corners[1], max(corners[0], corners[2] - 1), corners[3] - 1), colour)
+        last = max(corners[0], corners[2] - 1), max(corners[1], corners[3] - 1)
+        self._draw.rectangle((*corners[:2], *last), colour)
 
     def column(self, evaluation: int, top: float, bottom: float, colour, gaps: bool = True) -> None:
         """A bar for one evaluation."""

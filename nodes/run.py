@@ -55,6 +55,7 @@ def sample_with_cache(
         guider,
         packed_streams(*args, **kwargs),
         options.get("easycache_ranks", ALL_RANKS),  # set where not all ranks share this run
+        noise.shape,
     )
     events, state = ProgressEvents(history.node), "stopped"
 
@@ -105,7 +106,8 @@ class Run:
     none. A branch of the engine is one question. The engine's inputs and outputs are the noisy and the denoised latent,
     or, for predictors that do not follow the denoised latent, those of the network.
 
-    streams: as from packed_streams. ranks: as CacheController takes them.
+    streams: as from packed_streams. ranks: as CacheController takes them. shape: of the latent; what has another one is
+    a part of it, which may move, and is computed. None: any.
     """
 
     MAX_HISTORIES = 4  # each holds tensors
@@ -117,8 +119,9 @@ class Run:
         guider,
         streams: Sequence[int] = (),
         ranks: Ranks | None = ALL_RANKS,
+        shape: torch.Size | None = None,
     ):
-        self.settings = settings
+        self.settings, self._shape = settings, shape
         self._schedule, self._guider = schedule, guider
         self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
         follows_denoised = PREDICTORS[settings.config.predictor].follows_denoised
@@ -149,8 +152,8 @@ class Run:
         handler = model_options.get("context_handler")
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
-        around, self._evaluation = self._evaluation, Evaluation(x, timestep)
-        evaluation = self._evaluation
+        around = self._evaluation
+        evaluation = self._evaluation = Evaluation(x, timestep, depth=0 if around is None else around.depth + 1)
         try:
             denoised = executor(x, timestep, model_options, *args, **kwargs)
         finally:
@@ -167,20 +170,25 @@ class Run:
 
         if self._computing:
             return compute()
-        if self._evaluation is None or (self._evaluation.direct and self._evaluation.timestep is not timestep):
-            if "context_window" in model_options.get("transformer_options", {}):
-                return compute()  # a window out of a latent that is not seen as a whole here
+        asked = [question(cond, i, model_options, model) for i, cond in enumerate(conds) if cond is not None]
+        if self._evaluation is None or self._evaluation.ended_by(x, timestep, asked):
+            if self._shape not in (None, x.shape):
+                return self._compute_nested(compute)
+            self._end_direct()
             self._evaluation = Evaluation(x, timestep, direct=True)
-        return self.predict_or_compute(compute, conds, x, timestep, model_options)
+        return self.predict_or_compute(compute, model, conds, x, timestep, model_options)
 
-    def predict_or_compute(self, compute, conds, x, timestep, model_options) -> list[torch.Tensor]:
-        """Denoised latents, one per conditioning: predicted where possible, else from `compute()`.
+    def _end_direct(self) -> None:
+        """An evaluation that was opened by calc_cond_batch, if there is one, is over."""
+        if self._evaluation is not None and self.settings.verbose:
+            self._log_evaluation()
+        self._evaluation = None
 
-        What is asked about a part of the latent, or at another size, is computed: the part may move.
-        """
+    def predict_or_compute(self, compute, model, conds, x, timestep, model_options) -> list[torch.Tensor]:
+        """Denoised latents, one per conditioning: predicted where possible, else from `compute()`."""
         evaluation, positive = self._evaluation, getattr(self._guider, "conds", {}).get("positive")
-        asked = {i: question(cond, i, model_options) for i, cond in enumerate(conds) if cond is not None}
-        if not asked or x.shape != evaluation.x.shape:
+        asked = {i: question(cond, i, model_options, model) for i, cond in enumerate(conds) if cond is not None}
+        if not asked or x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
             return self._compute_nested(compute)
         # The branch stored first is the one whose error decides; some guiders list the negative first.
         order = sorted(asked, key=lambda i: conds[i] is not positive)
@@ -200,6 +208,7 @@ class Run:
         denoised = self._compute_nested(compute)
         if evaluation.reusing:
             history.cache_miss = True
+            controller.count_as_computed()
             return denoised
         for i in order:
             output = denoised[i]
@@ -210,7 +219,8 @@ class Run:
 
     def _open(self, evaluation: Evaluation, tracked: Question) -> None:
         """Decide an evaluation. tracked: the question whose error decides."""
-        key = tracked.parts, tracked.switches
+        evaluation.opened_by = tracked
+        key = tracked.parts, tracked.switches, tracked.network, evaluation.depth
         history = self._histories.pop(key, None) or self._unused
         if history is None or history is self._unused:
             if not self._trace and not self._schedule.follow(float(evaluation.timestep[0]), self._model_sampling):
@@ -219,6 +229,7 @@ class Run:
                 self._unused = None
                 log.info("EasyCache: the sampler follows a schedule of its own; the number of its steps is unknown")
             history = self._unused or self._new_history()
+            history.steps = StepCounter(self._callbacks)
             self._unused = None
         while len(self._histories) >= self.MAX_HISTORIES:
             oldest = next(iter(self._histories))
@@ -286,7 +297,9 @@ class Run:
         return self._schedule.steps if self._schedule.steps < UNKNOWN else self._callbacks
 
     def summary(self) -> str:
-        return summarise(self._totals(), self.settings, self._callbacks or self._steps)
+        self._end_direct()
+        all_new = len(self._controllers) == len(self._trace) > 1
+        return summarise(self._totals(), self.settings, self._callbacks or self._steps, all_new)
 
     def snapshot(self) -> tuple[dict, list, int]:
         """(report without trace, trace so far, how many of its first records have all their numbers).

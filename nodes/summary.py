@@ -22,10 +22,10 @@ def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
     }
 
 
-def summarise(did: dict, settings: Settings, steps: int) -> str:
+def summarise(did: dict, settings: Settings, steps: int, all_new: bool = False) -> str:
     """The line for the log, with the reason if nothing was skipped.
 
-    did: as from `totals`. steps: that the sampler took.
+    did: as from `totals`. steps: that the sampler took. all_new: whether no evaluation asked what another had asked.
     """
     if did["evaluations"] == 0 and steps == 0:
         return "EasyCache: nothing was sampled, the run had no steps"
@@ -37,7 +37,8 @@ def summarise(did: dict, settings: Settings, steps: int) -> str:
     )
     if did["skipped"]:
         return line
-    return f"{line}. Nothing was skipped: {_reason(settings, steps)}"
+    reason = "what is asked is new at every evaluation" if all_new else _reason(settings, steps)
+    return f"{line}. Nothing was skipped: {reason}"
 
 
 def _rule(config) -> str:

@@ -25,4 +25,4 @@ class CachedWindows:
             own_options = {**model_options, "context_handler": self._handler}
             return self._handler.execute(calc_cond_batch, model, conds, x, timestep, own_options)
 
-        return self._predict_or_compute(compute, conds, x, timestep, model_options)
+        return self._predict_or_compute(compute, model, conds, x, timestep, model_options)
