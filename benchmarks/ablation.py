@@ -48,9 +48,9 @@ def parts(engine):
         self._max_weight_before = 0.0
         return weights
 
-    def whole_weight(self, k):
-        du = steps._change_of_u(*self.sigmas[k : k + 2])
-        return du or steps._change_of_u(*self.sigmas[k - 1 : k + 1])
+    def half_weight(self, k):
+        before, after = (steps._change_of_u(*self.sigmas[n : n + 2]) for n in (k - 1, k))
+        return before / 2 if after == 0 else after / 2 if before == 0 else after
 
     def never(self):
         skip(self)
@@ -71,7 +71,7 @@ def parts(engine):
         "forgetting in the regression for theta": [(forecast, "FORGETTING_FACTOR", 1.0)],
         "deferred correction (c = 0)": [(deferred, "skip", never)],
         "correction no faster than the defect arose": [(deferred, "close_gap", any_pace)],
-        "half weights of evaluations that share a step": [(history, "weight", whole_weight)],
+        "full weights of evaluations at one level": [(history, "weight", half_weight)],
         "more evaluations at the ends of a run": [(budget, "END_CLUSTERING", 0.0)],
         "more evaluations on long steps": [(budget.Budget, "__init__", all_alike)],
     }
@@ -79,7 +79,7 @@ def parts(engine):
 
 def matters(part: str, sampler: str, scheduler: str) -> bool:
     """Whether a part can make a difference there: elsewhere it is not measured."""
-    if part == "half weights of evaluations that share a step":
+    if part == "full weights of evaluations at one level":
         return sampler == "heun"
     if part == "more evaluations on long steps":
         return scheduler == "beta"
