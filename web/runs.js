@@ -2,7 +2,7 @@
  * The last run of each node. The server sends them while they sample (nodes/progress_events.py), and finished ones are
  * kept in the browser's own storage, never in a workflow. No DOM here.
  *
- * A run is {run, state, report, records}: its id, "running", "done" or "stopped", totals, and an entry an evaluation,
+ * A run is {run, state, report, records}: its id, "running", "done" or "stopped", totals, and one entry per evaluation,
  * null where the server was not heard.
  */
 

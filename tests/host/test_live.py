@@ -91,7 +91,7 @@ def test_runs_are_told_to_whom_they_concern(tmp_path):
             ticket = await queue(http, prompt(1), "ours")
             heard = ours.take()
             assert other.heard == [], "a run must be told to nobody but the client that queued it"
-            assert len(heard) <= STEPS + 1, "one message a step, and one at the end"
+            assert len(heard) <= STEPS + 1, "one message per step, and one at the end"
             assert [message["state"] for message in heard] == ["running"] * (len(heard) - 1) + ["done"]
             assert {(message["node"], message["prompt"]) for message in heard} == {(NODE, ticket)}
             assert len({message["run"] for message in heard}) == 1
