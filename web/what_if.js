@@ -100,6 +100,9 @@ function forecast(records) {
   };
 }
 
+/** By predictor, as in easycache_core/predictors.py. */
+const RULES = { reuse, forecast };
+
 /** A function through [[place, value], ...], on a line between two, constant beyond the ends; null without any. */
 function curve(points) {
   const known = points.filter(([, value]) => Number.isFinite(value));
