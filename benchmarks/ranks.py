@@ -54,18 +54,18 @@ def all_reduce_seconds(numbers: int) -> list[float]:
 
 
 def row_bytes() -> list[int]:
-    """Lengths of the rows that a run of a few steps lays down."""
-    lengths, exchange = [], RankGroup._exchange
+    """Lengths of the rows that a run of a few steps writes."""
+    lengths, exchange = [], RankGroup._all_gather
 
-    def noted(meeting, row):
+    def noted(group, row):
         lengths.append(1 + 8 * len(row))
-        return exchange(meeting, row)
+        return exchange(group, row)
 
-    RankGroup._exchange = noted
+    RankGroup._all_gather = noted
     try:
         begin_seconds("forecast", ALL_RANKS)
     finally:
-        RankGroup._exchange = exchange
+        RankGroup._all_gather = exchange
     return lengths
 
 
@@ -105,8 +105,8 @@ def main() -> None:
             subprocess.Popen([*command, str(rank), str(ranks), str(store.port)], stdout=subprocess.PIPE, text=True)
             for rank in range(ranks)
         ]
-        told = [process.communicate(timeout=300)[0] for process in processes]
-        rows += list(csv.reader(told[0].splitlines()))
+        printed = [process.communicate(timeout=300)[0] for process in processes]
+        rows += list(csv.reader(printed[0].splitlines()))
         print(*rows[-2:], sep="\n", flush=True)
     with RESULTS.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
