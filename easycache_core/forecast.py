@@ -139,7 +139,7 @@ class Forecast(Predictor):
         """That of D grows with the distance in t; where x moves at one noise level, as in the paper's rule."""
         distance, sigma = abs(self._steps.offset()), self._steps.sigmas[-1]
         moved = self._moved or [0.0] * len(input_change)
-        if self._steps.sigmas[-1] == self._steps.sigmas[-2]:
+        if sigma == self._steps.sigmas[-2]:
             moved = self._moved = [sum(pair) for pair in zip(moved, input_change, strict=True)]
         terms = zip(self._error_rate, self.rate, moved, self.output_norm, strict=True)
         change = [(rate * distance + (k * sigma * by if by else 0.0), sigma * norm) for rate, k, by, norm in terms]

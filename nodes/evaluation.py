@@ -33,8 +33,10 @@ def question(cond: Sequence[dict], position: int, model_options: dict, model) ->
     options = model_options.get("transformer_options", {})
     parts = tuple(part.get("uuid", position) for part in cond)
     replaced = options.get("patches_replace", {})
-    layers = tuple(sorted((kind, str(layer)) for kind, names in replaced.items() for layer in names))
-    switches = tuple(sorted((name, value) for name, value in options.items() if isinstance(value, str | bool)))
+    layers = tuple(sorted(((kind, str(layer)) for kind, names in replaced.items() for layer in names), key=repr))
+    # Other packs' names need not be words, and would not compare.
+    switches = ((name, value) for name, value in options.items() if isinstance(value, str | bool))
+    switches = tuple(sorted(switches, key=repr))
     return Question(parts, switches, layers, id(model))
 
 

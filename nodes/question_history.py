@@ -18,9 +18,9 @@ class QuestionHistory:
     Raises ValueError, RankLost and RanksDiffer as CacheController does.
     """
 
-    def __init__(self, settings: Settings, schedule: Schedule, steps: StepCounter, **controller_options):
+    def __init__(self, settings: Settings, schedule: Schedule, **controller_options):
         self._settings, self._schedule = settings, schedule
-        self.steps = steps
+        self.steps = StepCounter()
         config = settings.config
         self.controller = CacheController(
             config,

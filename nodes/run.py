@@ -128,6 +128,7 @@ class Run:
         self._conversion = None if follows_denoised else Parametrisation(self._model_sampling)
         self._controller_options = dict(streams=streams, denoised=follows_denoised, ranks=ranks, by_row=True)
         self._histories: dict = {}  # by the question that opens their evaluations, the one asked last at the end
+        self._used: list[QuestionHistory] = []  # all there have been
         self._trace: list[tuple[QuestionHistory, int]] = []  # where the record of each evaluation is
         self._evaluation: Evaluation | None = None
         self._computing = False  # whether a call to calc_cond_batch is being computed
@@ -136,7 +137,7 @@ class Run:
         self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
 
     def _new_history(self) -> QuestionHistory:
-        return QuestionHistory(self.settings, self._schedule, StepCounter(self._callbacks), **self._controller_options)
+        return QuestionHistory(self.settings, self._schedule, **self._controller_options)
 
     def on_callback(self) -> None:
         """The sampler has called back, which it does once per step."""
@@ -158,8 +159,7 @@ class Run:
             denoised = executor(x, timestep, model_options, *args, **kwargs)
         finally:
             self._evaluation = around
-        if self.settings.verbose and evaluation.history is not None:
-            self._log_evaluation()
+        self._log_evaluation(evaluation)
         return denoised
 
     def calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
@@ -180,8 +180,7 @@ class Run:
 
     def _end_direct(self) -> None:
         """An evaluation that was opened by calc_cond_batch, if there is one, is over."""
-        if self._evaluation is not None and self.settings.verbose:
-            self._log_evaluation()
+        self._log_evaluation(self._evaluation)
         self._evaluation = None
 
     def predict_or_compute(self, compute, model, conds, x, timestep, model_options) -> list[torch.Tensor]:
@@ -221,8 +220,8 @@ class Run:
         """Decide an evaluation. tracked: the question whose error decides."""
         evaluation.opened_by = tracked
         key = tracked.parts, tracked.switches, tracked.network, evaluation.depth
-        history = self._histories.pop(key, None) or self._unused
-        if history is None or history is self._unused:
+        history = self._histories.pop(key, None)
+        if history is None:
             if not self._trace and not self._schedule.follow(float(evaluation.timestep[0]), self._model_sampling):
                 if self._unused is not None:
                     self._unused.close()
@@ -231,6 +230,7 @@ class Run:
             history = self._unused or self._new_history()
             history.steps = StepCounter(self._callbacks)
             self._unused = None
+            self._used.append(history)
         while len(self._histories) >= self.MAX_HISTORIES:
             oldest = next(iter(self._histories))
             self._histories.pop(oldest).close()
@@ -259,7 +259,7 @@ class Run:
 
     @property
     def _controllers(self) -> list:
-        return list({id(history): history.controller for history, _ in self._trace}.values())
+        return [history.controller for history in self._used]
 
     def _retry_on_oom(self, make, *args):
         """make(*args); if memory runs out, once more with the cache freed.
@@ -279,7 +279,11 @@ class Run:
         soft_empty_cache()
         return make(*args)
 
-    def _log_evaluation(self):
+    def _log_evaluation(self, evaluation: Evaluation | None) -> None:
+        """One line, with `verbose`, of an evaluation that is over; none where nothing was asked in it."""
+        if not self.settings.verbose or evaluation is None or evaluation.history is None:
+            return
+
         def shown(value):
             return "unknown" if value is None else f"{value:.4g}"
 
@@ -306,14 +310,14 @@ class Run:
 
         Does not wait for the device.
         """
-        so_far = {id(history): history.controller.trace_so_far() for history, _ in self._trace}
+        so_far = {id(history): history.controller.trace_so_far() for history in self._used}
         records = [so_far[id(history)][0][index] for history, index in self._trace]
         resolved = [index < so_far[id(history)][1] for history, index in self._trace]
         return self._totals(), records, resolved.index(False) if False in resolved else len(records)
 
     def report(self) -> dict:
         """The report with its trace; waits for the device."""
-        traces = {id(history): history.controller.trace for history, _ in self._trace}
+        traces = {id(history): history.controller.trace for history in self._used}
         return {**self._totals(), "trace": [traces[id(history)][index] for history, index in self._trace]}
 
     def _totals(self) -> dict:
@@ -324,7 +328,7 @@ class Run:
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
         self._evaluation = self._guider = None
-        for history in {id(history): history for history, _ in self._trace}.values():
+        for history in self._used:
             history.close()
         if self._unused is not None:
             self._unused.close()

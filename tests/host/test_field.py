@@ -118,6 +118,14 @@ def relative(answer, truth):
     return float((answer - truth).abs().mean() / truth.abs().mean())
 
 
+def uncached(run, *args, **options):
+    """The run without the node, which is bit-identical to one with threshold 0."""
+    plain = run(*args, **options)
+    exact = run(*args, **options, threshold=0.0)
+    assert torch.equal(exact.latent, plain.latent)
+    return plain
+
+
 def check_counts(outcome, everywhere):
     """The report says what the network did, and a step is computed as a whole or not at all."""
     assert outcome.calls == {level: everywhere[level] for level in outcome.calls}
@@ -260,9 +268,7 @@ def test_a_question_that_comes_or_goes_on_the_way(comfy, tiny, run, order, at_hi
         return away_from(answers.pop("positive"), answers.values())
 
     make_guider = functools.partial(guiding, conds=conds, predict=predict)
-    plain = run(scene, make_guider, patch=answering_by_prompt)
-    exact = run(scene, make_guider, patch=answering_by_prompt, threshold=0.0)
-    assert torch.equal(exact.latent, plain.latent)
+    plain = uncached(run, scene, make_guider, patch=answering_by_prompt)
     cached = run(scene, make_guider, patch=answering_by_prompt, **SHORT_GAPS)
     asking.check(*conds)
     assert cached.calls.total() < 0.85 * plain.calls.total()
@@ -327,9 +333,7 @@ def test_a_list_in_another_order_in_each_step(tiny, run, names):
         return away_from(answers[names[0]], [answers[name] for name in names[1:]])
 
     make_guider = functools.partial(guiding, conds=conds, predict=predict)
-    plain = run(scene, make_guider, patch=answering_by_prompt)
-    exact = run(scene, make_guider, patch=answering_by_prompt, threshold=0.0)
-    assert torch.equal(exact.latent, plain.latent)
+    plain = uncached(run, scene, make_guider, patch=answering_by_prompt)
     cached = run(scene, make_guider, patch=answering_by_prompt, **SHORT_GAPS)
     asking.check(*names)
     check_counts(cached, plain.calls)

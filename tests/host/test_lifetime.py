@@ -3,6 +3,7 @@
 import copy
 import gc
 import logging
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,26 @@ def test_out_of_memory_in_the_network_costs_the_cache_not_the_run(comfy, demo_sc
     assert torch.equal(again, plain) and not failures
     assert "out of memory; the cache is freed" in caplog.text
     assert no_run_left() == []
+
+
+def test_a_run_that_fails_at_its_first_decision_leaves_nothing(comfy, tiny, one_thread, monkeypatch, no_run_left):
+    """Catches tensors, and ranks that wait, of a history whose first evaluation was never decided."""
+    engine = sys.modules[comfy.classes["EasyCacheAdaptive"].__module__.replace("nodes.adaptive", "easycache_core")]
+    released, release = [], engine.CacheController.release
+    monkeypatch.setattr(engine.CacheController, "begin", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(engine.CacheController, "release", lambda self: (released.append(1), release(self)))
+    with pytest.raises(ZeroDivisionError):
+        comfy.sample(tiny("SD15"), comfy.cached(tiny("SD15").model), steps=3)
+    assert released and no_run_left() == []
+
+
+def test_options_of_other_packs_may_have_any_names(comfy, tiny, one_thread):
+    """Catches a run that dies as names of another pack's options do not compare."""
+    scene = tiny("SD15")
+    model = scene.model.clone()
+    model.model_options["transformer_options"] |= {("a", 1): True, 7: False, "word": "b"}
+    same = comfy.sample(scene, comfy.cached(model, threshold=0.0), steps=4)
+    assert torch.equal(same, comfy.sample(scene, model, steps=4))
 
 
 @pytest.mark.parametrize("method", ["calculate_input", "calculate_denoised"])
