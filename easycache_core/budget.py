@@ -3,9 +3,18 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
+from .placement import costs_of_skips, place
+from .response import Response
+
 # How much denser than even evaluations lie at both ends of a run: 0 is even, 1 as the extrema of a Chebyshev
 # polynomial. A forecast has little to go on at the start, and the end draws the detail.
 END_CLUSTERING = 0.5
+# How far off a forecast usually is, as a part of the network's output and in the time of a whole run. More than that makes
+# the evaluations that follow worth more, and the less the further they are, in parts of the run.
+USUAL_MISS = 0.65
+MEMORY = 0.15
 
 
 def budget_of(evaluations: int, target_speedup: float) -> int:
@@ -17,15 +26,17 @@ def budget_of(evaluations: int, target_speedup: float) -> int:
 class Budget:
     """At most ceil(N / target_speedup) of a run's N evaluations, the first and the last of them included.
 
-    N is not known beforehand where a sampler evaluates several times per step. It is at least what has been seen and
-    one for each step to come, and as this bound grows, so does what may be spent.
+    With the sampler's response, they lie where skips cost most (placement.py), as long as the sampler does as the
+    response says (`forget_plan`).
 
-    The density of computed evaluations is the square root of the step length, END_CLUSTERING aside: half way between
-    evenly over steps and evenly over their length. Evenly over steps, the long ones that some schedulers have (beta,
-    linear_quadratic) get too few.
+    Otherwise N is not known beforehand: a sampler may evaluate several times per step. It is at least what has been seen
+    and one for each step to come, and as this bound grows, so does what may be spent. The density of computed
+    evaluations is then the square root of the step length, END_CLUSTERING aside: half way between evenly over steps and
+    evenly over their length. Evenly over steps, the long ones that some schedulers have (beta, linear_quadratic) get too
+    few.
     """
 
-    def __init__(self, target_speedup: float, step_lengths: Sequence[float]):
+    def __init__(self, target_speedup: float, step_lengths: Sequence[float], response: Response | None = None):
         """step_lengths: 0 or more, in any unit; empty if nobody knows how many steps there will be."""
         self._target_speedup = target_speedup
         self._weights = [math.sqrt(length) for length in step_lengths]
@@ -33,6 +44,10 @@ class Budget:
             self._weights = [1.0] * len(step_lengths)
         self._evaluations = self._spent = 0
         self._position = 0.0  # weights of the evaluations before
+        self._costs = None if response is None else costs_of_skips(response.influence())
+        self._plan: set[int] = set()  # indices of evaluations to compute
+        if self._costs is not None:
+            self._replan(0)
 
     def should_compute(self, step: int, urgent: bool = False) -> bool:
         """Whether to run the network at the next evaluation, which belongs to that step (from 0). urgent: it should run
@@ -42,7 +57,10 @@ class Budget:
         weight = self._weights[step] if step < len(self._weights) else 1.0
         self._evaluations += 1
         self._position += weight
-        to_come = max(1, len(self._weights) - step)  # this one included
+        if self._costs is not None:
+            to_come = len(self._costs) - now
+        else:
+            to_come = max(1, len(self._weights) - step)  # this one included
         budget = budget_of(now + to_come, self._target_speedup)
         left = budget - self._spent
         if left < 1:
@@ -51,12 +69,41 @@ class Budget:
             return False
         if urgent or self._spent == 0 or left >= to_come:
             return True
+        if self._costs is not None:
+            return now in self._plan
         whole = here + sum(self._weights[step:-1])  # from the first evaluation to the last
         return here + weight / 2 >= _position(self._spent / (budget - 1)) * whole
 
     def spend(self) -> None:
         """The network runs at the evaluation that was asked about."""
         self._spent += 1
+        now = self._evaluations - 1
+        if self._costs is not None and now not in self._plan:
+            self._replan(now)
+
+    def look(self, miss: float) -> None:
+        """What was seen at the evaluation that was asked about last: by how much a forecast would have missed the
+        network's output per evaluation since the one before, as a part of the output.
+        """
+        if self._costs is None or not self._spent:
+            return
+        now, size = self._evaluations - 1, len(self._costs)
+        surprise = miss * size / USUAL_MISS
+        if surprise > 1:
+            ahead = np.arange(-1, size - now - 1) / (MEMORY * size)
+            self._replan(now, surprise ** np.exp(-ahead))
+
+    def forget_plan(self) -> None:
+        """The sampler does not do what its response says."""
+        self._costs = None
+
+    def _replan(self, now: int, factors: np.ndarray | float = 1.0) -> None:
+        """Place what is left after the evaluation now, which is computed. factors: on the costs from there on."""
+        costs = self._costs[now:] * factors
+        left = budget_of(len(self._costs), self._target_speedup) - self._spent
+        count = min(left if now == 0 and not self._spent else left + 1, len(costs))
+        if len(costs) > 1:
+            self._plan = {now + k for k in place(costs, max(2, count))}
 
 
 def _position(part: float) -> float:

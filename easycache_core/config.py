@@ -28,8 +28,8 @@ class CacheConfig:
         ValueError: names the field and its range.
     """
 
-    threshold: float = 0.05
-    warmup_steps: int = 5
+    threshold: float = 0.15
+    warmup_steps: int = 2
     predictor: str = "forecast"
     target_speedup: float = 0.0
     max_consecutive_skips: int = 0

@@ -11,11 +11,12 @@ import torch
 
 from .budget import Budget
 from .config import CacheConfig
-from .norms import Norms
+from .norms import Norms, upcast
 from .prediction import Prediction
 from .predictors import PREDICTORS
 from .ranks import ALL_RANKS, Ranks, join
 from .reading import Measurements, Reading, read_scalars
+from .response import Response
 from .storage import copy_for_cache, is_out_of_memory
 from .trace import Record, of_stream, plain
 
@@ -40,6 +41,10 @@ class CacheController(contextlib.AbstractContextManager):
             the noise of eps models. True: the denoised latent D itself.
         step_count_known: whether there will be at least one evaluation per step, so that a budget may count on it.
         step_lengths: how long each step is, in any unit, by which a budget is spread. None: all alike.
+        response: what the sampler makes of the network's answers at each evaluation of the run (response.py; of Euler's
+            method: `euler_response`). With it a budget knows where skips cost least, and the correction is paid in the
+            sampler's own weights, also where the network runs: see `corrected`. Once the sampler evaluates at another
+            noise level than it says, it is not believed any more.
         ranks: the processes that sample together and must decide alike. By default all that torch.distributed knows of,
             which is this one where it is not initialised. None: decide alone. All ranks make a controller with the same
             settings and call `begin` for the same evaluations, and `release` whatever happens, or others wait for them.
@@ -52,7 +57,7 @@ class CacheController(contextlib.AbstractContextManager):
     def __init__(
         self, config: CacheConfig, total_steps: int, streams: Sequence[int] = (), denoised: bool = False,
         step_count_known: bool = True, step_lengths: Sequence[float] | None = None, ranks: Ranks | None = ALL_RANKS,
-        by_row: bool = False,
+        by_row: bool = False, response: Response | None = None,
     ):  # fmt: skip
         if total_steps < 0:
             raise ValueError(f"total_steps must not be negative, got {total_steps}")
@@ -66,12 +71,14 @@ class CacheController(contextlib.AbstractContextManager):
         self._norms = Norms(streams, by_row)
         self._conversion = Prediction("flow") if kind.follows_denoised and not denoised else None
         settings = f"{config}, {total_steps} steps, streams={len(streams)}, {denoised=}, {step_count_known=}"
+        settings += f", response={response is not None}"
         self._ranks = join(ranks, f"{settings}, step_lengths={step_lengths and lengths}")
         if self._ranks is not None:
             weakref.finalize(self, self._ranks.leave, "its controller is gone")
         self._budget = None
         if config.target_speedup:
-            self._budget = Budget(config.target_speedup, lengths if step_count_known else [])
+            self._budget = Budget(config.target_speedup, lengths if step_count_known else [], response)
+        self._response = response
         self._records: list[Record] = []
         self._warnings: set[str] = set()
         self.reset_cache()
@@ -82,7 +89,9 @@ class CacheController(contextlib.AbstractContextManager):
 
     def reset_cache(self) -> None:
         """Let go of every tensor; the run continues as if nothing were known of the network yet."""
-        self._predictor = PREDICTORS[self.config.predictor](self.config.cache_device, self._norms)
+        # A new predictor does not know which evaluation it begins with.
+        response = None if self._records else self._response
+        self._predictor = PREDICTORS[self.config.predictor](self.config.cache_device, self._norms, response)
         self._cache_lost = True  # which other ranks have to know
         self._x: torch.Tensor | None = None  # x_(n-1), then x_n once `begin` is through
         self._device: torch.device | None = None  # where the caller's latent lives
@@ -128,6 +137,8 @@ class CacheController(contextlib.AbstractContextManager):
         if not finite:
             self._warn_once("NaN or inf in the latent or the network's output; such steps are not reused")
         self._comparable = finite and not now.changed
+        if self._response is not None and not self._response.expects(len(self._records), now.sigma):
+            self._forget_response()
         self._predictor.advance(now.sigma, self._comparable)
         skipping, errors = self._decide(step, now, finite)
         self._gap_length = self._gap_length + 1 if skipping else 0
@@ -141,6 +152,13 @@ class CacheController(contextlib.AbstractContextManager):
         else:
             self._finite = True
         return not skipping
+
+    def _forget_response(self) -> None:
+        """The sampler does not do what its response says."""
+        self._response = None
+        self._predictor.forget_response()
+        if self._budget is not None:
+            self._budget.forget_plan()
 
     def _read(self, x: torch.Tensor, sigma, step: int, force, changed) -> Reading:
         """What decides about this evaluation, from the device and from all ranks."""
@@ -171,12 +189,14 @@ class CacheController(contextlib.AbstractContextManager):
         self._finite = now.finite
         if now.measured is not None:
             self._predictor.update(now.measured, self._comparable and now.finite)
+            if self._budget is not None and self._predictor.miss is not None:
+                self._budget.look(self._predictor.miss)
             self._record_output()
 
     def _decide(self, step: int, now: Reading, finite: bool) -> tuple[bool, list[float] | None]:
         """(whether to skip, E per part where it was estimated)."""
         config = self.config
-        forced = now.force or now.changed or not finite or 0 < config.max_consecutive_skips <= self._gap_length
+        forced = now.force or now.changed or not finite or self._predictor.jumped or 0 < config.max_consecutive_skips <= self._gap_length
         if self._budget is not None:
             # Nothing is predicted from, or for, what is not finite: not even where the budget is spent.
             must = not finite or self._predictor.empty
@@ -245,6 +265,20 @@ class CacheController(contextlib.AbstractContextManager):
                 self._conversion.set_sigma(self._sigma)
                 output = self._conversion.denoised(output, kept_x.to(output.device)).to(dtype)
             self._sums.append(self._predictor.store(branch, output, kept_x, tracked))
+
+    def corrected(self, branch: str, output: torch.Tensor) -> torch.Tensor:
+        """What to hand to the sampler in place of the output that was just stored: it makes up for what forecasts before
+        it got wrong (correction.py). A new tensor, or `output` itself where nothing is to be made up for.
+        """
+        if self._x is None or not self._predictor.has(branch) or (self._conversion is not None and not self._sigma):
+            return output
+        with self.cache_dropped_on_oom():
+            correction = self._predictor.correction(branch)
+            if correction is None:
+                return output
+            factor = 1.0 if self._conversion is None else -1.0 / self._sigma
+            return upcast(output).add(correction.to(output.device), alpha=factor).to(output.dtype)
+        return output
 
     def has(self, branch: str) -> bool:
         """Whether `predict` has something to start from for this branch."""

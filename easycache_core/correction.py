@@ -1,65 +1,77 @@
-"""Deferred correction: forecasts after a gap make up for the error that the sampler accumulated over it.
+"""Correction: answers after a gap make up for what the forecasts in it got wrong.
 
-The computed evaluation b that ends a gap shows what would have been right for the skipped evaluations k in it: values
-on the line from D_i to D_b. Over the gap, x / sigma has accumulated the defect
+The computed evaluation b that ends a gap shows what would have been right for the skipped evaluations k in it: values on
+the line from D_i to D_b. As steps go, forecasts lie on a line, too, so that they were off by a part of one tensor, the
+gap's defect d, which is by how much a forecast at b would have been off (theta aside, which uses the actual x):
 
-    d = sum over k of w_k (D_i + (t_k - t_i) / (t_b - t_i) (D_b - D_i) - (D_i + g r_k (D_i - D_j))) + remaining d_before
+    off_k = a_k d      a_k = (t_k - t_i) / (t_b - t_i)      d = D_i + g r (D_i - D_j) - D_b
 
-where the sampler weighs evaluation k by w_k. Each forecast n from b on adds c_n d to D, until what was added, weighed
-likewise, is d: as with the corrector of a multistep solver. What the network answers is never changed. The theta term
-of a forecast is not counted in the defect, as it uses the actual x.
+with r = sum |w_k| r_k / sum |w_k| a_k, where w_k = W[b+1][k], so that what the gap did to x at b + 1 is right even where the
+r_k are limited.
+
+Samplers are linear in D. With W their impulse response (response.py), x at evaluation n + 1 is right if c_n d is added to
+the answer at n, where
+
+    c_n = - sum over k < n of W[n+1][k] a_k / W[n+1][n]
+
+and a payment is itself off from then on: a_n = c_n. Those samplers that use earlier answers again (multistep ones) are so
+paid over several evaluations. The network's own output stays in the cache as it is.
 """
-
-import math
-from typing import NamedTuple
 
 from .steps import StepHistory, clip, ratio
 
-
-class Skipped(NamedTuple):
-    """A skipped evaluation k: its index, r_k, and the change of u within which c_k corrects all that remains."""
-
-    index: int
-    step_ratio: float
-    interval: float
-
-
-class DefectWeights(NamedTuple):
-    """The parts of D_b - D_i, of D_i - D_j and of the defect before that add up to the defect at b."""
-
-    change: float
-    previous_change: float
-    carry_over: float
+# Larger ones would be for samplers in which the answer at n hardly counts for the next latent.
+MAX_PAYMENT = 2.0
+NEGLIGIBLE = 1e-3
+# Gaps that are remembered: what is still owed for earlier ones is next to nothing.
+GAPS = 2
 
 
 class Correction:
-    """Call `skip` at each skipped evaluation, and `close_gap` at each computed one before `steps` counts it as such."""
+    """At each evaluation call `skip`, or `close_gap` before `steps` counts it as computed; then `pay` if the answer is
+    corrected. What belongs to a gap comes in the order of gaps, the last one first.
+    """
 
     def __init__(self, steps: StepHistory):
         self._steps = steps
-        self._gap: list[Skipped] = []  # since the network ran
-        self._max_weight_before = 0.0  # largest |w| of the gap before
+        self._gap: dict[int, float] = {}  # r_k of the evaluations since the network ran, by index
+        self._off: list[dict[int, float]] = []  # a_k, payments among them, by index; per gap
 
-    def skip(self) -> float:
-        """c_n. The correction is spread over the longest step of the gap before, at least: no faster than d arose."""
-        du = self._steps.expected_du
-        interval = math.copysign(max(abs(du), self._max_weight_before), du) if du else 0.0
-        c = ratio(self._remaining(), interval)
-        self._gap.append(Skipped(len(self._steps.sigmas) - 1, self._steps.ratios.step_ratio, interval))
-        return c
+    def forget(self) -> None:
+        """Nothing is owed any more: x is another one."""
+        self._gap, self._off = {}, []
 
-    def _remaining(self) -> float:
-        """Part of d that is not corrected yet."""
-        part = 1.0
-        for k in self._gap:
-            part = clip(part * (1 - ratio(self._steps.weight(k.index), k.interval)), 0, 1)
-        return part
+    def skip(self) -> None:
+        """Evaluation n is skipped."""
+        self._gap[self._n] = self._steps.ratios.step_ratio
 
-    def close_gap(self, gain: float) -> DefectWeights:
-        """The network runs at b. gain: g of the forecasts in the gap."""
-        weighed = [(self._steps.weight(k.index), k) for k in self._gap]
-        interpolated = sum(w * self._steps.offset(k.index) for w, k in weighed)
-        extrapolated = sum(w * k.step_ratio for w, k in weighed)
-        weights = DefectWeights(ratio(interpolated, self._steps.offset()), -gain * extrapolated, self._remaining())
-        self._gap, self._max_weight_before = [], max((abs(w) for w, _ in weighed), default=0.0)
-        return weights
+    def close_gap(self) -> float | None:
+        """The network runs at b. Returns r of the gap that ends there, None if there is none."""
+        if not self._gap:
+            return None
+        off = {k: ratio(self._steps.offset(k), self._steps.offset()) for k in self._gap}
+        weights = [abs(w) for w in self._steps.weights(list(off))]
+        extrapolated = sum(w * r for w, r in zip(weights, self._gap.values(), strict=True))
+        step_ratio = ratio(extrapolated, sum(w * a for w, a in zip(weights, off.values(), strict=True)))
+        self._off = [off, *self._off[: GAPS - 1]]
+        self._gap = {}
+        return step_ratio
+
+    def pay(self) -> list[float]:
+        """c_n per gap, once they are added to the answer; the same if it is asked again."""
+        for off in self._off:
+            if self._n not in off:
+                off[self._n] = self._owed(off)
+        return [off[self._n] for off in self._off]
+
+    @property
+    def _n(self) -> int:
+        return len(self._steps.sigmas) - 1
+
+    def _owed(self, off: dict[int, float]) -> float:
+        """c_n for one gap."""
+        if self._steps.last:
+            return 0.0
+        weights = self._steps.weights(list(off))
+        owed = -sum(w * a for w, a in zip(weights, off.values(), strict=True))
+        return clip(owed, -MAX_PAYMENT, MAX_PAYMENT) if abs(owed) > NEGLIGIBLE else 0.0

@@ -1,13 +1,15 @@
-"""Predictor "forecast": linear extrapolation of the denoised latent, with deferred correction.
+"""Predictor "forecast": linear extrapolation of the denoised latent, with correction.
 
 With t = log(1 + sigma), a skipped evaluation n gets, from the last two computed evaluations j < i,
 
-    D_n  = D_i + g r (D_i - D_j) + theta (x_n - xe_n) + c d
+    D_n  = D_i + g r (D_i - D_j) + theta (x_n - xe_n) + c_n d
     r    = clip((t_n - t_i) / (t_i - t_j), +-MAX_STEP_RATIO)    step ratio (steps.py)
     g    = clip(<p, q> / <p, p>, +-MAX_GAIN)                    gain: p the extrapolated, q the actual last change of D
     xe_n = D_i + sigma_n / sigma_i (x_i - D_i)                  where x would be had it followed v_i: the Euler path
     theta in [0, 1]                                             sensitivity of D to x, by regression (Gains)
-    c, d                                                        part of the defect to correct here (correction.py)
+    c_n, d                                                      what makes up for the last gaps (correction.py)
+
+Evaluations that are computed get c_n d as well, where the sampler's response is known (`Forecast.correction`).
 
 Where D swings to and fro (strong guidance with few evaluations, injected noise) the gain is negative. docs/method.md
 derives all of it, with an example in numbers and with what each part is worth.
@@ -19,53 +21,64 @@ from typing import NamedTuple
 
 import torch
 
-from .correction import Correction, DefectWeights
+from .correction import GAPS, Correction
 from .norms import Norms, upcast
 from .predictor import Predictor
 from .reading import Measurements
+from .response import Response
 from .reuse import transformation_rate
 from .steps import StepHistory, StepRatios, clip, ratio
 from .storage import copy_for_cache
 
 # The largest absolute gain. 1 overshoots over long gaps.
-MAX_GAIN = 0.3
+MAX_GAIN = 0.6
 # Ridge term of the regression for theta, as a part of what else changed D (squared): smaller departures show nothing.
 RIDGE = 1e-3
 # What remains of the regression's sums at each computed evaluation.
 FORGETTING_FACTOR = 0.5
+# The influence on the final latent from which on nothing is skipped under a threshold: of Euler's steps, the last two.
+DECISIVE = 0.35
 
 
 class Branch(NamedTuple):
-    """One branch at its last computed evaluation: x_i, which branches may share, D_i, D_i - D_j and d. The last two are
-    None where nothing comparable was before.
+    """One branch at its last computed evaluation: x_i, which branches may share, D_i, D_i - D_j, None where nothing
+    comparable was before, and the defect d of each of the last gaps, the last one first.
     """
 
     x: torch.Tensor
     denoised: torch.Tensor
     change: torch.Tensor | None = None
-    defect: torch.Tensor | None = None
+    defects: Sequence[torch.Tensor] = ()
 
 
-def forecast(x: torch.Tensor, i: Branch, ratios: StepRatios, gains: "Gains", c: float) -> torch.Tensor:
-    """D_n, a new tensor in at least float32 on x's device. x: x_n."""
+def forecast(
+    x: torch.Tensor, i: Branch, ratios: StepRatios, gains: "Gains", payments: Sequence[float]
+) -> torch.Tensor:
+    """D_n, a new tensor in at least float32 on x's device. x: x_n. payments: c_n per gap."""
     theta_s = gains.theta * ratios.sigma_ratio
     denoised = upcast(i.denoised.to(x.device)) * (1 - gains.theta + theta_s)
     denoised.add_(x, alpha=gains.theta).add_(i.x.to(x.device), alpha=-theta_s)
     if i.change is not None:
         denoised.add_(i.change.to(x.device), alpha=gains.gain * ratios.step_ratio)
-        denoised.add_(i.defect.to(x.device), alpha=c)
+    for c, defect in zip(payments, i.defects, strict=False):
+        if c:
+            denoised.add_(defect.to(x.device), alpha=c)
     return denoised
 
 
-def changes(i: Branch, denoised: torch.Tensor, weights: DefectWeights) -> dict[str, torch.Tensor]:
-    """change and defect of the branch at the next computed evaluation, kept where i's are. denoised: D there."""
+def changes(i: Branch, denoised: torch.Tensor, gain: float, step_ratio: float | None) -> dict:
+    """change and defects of the branch at the next computed evaluation, kept where i's are. denoised: D there.
+    step_ratio: r of the gap between the two, None if there is none.
+    """
     device = denoised.device
     change = upcast(denoised) - upcast(i.denoised.to(device))
-    defect = change * weights.change
+    kept = change.to(i.denoised)
+    if step_ratio is None:
+        return dict(change=kept, defects=i.defects)
+    defect = -change
     if i.change is not None:
-        defect.add_(i.change.to(device), alpha=weights.previous_change)
-        defect.add_(i.defect.to(device), alpha=weights.carry_over)
-    return dict(change=change.to(i.denoised), defect=defect.to(i.denoised))
+        defect.add_(i.change.to(device), alpha=gain * step_ratio)
+    return dict(change=kept, defects=(defect.to(i.denoised), *i.defects[: GAPS - 1]))
 
 
 class Gains:
@@ -88,23 +101,24 @@ class Gains:
 
 
 class Forecast(Predictor):
-    """Holds three tensors per branch and the input of the last computed evaluation."""
+    """Holds up to four tensors per branch and the input of the last computed evaluation."""
 
     follows_denoised = True
 
-    def __init__(self, cache_device: str, norms: Norms):
+    def __init__(self, cache_device: str, norms: Norms, response: Response | None = None):
         super().__init__(cache_device, norms)
-        self._steps, self._gains = StepHistory(), Gains()
+        self._steps, self._gains = StepHistory(response), Gains()
+        self._influence = None if response is None else response.influence()
         self._correction = Correction(self._steps)
         self._error_rate: list[float] | None = None  # ||error of a forecast of D|| per t, per part
         self._moved: list[float] | None = None  # by how much x moved at repeated noise levels, since i
         self._gap_length, self._max_gap = 0, 1  # evaluations of this gap, and how many they may become
-        self._c = 0.0  # of this evaluation, if it is skipped
+        self._payments: Sequence[float] = ()  # of this evaluation, if it is skipped
         # At the last computed evaluation, as seen from the one before:
         self._before: dict[str, Branch] = {}  # the branches there
         self._ratios_at_i = StepRatios(0.0, 0.0)
         self._offset_at_i = 0.0
-        self._defect_weights = DefectWeights(0.0, 0.0, 0.0)
+        self._gap_closed: tuple[float, float | None] = 0.0, None  # gain and r of the gap between the two
         self._comparable = True
 
     def subsample(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -114,6 +128,7 @@ class Forecast(Predictor):
         # Norms are of sigma v. At noise level 0 any v does.
         per_sigma = ratio(1.0, self._steps.sigmas[self._steps.computed[-1]])
         self.output_norm = [norm * per_sigma for norm in measured.output_norm]
+        self.miss = None
         if not measured.output_change:
             self.rate = self._error_rate = None
             return
@@ -121,19 +136,30 @@ class Forecast(Predictor):
         self.rate = transformation_rate(measured._replace(output_change=output_change), self.rate)
         if comparable:
             self._gains.update(measured.products)
+            distance = self._steps.computed[-1] - self._steps.computed[-2]
+            misses = zip(measured.miss, measured.output_norm, strict=True)
+            self.miss = max(ratio(miss * self._steps.sigmas[-1], norm) for miss, norm in misses) / distance
             if self._offset_at_i:
                 self._error_rate = [miss / abs(self._offset_at_i) for miss in measured.miss]
 
     def advance(self, sigma: float | None, comparable: bool) -> None:
-        self._steps.sigmas.append(sigma)
-        self._comparable = comparable
+        self._steps.advance(sigma)
+        self.jumped = self._steps.risen
+        if self.jumped:
+            self._correction.forget()
+        self._comparable = comparable and not self.jumped
+
+    def forget_response(self) -> None:
+        self._steps.response = self._influence = None
 
     @property
     def ready(self) -> bool:
         """After a gap of m evaluations, the next may be m + 1 at most: D hardly moves at high noise, which does not say
-        that it will not.
+        that it will not. The last evaluations are not skipped: nothing makes up for them.
         """
-        return self._error_rate is not None and self._gap_length < self._max_gap
+        if self._error_rate is None or self._gap_length >= self._max_gap or self.jumped:
+            return False
+        return self._influence is None or self._influence[len(self._steps.sigmas) - 1] < DECISIVE
 
     def errors(self, input_change: Sequence[float]) -> list[float]:
         """That of D grows with the distance in t; where x moves at one noise level, as in the paper's rule."""
@@ -148,12 +174,13 @@ class Forecast(Predictor):
     def commit(self, skipping: bool) -> None:
         steps = self._steps
         if skipping:
-            self._c = self._correction.skip()
+            self._correction.skip()
+            self._payments = self._correction.pay()
             self._gap_length += 1
             self._before = {}  # of branches that the network no longer computes
         else:
             self._ratios_at_i, self._offset_at_i = steps.ratios, steps.offset()
-            self._defect_weights = self._correction.close_gap(self._gains.gain)
+            self._gap_closed = self._gains.gain, self._correction.close_gap()
             steps.computed.append(len(steps.sigmas) - 1)
             self._gap_length, self._max_gap, self._moved = 0, self._gap_length + 1, None
             self._before, self._branches = self._branches, {}
@@ -167,7 +194,7 @@ class Forecast(Predictor):
             self.measured = self._measure(before if branch == self._tracked else None, output, x)
             self._tracked = branch
         if before is not None and self._comparable:
-            here = here._replace(**changes(before, output, self._defect_weights))
+            here = here._replace(**changes(before, output, *self._gap_closed))
         self._branches[branch] = here
         return upcast(output).sum()
 
@@ -192,6 +219,13 @@ class Forecast(Predictor):
         output_change = norms.of(off_path.sub_(change))  # sigma_n ||v_n - v_i||
         return Measurements(output_norm, output_change, norms.of_difference(x, x_i), miss, products)
 
+    def correction(self, branch: str) -> torch.Tensor | None:
+        if self._steps.response is None:
+            return None
+        terms = zip(self._correction.pay(), self._branches[branch].defects, strict=False)
+        terms = [upcast(defect) * c for c, defect in terms if c]
+        return sum(terms[1:], terms[0]) if terms else None
+
     def predict(self, branch: str, x: torch.Tensor) -> torch.Tensor:
         held = self._branches[branch]
-        return forecast(x, held, self._steps.ratios, self._gains, self._c).to(held.denoised.dtype)
+        return forecast(x, held, self._steps.ratios, self._gains, self._payments).to(held.denoised.dtype)

@@ -8,6 +8,7 @@ import torch
 
 from .norms import Norms
 from .reading import Measurements
+from .response import Response
 
 
 class Predictor(abc.ABC):
@@ -18,12 +19,18 @@ class Predictor(abc.ABC):
     follows_denoised: whether branches are denoised latents D, so that noise levels are needed; else they are what the
     network answers.
     rate, output_norm: k and ||v_i|| of the tracked branch, one number per part of the latent; None until known.
-    measured: of the evaluation before, not read yet.
+    measured: of the evaluation before, not read yet. miss: how far off a forecast of v_i would have been, as a part of
+    it, per evaluation since the computed one before; None if unknown. jumped: whether noise was added before n, so that it
+    had better be computed.
     """
 
     follows_denoised: ClassVar[bool]
 
-    def __init__(self, cache_device: str, norms: Norms):
+    miss: float | None = None
+    jumped = False
+
+    def __init__(self, cache_device: str, norms: Norms, response: Response | None = None):
+        """response: the sampler's, if it is known."""
         self._cache_device, self._norms = cache_device, norms
         self.rate: list[float] | None = None
         self.output_norm: list[float] | None = None
@@ -54,6 +61,10 @@ class Predictor(abc.ABC):
         outputs there are finite.
         """
 
+    def forget_response(self) -> None:
+        """The sampler does not do what its response says."""
+        return
+
     @property
     @abc.abstractmethod
     def ready(self) -> bool:
@@ -73,6 +84,10 @@ class Predictor(abc.ABC):
 
         Returns a scalar tensor that is finite if all of the output is.
         """
+
+    def correction(self, branch: str) -> torch.Tensor | None:
+        """What is to be added to the branch, as it was stored at n, for the sampler; None if nothing is."""
+        return None
 
     @abc.abstractmethod
     def predict(self, branch: str, x: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ import torch
 from .norms import Norms, upcast
 from .predictor import Predictor
 from .reading import Measurements
+from .response import Response
 from .storage import copy_for_cache
 
 
@@ -51,8 +52,8 @@ class Reuse(Predictor):
 
     follows_denoised = False
 
-    def __init__(self, cache_device: str, norms: Norms):
-        super().__init__(cache_device, norms)
+    def __init__(self, cache_device: str, norms: Norms, response: Response | None = None):
+        super().__init__(cache_device, norms, response)
         self._errors: list[float] | None = None  # E; None stands for 0
 
     def subsample(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,19 @@
 """The noise levels of a run, in the terms of forecasts.
 
-t = log(1 + sigma) is the time along which D is extrapolated. u = 1 / sigma is the time along which samplers integrate:
-d(x / sigma) / du = D, so an error of D at evaluation k counts as much as u changes there.
+t = log(1 + sigma) is the time along which D is extrapolated. u = 1 / sigma is the time along which Euler's method
+integrates: d(x / sigma) / du = D, so an error of D at evaluation k counts as much as u changes there.
 """
 
 import math
 from itertools import pairwise
 from typing import NamedTuple
 
+from .response import SAME_LEVEL, Response
+
 # Where steps grow (the beta scheduler), forecasts would otherwise extrapolate a long step from a short one.
 MAX_STEP_RATIO = 0.75
+# By so small a part levels differ that are computed in two ways.
+ROUNDING = 1e-5
 
 
 class StepRatios(NamedTuple):
@@ -22,11 +26,21 @@ class StepRatios(NamedTuple):
 class StepHistory:
     """sigmas: the noise level of each evaluation so far, the last of them n. computed: where the network ran, the last
     of them i, as indices; append n after what is asked about it.
+
+    response: the sampler's, if it is known.
     """
 
-    def __init__(self):
+    def __init__(self, response: Response | None = None):
         self.sigmas: list[float] = []
         self.computed: list[int] = []
+        self.response = response
+
+    def advance(self, sigma: float) -> None:
+        """Go on to evaluation n. A level that is the last one but for rounding is the last one: nothing can be said per
+        so small a change.
+        """
+        last = self.sigmas[-1] if self.sigmas else sigma
+        self.sigmas.append(last if abs(sigma - last) <= ROUNDING * abs(last) else sigma)
 
     def offset(self, k: int = -1) -> float:
         """t_k - t_i; 0 where nothing was computed yet."""
@@ -41,14 +55,36 @@ class StepHistory:
         step_ratio = clip(ratio(self.offset(), self._t(i) - self._t(j)), -MAX_STEP_RATIO, MAX_STEP_RATIO)
         return StepRatios(step_ratio, ratio(self.sigmas[-1], self.sigmas[i]))
 
-    def weight(self, k: int) -> float:
-        """w_k: the change of u that D_k stands for in the sampler's sum, known at k + 1; k > 0. Of two evaluations at
-        one level each counts in full: half of it, as Heun's rule has it, was 0.3 to 1.9 dB worse (docs/method.md).
+    @property
+    def last(self) -> bool:
+        """Whether n is known to be the run's last evaluation."""
+        return self.response is not None and len(self.sigmas) == len(self.response.sigmas)
+
+    @property
+    def risen(self) -> bool:
+        """Whether the noise level went up against the run's direction: noise was added, and x is another one."""
+        before = self.sigmas[-4:-1]
+        first = next((after - level for level, after in pairwise(self.sigmas[:-1]) if after != level), 0.0)
+        return first < 0 and self.sigmas[-1] > max(before) * (1 + SAME_LEVEL)
+
+    def weights(self, indices: list[int]) -> list[float]:
+        """By how much D at each of these evaluations k < n changes x at n + 1, relative to D at n.
+
+        Without a response, as Euler's method has it: by w_k / w_n, the changes of u. Of two evaluations at one level
+        each counts in full: half of it, as Heun's rule has it, was 0.3 to 1.9 dB worse (docs/method.md).
         """
+        if self.response is not None:
+            row = self.response.weights[len(self.sigmas)]
+            return [ratio(float(row[k]), float(row[len(self.sigmas) - 1])) for k in indices]
+        du = self._expected_du
+        return [ratio(self._du(k), du) for k in indices]
+
+    def _du(self, k: int) -> float:
+        """The change of u that D_k stands for in Euler's sum; k > 0."""
         return _change_of_u(*self.sigmas[k : k + 2]) or _change_of_u(*self.sigmas[k - 1 : k + 1])
 
     @property
-    def expected_du(self) -> float:
+    def _expected_du(self) -> float:
         """The change of u up to the next evaluation, were the last step size to repeat; mostly an overestimate."""
         changes = [after - before for before, after in pairwise(self.sigmas)]
         # Changes against the direction of the run are injected noise.

@@ -14,7 +14,7 @@ import torch
 from comfy.model_management import soft_empty_cache
 from comfy.patcher_extension import WrappersMP
 
-from ..easycache_core import Ranks
+from ..easycache_core import Ranks, Response
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import is_out_of_memory
@@ -24,6 +24,7 @@ from .parametrisation import Parametrisation
 from .progress_events import ProgressEvents
 from .question_history import QuestionHistory
 from .run_history import WRAPPER_KEY, RunHistory
+from .sampler_response import response_of
 from .settings import Settings
 from .steps import UNKNOWN, Schedule, StepCounter
 from .summary import summarise, totals
@@ -56,6 +57,7 @@ def sample_with_cache(
         packed_streams(*args, **kwargs),
         options.get("easycache_ranks", ALL_RANKS),  # set where not all ranks share this run
         noise.shape,
+        response_of(sampler, sigmas, guider.model_patcher.get_model_object("model_sampling")),
     )
     events, state = ProgressEvents(history.node), "stopped"
 
@@ -106,7 +108,7 @@ class Run:
     none. A branch of the engine is one question. The engine's inputs and outputs are the noisy and the denoised latent,
     or, for predictors that do not follow the denoised latent, those of the network.
 
-    streams: as from packed_streams. ranks: as CacheController takes them. shape: of the latent; what has another one is
+    streams: as from packed_streams. ranks, response: as CacheController takes them. shape: of the latent; what has another one is
     a part of it, which may move, and is computed. None: any.
     """
 
@@ -120,13 +122,16 @@ class Run:
         streams: Sequence[int] = (),
         ranks: Ranks | None = ALL_RANKS,
         shape: torch.Size | None = None,
+        response: Response | None = None,
     ):
         self.settings, self._shape = settings, shape
         self._schedule, self._guider = schedule, guider
         self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
         follows_denoised = PREDICTORS[settings.config.predictor].follows_denoised
         self._conversion = None if follows_denoised else Parametrisation(self._model_sampling)
-        self._controller_options = dict(streams=streams, denoised=follows_denoised, ranks=ranks, by_row=True)
+        self._controller_options = dict(
+            streams=streams, denoised=follows_denoised, ranks=ranks, by_row=True, response=response
+        )
         self._histories: dict = {}  # by the question that opens their evaluations, the one asked last at the end
         self._used: list[QuestionHistory] = []  # all there have been
         self._trace: list[tuple[QuestionHistory, int]] = []  # where the record of each evaluation is
@@ -214,7 +219,10 @@ class Run:
             if self._conversion is not None:
                 output = self._retry_on_oom(self._conversion.network_output, output, x, timestep)
             controller.store(branches[i], output, own_x)
-        return denoised
+        if self._conversion is not None:
+            return denoised
+        corrected = {i: controller.corrected(branches[i], denoised[i]) for i in order}
+        return [corrected.get(i, output) for i, output in enumerate(denoised)]
 
     def _open(self, evaluation: Evaluation, tracked: Question) -> None:
         """Decide an evaluation. tracked: the question whose error decides."""

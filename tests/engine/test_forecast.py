@@ -3,12 +3,14 @@
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 from closeness import psnr
 from memory import Allocations
 
-from easycache_core import CacheConfig, CacheController
+from easycache_core import CacheConfig, CacheController, Response, euler_response
+from easycache_core import forecast
 from easycache_core.budget import Budget
 from easycache_core.correction import Correction
 from easycache_core.predictors import PREDICTORS
@@ -80,8 +82,7 @@ def test_accumulated_errors_are_corrected(monkeypatch):
     """Without it errors add up: the correction must be of the right sign and size."""
     exact = sample(Settings(threshold=0.0))[1]
     corrected = psnr(sample(Settings(target_speedup=3.0))[1], exact)
-    skip = Correction.skip
-    monkeypatch.setattr(Correction, "skip", lambda *args: 0 * skip(*args))
+    monkeypatch.setattr(Correction, "pay", lambda self: [])
     never = psnr(sample(Settings(target_speedup=3.0))[1], exact)
     assert corrected > never + 0.5
 
@@ -121,16 +122,72 @@ def test_movements_are_carried_on_as_far_as_they_were_seen_to_go_on(places, leas
 
 
 def test_the_defect_is_what_was_forecast_wrong():
-    """Catches a defect that is summed by another formula than forecasts are made by: it would correct no error."""
+    """Catches a defect that is made by another formula than forecasts are: it would correct no error."""
     sigmas, pattern = [1.0, 0.98, 0.95, 0.94, 0.9, 0.8, 0.6, 0.5], torch.randn(SHAPE)
-    controller, seen = follow([0, 1, 2, 2.6], pattern, sigmas, skipped=[3, 4, 5])
-    way = math.log1p(sigmas[6]) - math.log1p(sigmas[2])
-    defect = torch.zeros(SHAPE)
-    for k in (3, 4, 5):
-        right = seen[2] + (math.log1p(sigmas[k]) - math.log1p(sigmas[2])) / way * (seen[6] - seen[2])
-        defect += (right - seen[k]) * (1 / sigmas[k + 1] - 1 / sigmas[k])
-    kept = controller._predictor._branches["cond"].defect
-    torch.testing.assert_close(kept, defect, rtol=1e-3, atol=1e-3)
+    controller, seen = follow([0, 1, 2, 2.6, 3, 3], pattern, sigmas, skipped=[3])
+    place = [math.log1p(sigma) for sigma in sigmas]
+    part = (place[3] - place[2]) / (place[4] - place[2])
+    right = seen[2] + part * (seen[4] - seen[2])
+    (kept,) = controller._predictor._branches["cond"].defects
+    torch.testing.assert_close(part * kept, seen[3] - right, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.4], ids=["Euler", "two steps"])
+@pytest.mark.parametrize("gap", [1, 3])
+def test_x_is_where_it_should_be_after_a_gap(memory, gap, monkeypatch):
+    """Catches a correction that is paid in other weights than the sampler's: with the true D from the end of the gap on, x
+    at the next evaluation, and at all after it, is the uncached run's, whether or not the sampler uses D once more.
+    """
+    monkeypatch.setattr(forecast.Gains, "update", lambda *_: None)  # theta stays 0: its term is no error
+    sigmas = [1.0 - 0.05 * n for n in range(12)]
+    path = [torch.full(SHAPE, 0.1 * n) * 10 ** (n == 3) for n in range(12)]  # D: on a line from 3 on
+
+    def run(answer):
+        x, last, latents = torch.ones(SHAPE), None, []
+        for n, sigma in enumerate(sigmas[:-1]):
+            latents.append(x)
+            denoised = answer(n, x)
+            used = denoised if last is None else (1 + memory) * denoised - memory * last
+            x, last = x + (sigmas[n + 1] - sigma) * (x - used) / sigma, denoised
+        return latents
+
+    impulses = [run(lambda n, x, k=k: torch.full(SHAPE, float(n == k)))[1:] for k in range(11)]
+    start = run(lambda n, x: torch.zeros(SHAPE))[1:]
+    rows = [[float((one[n] - start[n]).mean()) for one in impulses] for n in range(10)]
+    response = Response(tuple(sigmas[:-1]), np.array([[0.0] * 11, *rows, [0.0] * 11]))
+    path[3:] = [path[3] + 0.1 * (math.log1p(sigmas[n]) - math.log1p(sigmas[3])) for n in range(3, 12)]
+    exact = run(lambda n, x: path[n])
+    controller = CacheController(Settings(target_speedup=2.0), total_steps=11, denoised=True, response=response)
+    controller._budget.should_compute = lambda step, urgent: step not in range(4, 4 + gap)
+
+    def cached(n, x):
+        if controller.begin(x, sigma=sigmas[n], step=n):
+            controller.store("cond", path[n])
+            return controller.corrected("cond", path[n])
+        return controller.predict("cond")
+
+    found = run(cached)
+    assert float((found[4 + gap] - exact[4 + gap]).abs().max()) > 0.01, "the gap got something wrong"
+    for n in range(5 + gap, 10):
+        torch.testing.assert_close(found[n], exact[n], rtol=0, atol=2e-4)
+
+
+def test_a_sampler_that_does_otherwise_than_its_response_says_is_not_corrected():
+    """Catches payments in the weights of another sampler: they would be errors."""
+    sigmas = [1.0 - 0.05 * n for n in range(12)]
+    for at, other in ((0, 0.0), (6, 0.01)):
+        controller = CacheController(
+            Settings(target_speedup=2.0), total_steps=11, denoised=True, response=euler_response(sigmas)
+        )
+        controller._budget.should_compute = lambda step, urgent: step != 4
+        for n, sigma in enumerate(sigmas[:-1]):
+            latent, denoised = torch.full(SHAPE, float(sigma)), torch.full(SHAPE, 0.1 * n * n)
+            if not controller.begin(latent, sigma=sigma - (other if n >= at else 0), step=n):
+                controller.predict("cond")
+                continue
+            controller.store("cond", denoised)
+            untouched = controller.corrected("cond", denoised) is denoised
+            assert untouched == (n != 5), n
 
 
 def test_threshold_zero_changes_nothing():
@@ -172,12 +229,13 @@ def test_a_change_of_what_is_asked_starts_from_nothing():
 
     def note(controller, step):
         branch = controller._predictor._branches["cond"]
-        carried[step] = [0.0 if part is None else float(part.abs().max()) for part in (branch.change, branch.defect)]
+        parts = [branch.change, *branch.defects]
+        carried[step] = [0.0 if part is None else float(part.abs().max()) for part in parts]
 
     controller, x, flags = sample(Settings(threshold=0.2), changed_at=20, stored=note)
     assert flags[20] and not all(flags)
     assert psnr(x, exact) > psnr(sample(Settings(threshold=0.0))[1], exact) + 10, "it follows the new prompt"
-    assert carried.pop(20) == [0, 0]
+    assert carried.pop(20) == [0]
     last = max(step for step in carried if step < 20)
     assert carried[last][0] > 0 and carried[max(carried)][0] > 0, "otherwise nothing ever is"
 
@@ -317,7 +375,7 @@ def test_cache_in_main_memory_gives_the_same_run():
     assert near[2] == far[2] and torch.equal(near[1], far[1])
 
 
-def test_memory_is_three_tensors_per_branch_and_two_more():
+def test_memory_is_four_tensors_per_branch_and_two_more():
     """Pins what a run holds while the network runs, in latents."""
     controller = CacheController(Settings(target_speedup=2.0, warmup_steps=2), total_steps=20)
     memory, latent = Allocations(), torch.zeros(SHAPE).nbytes
@@ -335,7 +393,7 @@ def test_memory_is_three_tensors_per_branch_and_two_more():
                 else:
                     controller.predict(branch)
         del outputs
-    assert max(held) == 3 * 2 + 2
+    assert max(held) == 4 * 2 + 2
     controller.release()
     assert memory.live < latent
 

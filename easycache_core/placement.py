@@ -1,0 +1,49 @@
+"""Where a given number of evaluations is computed best, for a run whose every evaluation is known beforehand.
+
+A skipped evaluation k costs what its forecast is off times what the sampler makes of that until the end. How far forecasts
+are off grows with the distance to the last computed evaluation. Their size differs from model to model, but seems to fall
+towards the end about as the influence on the final latent grows (docs/method.md), so that what is left of both is
+
+    cost of k = (1 + (INFLUENCE T_k)^2) (k - i)^GROWTH
+
+with T_k the influence (response.py). The errors of different gaps are added up by their squares.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+# What counts of the influence: it is felt where it is more than the inverse of this.
+INFLUENCE = 4.0
+# How fast forecasts get worse over a gap.
+GROWTH = 1.25
+# Before a second computed evaluation nothing is known of how D moves.
+FIRST = 4.0
+
+
+def costs_of_skips(influence: Sequence[float]) -> np.ndarray:
+    """Per evaluation, for a gap of one: (N,)."""
+    costs = 1 + (INFLUENCE * np.asarray(influence, dtype=float)) ** 2
+    costs[1:2] *= FIRST
+    return costs
+
+
+def place(costs: np.ndarray, count: int) -> list[int]:
+    """Which evaluations to compute, so that the gaps between them cost least: the first, the last and count - 2 more, as
+    indices. costs: as from costs_of_skips, of two evaluations or more. count: 2 to len(costs).
+    """
+    size = len(costs)
+    distance = np.maximum(np.arange(size)[None] - np.arange(size)[:, None], 0.0)  # from i (row) to k (column)
+    skipped = np.cumsum(costs * distance**GROWTH, axis=1)
+    gaps = np.full((size, size), np.inf)  # from i to the next computed evaluation b (column)
+    before, after = np.triu_indices(size, 1)
+    gaps[before, after] = skipped[before, after - 1] ** 2
+    total, came_from = gaps[0], []
+    for _ in range(count - 2):
+        sums = total[:, None] + gaps
+        came_from.append(sums.argmin(0))
+        total = sums.min(0)
+    chosen = [size - 1]
+    for origin in reversed(came_from):
+        chosen.append(int(origin[chosen[-1]]))
+    return [0, *reversed(chosen)]

@@ -1,0 +1,54 @@
+"""What a sampler makes of the network's answers.
+
+Samplers are linear in the denoised latents D that they are given (ancestral ones are, apart from their noise). Their
+impulse response tells what an error of one answer does to every latent after it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Noise levels that differ by less than this part are the same: samplers compute them in float32 or less.
+SAME_LEVEL = 2e-3
+
+
+class Response(NamedTuple):
+    """The impulse response of a sampler over one run of N evaluations.
+
+    sigmas: noise level of each evaluation, (N,). weights: (N + 1, N), by how much x at evaluation n changes with D at
+    evaluation k < n; the last row is the final latent.
+    """
+
+    sigmas: tuple[float, ...]
+    weights: np.ndarray
+
+    def expects(self, n: int, sigma: float | None) -> bool:
+        """Whether evaluation n of the run is at this noise level; None stands for any."""
+        if n >= len(self.sigmas):
+            return False
+        return sigma is None or abs(self.sigmas[n] - sigma) <= SAME_LEVEL * max(abs(self.sigmas[n]), abs(sigma))
+
+    def influence(self) -> np.ndarray:
+        """By how much an error of D at evaluation k changes the final latent, (N,), with the answers in between
+        following x as those of data with unit variance would.
+        """
+        sigmas = np.asarray(self.sigmas)
+        # Flow models have x = (1 - sigma) D + sigma noise and sigmas up to 1; all others x = D + sigma noise.
+        signal = 1 - sigmas if sigmas.max(initial=0) <= 1 else np.ones_like(sigmas)
+        sensitivity = signal / np.maximum(signal**2 + sigmas**2, 1e-12)
+        errors = np.eye(len(sigmas))  # of D at evaluation n (row) after an error at k (column)
+        for n in range(1, len(sigmas)):
+            errors[n] += sensitivity[n] * (self.weights[n, :n] @ errors[:n])
+        return np.abs(self.weights[-1] @ errors)
+
+
+def euler_response(sigmas: Sequence[float]) -> Response:
+    """Euler's method, one evaluation per step. sigmas: (N + 1,), the noise levels that steps lead from and to."""
+    count = max(len(sigmas) - 1, 0)
+    weights = np.zeros((count + 1, count))
+    for n in range(count):
+        ratio = sigmas[n + 1] / sigmas[n] if sigmas[n] else 0.0
+        weights[n + 1] = ratio * weights[n]
+        weights[n + 1, n] = 1 - ratio
+    return Response(tuple(float(sigma) for sigma in sigmas[:-1]), weights)

@@ -1,0 +1,82 @@
+"""What a sampler of ComfyUI makes of the network's answers, found by running it once on numbers."""
+
+import inspect
+import logging
+
+import numpy as np
+import torch
+from comfy.samplers import KSAMPLER
+
+from ..easycache_core import Response
+from .steps import step_count_known
+
+log = logging.getLogger("easycache")
+
+# More than any sampler evaluates per step, and more steps than anybody waits for.
+EVALUATIONS_PER_STEP, MAX_STEPS = 4, 200
+# Others may do more than sample when they are called.
+KNOWN_MODULES = ("comfy.", "comfy_extras.")
+
+
+class _Impulses:
+    """Stands in for the model: answers evaluation k with 1 in row k of a batch and 0 elsewhere.
+
+    Samplers reach for the noise levels' properties through these attributes.
+    """
+
+    def __init__(self, model_sampling, rows: int):
+        self.model_sampling, self.model_options = model_sampling, {}
+        self.inner_model = self.model_patcher = self
+        self._rows = rows
+        self.sigmas: list[float] = []
+        self.latents: list[torch.Tensor] = []
+
+    def get_model_object(self, name: str):
+        return getattr(self, name)
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, model_options=None, **_) -> torch.Tensor:
+        k = len(self.sigmas)
+        if k >= self._rows - 1 or x.shape != (self._rows, 1, 1, 1):
+            raise ValueError("it evaluates more often than expected, or something else than its latent")
+        self.sigmas.append(float(sigma.flatten()[0]))
+        self.latents.append(x.flatten().clone())
+        denoised = torch.zeros_like(x)
+        denoised[k] = 1
+        options = model_options or {}
+        answers = dict(denoised=denoised, cond_denoised=denoised, uncond_denoised=denoised)
+        for function in options.get("sampler_post_cfg_function", []):  # CFG++ samplers listen in there
+            answers["denoised"] = function({**answers, "input": x, "sigma": sigma, "model": self,
+                                            "model_options": options, "cond_scale": 1.0})  # fmt: skip
+        return answers["denoised"]
+
+
+def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | None:
+    """The sampler's impulse response over a run; None where it is not one of ComfyUI's own that are linear.
+
+    sigmas: (steps + 1,), as the sampler gets them; waits for their device. Injected noise is left out, and nobody's random
+    numbers are used up.
+    """
+    function = getattr(sampler, "sampler_function", None)
+    steps = len(sigmas) - 1
+    if type(sampler) is not KSAMPLER or not step_count_known(sampler) or not 0 < steps <= MAX_STEPS:
+        return None
+    if not getattr(function, "__module__", "").startswith(KNOWN_MODULES):
+        return None
+    model = _Impulses(model_sampling, EVALUATIONS_PER_STEP * steps + 4)
+    options = dict(sampler.extra_options)
+    if "noise_sampler" in inspect.signature(function).parameters:
+        options["noise_sampler"] = lambda *_: torch.zeros(model._rows, 1, 1, 1)
+    start = torch.zeros(model._rows, 1, 1, 1)
+    arguments = dict(extra_args={"model_options": {}, "seed": 0}, callback=None, disable=True)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            final = function(model, start, sigmas.detach().float().cpu().clone(), **arguments, **options)
+        weights = torch.stack([*model.latents, final.flatten()]).numpy().astype(np.float64)
+    except Exception as error:
+        log.debug(f"EasyCache: what the sampler makes of its answers is not known: {type(error).__name__}: {error}")
+        return None
+    count = len(model.sigmas)
+    weights, untouched = weights[:, :count], weights[:, count:]
+    if not count or not np.isfinite(weights).all() or untouched.any():  # noise from elsewhere
+        return None
+    return Response(tuple(model.sigmas), weights)
