@@ -14,7 +14,11 @@ from .controller import CacheController
 from .interface import Layout, find_arguments, tensors_of, timestep_of
 from .prediction import Prediction
 from .predictors import PREDICTORS
+from .question import Questions
+from .schedule import step_lengths
 from .storage import is_out_of_memory
+from .trace import Record
+from .turns import MAX_HISTORIES, History, choose, sample_of
 
 log = logging.getLogger("easycache")
 
@@ -23,7 +27,8 @@ log = logging.getLogger("easycache")
 def attach(
     module: torch.nn.Module, config: CacheConfig, total_steps: int, *,
     sigma_of: Callable[[float], float] | None = None, prediction: str = "flow", input: str | None = None,
-    time: str | None = None, tracked: slice | None = None, **controller_options,
+    time: str | None = None, tracked: slice | None = None, latent: tuple[slice, ...] | None = None, scheduler=None,
+    **controller_options,
 ) -> Iterator["Attachment"]:  # fmt: skip
     """Answer calls of the module from the cache where possible, while entered; afterwards the module is as it was.
 
@@ -71,7 +76,8 @@ def attach(
     if isinstance(before, Attachment):
         raise ValueError(f"{type(module).__name__} is attached already; two caches would add up their errors")
     network = module, getattr(module, slot), find_arguments(module, input, time)
-    cache = Attachment(*network, config, total_steps, sigma_of, prediction, tracked, controller_options)
+    options = sigma_of, prediction, tracked, latent, scheduler, controller_options
+    cache = Attachment(*network, config, total_steps, *options)
     setattr(module, slot, cache)
     try:
         yield cache
@@ -92,35 +98,16 @@ class OutputTemplate(NamedTuple):
 
     structure: pytree.TreeSpec
     leaves: list  # TENSOR in the places of predictions
-    extra: list[torch.Tensor | None]
+    rest: list[torch.Tensor | None]
     dtype: torch.dtype
-
-
-class EvaluationKey:
-    """t and x of the newest evaluation: other calls with both belong to it."""
-
-    def __init__(self, timestep: float, x: list[torch.Tensor]):
-        self.timestep = timestep
-        # A tensor may be overwritten before the next call. Its version says so, if it has one.
-        self._x = [tensor.clone() if tensor.is_inference() else tensor for tensor in x]
-        self._versions = [None if tensor.is_inference() else tensor._version for tensor in x]
-
-    def matches(self, timestep: float, x: list[torch.Tensor], layout: Layout | None) -> bool:
-        if timestep != self.timestep or _shapes(x) != _shapes(self._x):
-            return False
-        versions = zip(self._x, self._versions, strict=True)
-        if any(version is not None and version != ours._version for ours, version in versions):
-            return False
-        if all(ours is theirs for ours, theirs in zip(self._x, x, strict=True)):
-            return True
-        pairs = zip(layout.groups(self._x), layout.groups(x), strict=True)
-        return all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
 class Attachment:
     """The cache of an attached module, and its forward meanwhile. Numbers are those of the newest run."""
 
-    def __init__(self, module, network, arguments, config, total_steps, sigma_of, prediction, tracked, options):
+    def __init__(
+        self, module, network, arguments, config, total_steps, sigma_of, prediction, tracked, latent, scheduler, options
+    ):
         require_integer("total_steps", total_steps, 1, 1_000_000)
         predictor = PREDICTORS[config.predictor]
         if predictor.follows_denoised and sigma_of is None:
@@ -132,39 +119,51 @@ class Attachment:
         self._conversion = conversion if predictor.follows_denoised else None
         self._module, self._network = module, network
         self._config, self._total_steps, self._sigma_of = config, total_steps, sigma_of
-        self._x, self._time = arguments
-        self._tracked = tracked
-        self._options = {**options, "denoised": predictor.follows_denoised}
+        self._arguments, self._x, self._time = arguments, arguments.x, arguments.time
+        self._tracked, self._latent, self._scheduler = tracked, latent, scheduler
+        self._options = {"by_row": True, **options, "denoised": predictor.follows_denoised}
         self._active = True
-        self._layouts: dict[tuple, Layout] = {}  # by the shapes of x
-        self._controller: CacheController | None = None
+        self._histories: list[History] = []
+        self._unused: CacheController | None = None
         self.reset()
         functools.update_wrapper(self, self._network, updated=())
 
     def reset(self) -> None:
         """Begin another run with the next call; what is known of this one goes."""
-        if self._controller is not None:
-            self._controller.release()  # other ranks that go on with it are told
-        self._controller = CacheController(self._config, self._total_steps, **self._options)
-        self._key: EvaluationKey | None = None
-        self._templates: dict[str, OutputTemplate] = {}
-        self._evaluations = self._calls = 0  # of this run, and of this evaluation
-        self._first_timestep: float | None = None  # the run's first timestep
-        self._sigma: float | None = None
-        self._computing = True
-        self._cache_miss = False  # whether this evaluation asked for something that was not in the cache
+        self._release()  # other ranks that go on with it are told
+        self._histories, self._questions = [], Questions()
+        self._evaluations: list[tuple[History, int]] = []  # of this run: where the record of each is
+        self._timestep = self._first_timestep = None  # of the last and of the first evaluation
+        self._step = -1
+        self._run_options: dict = {}
+        self._said: set[str] = set()
+        self._unused = self._new_controller()  # other ranks wait for this one from here on
 
-    trace = property(lambda self: self._controller.trace, doc="As CacheController's; sigma is None without sigma_of.")
-    computed = property(lambda self: self._controller.computed, doc="Evaluations for which the network ran.")
-    skipped = property(lambda self: self._controller.skipped, doc="Evaluations that were predicted.")
+    def _new_controller(self) -> CacheController:
+        return CacheController(self._config, self._total_steps, **{**self._options, **self._run_options})
 
-    speedup = property(lambda self: len(self.trace) / max(self.computed, 1), doc="Evaluations per computed one.")
+    def _release(self) -> None:
+        for history in self._histories:
+            history.release()
+        if self._unused is not None:
+            self._unused.release()
+        self._unused = None
+
+    @property
+    def trace(self) -> list[Record]:
+        """As CacheController's, of all latents in the order of their evaluations; sigma is None without sigma_of."""
+        traces = {id(history): history.controller.trace for history, _ in self._evaluations}
+        return [traces[id(history)][index] for history, index in self._evaluations]
+
+    computed = property(lambda self: sum(one["computed"] for one in self.trace), doc="Where the network ran.")
+    skipped = property(lambda self: len(self._evaluations) - self.computed, doc="Evaluations that were predicted.")
+    speedup = property(lambda self: len(self._evaluations) / max(self.computed, 1), doc="Evaluations per computed one.")
 
     def close(self, keep_network: bool) -> None:
         """Let go of every tensor; the trace stays. keep_network: somebody still calls this as the module's forward."""
         self._active = False
-        self._controller.release()
-        self._key, self._templates, self._layouts = None, {}, {}
+        self._release()
+        self._questions, self._scheduler = Questions(), None
         if not keep_network:
             del self._module, self._network, self.__wrapped__
 
@@ -180,106 +179,204 @@ class Attachment:
         try:
             return self._answer(x, args, kwargs)
         except BaseException:  # the evaluation is not whole
-            self._controller.reset_cache()
-            self._key = None
+            if self._histories:
+                self._histories[-1].abandon()
             raise
 
     def _answer(self, x: list[torch.Tensor], args: tuple, kwargs: dict):
-        timestep, layout, output = timestep_of(self._time.of(args, kwargs)), self._layouts.get(_shapes(x)), None
-        new = self._key is None or not self._key.matches(timestep, x, layout)
-        if new:
-            self._open_evaluation(timestep, x)
-        branch, self._calls = f"{self._calls} {kwargs.get('return_dict')}", self._calls + 1
-        if layout is None:  # the form of the output shows what of x is latent
-            x_before = [tensor.clone() for tensor in x]
-            output = self._run_network(args, kwargs)
-            listed = not isinstance(self._x.of(args, kwargs), torch.Tensor)
-            layout = Layout(x, _predictions(output), listed, self._tracked)
-            self._layouts[_shapes(x)] = layout
-            x = x_before
-        latents = layout.groups(x)
+        timestep, output = timestep_of(self._time.of(args, kwargs)), None
+        others = {"": str([(one.shape, one.dtype) for one in x]), **self._arguments.others(args, kwargs)}
+        history = next((one for one in self._histories[::-1] if one.matches(timestep, x)), None)
+        if history is None and self._evaluations and self._starts_over(timestep):
+            self.reset()
+        line, new = self._questions.line_of(others, () if history is None else history.asked)
+        opening, changed = history is None, False
+        if opening:
+            history, changed = self._open_evaluation(timestep, x, line, new)
+        self._histories.remove(history)
+        self._histories.append(history)
+        controller = history.controller
+        history.asked[line] += 1
+        branch = f"{line} {history.asked[line]}"
         if self._conversion is not None:
-            latents = [self._conversion.latent(group) for group in latents]
-        if new:
-            force, self._cache_miss = self._cache_miss or output is not None, False
-            step = self._evaluations - 1
-            self._computing = self._controller.begin(latents[0], sigma=self._sigma, step=step, force=force)
-        if not self._computing and output is None and self._controller.has(f"{branch} 0"):
+            self._conversion.set_sigma(history.sigma)
+        if history.layout is None:  # the form of the output shows what of x is latent
+            output = self._run_network(args, kwargs, controller)
+            history.layout = self._layout(history.x, output, args, kwargs)
+        if opening:
+            force, history.cache_miss = history.cache_miss or output is not None, False
+            self._begin(history, force, changed)
+        if not history.computing and output is None and controller.has(f"{branch} 0"):
             try:
-                return self._predicted(branch, layout, x, latents)
+                return self._predicted(branch, history)
             except Exception as error:
-                if self._controller.shared or not is_out_of_memory(error):
+                if controller.shared or not is_out_of_memory(error):
                     raise
-            self._controller.give_up_cache()
+            controller.give_up_cache()
         if output is None:
-            output = self._run_network(args, kwargs)
-        if self._computing:
-            with self._controller.cache_dropped_on_oom():
-                self._store(branch, layout, x, latents, output)
+            output = self._run_network(args, kwargs, controller)
+        if history.computing:
+            with controller.cache_dropped_on_oom():
+                if history.evaluations == 1 and self._finds_parts:
+                    history.first.append((branch, pytree.tree_map(_copied, output)))
+                self._store(branch, history, output)
         else:
-            self._cache_miss = True
-            self._controller.count_as_computed()
+            history.cache_miss = True
+            controller.count_as_computed()
         return output
 
-    def _run_network(self, args: tuple, kwargs: dict):
+    def _run_network(self, args: tuple, kwargs: dict, controller: CacheController):
         """Its output; a second time without the cache if there was no room for both. Not where other ranks run along:
         the network exchanges data with theirs, and one rank alone must not run it again.
         """
         try:
             return self._network(*args, **kwargs)
         except Exception as error:
-            if self._controller.shared or not self._controller.holds_tensors or not is_out_of_memory(error):
+            holding = [one.controller for one in self._histories if one.controller.holds_tensors]
+            if controller.shared or not holding or not is_out_of_memory(error):
                 raise
-        self._controller.give_up_cache()
+        for one in holding:
+            one.give_up_cache()
         return self._network(*args, **kwargs)
 
-    def _open_evaluation(self, timestep: float, x: list[torch.Tensor]) -> None:
-        """Begin another evaluation, of this run or of the next one."""
-        if self._key is not None and self._starts_over(timestep):
-            self.reset()
-        self._first_timestep = timestep if self._first_timestep is None else self._first_timestep
-        self._key = EvaluationKey(timestep, x)
-        self._evaluations, self._calls = self._evaluations + 1, 0
-        self._sigma = None if self._sigma_of is None else float(self._sigma_of(timestep))
-        if self._conversion is not None:
-            self._conversion.set_sigma(self._sigma)
-        if self._evaluations == self._total_steps + 1:
+    def _layout(self, x: list[torch.Tensor], output, args: tuple, kwargs: dict) -> Layout:
+        listed = not isinstance(self._x.of(args, kwargs), torch.Tensor)
+        others = (self._time.of(args, kwargs), self._arguments.others(args, kwargs))
+        batched = any(
+            isinstance(one, torch.Tensor) and one.shape[:1] == x[0].shape[:1] for one in pytree.tree_leaves(others)
+        )
+        batched = batched or self._tracked is not None
+        return Layout(x, _predictions(output), listed, batched, self._tracked, self._latent)
+
+    def _open_evaluation(self, timestep: float, x: list[torch.Tensor], line: int, new: bool) -> tuple[History, bool]:
+        """(the history that the call goes on with, or a new one, whether it is asked something else from here on)."""
+        sample, again = sample_of(x), timestep == self._timestep
+        history, changed = choose(self._histories[::-1], line, new, again, timestep, sample)
+        if history is None and self._histories and self._histories[0].controller.shared:
+            history, changed = self._histories[0], True  # ranks might not agree to begin another
+        if history is None:
+            if self._histories:
+                self._say("several latents or questions take turns; each is cached by itself")
+            history = self._new_history(line)
+        step = max(history.step + 1, self._step + (not again))
+        if changed or step - history.step > 2 * history.gap and history.evaluations:
+            self._say("the network is asked something else, or about another latent; the step is computed")
+            changed = True
+        self._timestep, self._step, history.line = timestep, max(step, self._step), line
+        if self._first_timestep is None:
+            self._first_timestep = timestep
+        if self._finds_parts and history.layout is not None and history.has_shapes_of(x):
+            self._find_part(history, x)
+        history.open(x, sample, timestep, step)
+        history.sigma = None if self._sigma_of is None else float(self._sigma_of(timestep))
+        if history.evaluations == self._total_steps + 1:
             log.warning(f"EasyCache: evaluations after total_steps={self._total_steps} are computed")
+        return history, changed
+
+    def _new_history(self, line: int) -> History:
+        if len(self._histories) == MAX_HISTORIES:
+            self._histories.pop(0).release()
+        if self._unused is None or self._find_step_lengths():
+            if self._unused is not None:
+                self._unused.release()
+            self._unused = self._new_controller()
+        history, self._unused = History(self._unused, line), None
+        self._histories.append(history)
+        return history
+
+    def _find_step_lengths(self) -> bool:
+        """Read them from the scheduler at the run's first evaluation; whether there is anything to read."""
+        if self._scheduler is None or self._histories or not self._config.target_speedup:
+            return False
+        lengths = step_lengths(self._scheduler, self._total_steps)
+        if lengths is None:
+            self._say(
+                f"the scheduler does not have {self._total_steps} steps from here; all are taken for equally long"
+            )
+            return False
+        self._run_options = dict(step_lengths=lengths)
+        return True
+
+    @property
+    def _finds_parts(self) -> bool:
+        """Not where ranks may each have another part of x."""
+        return self._latent is None and not self._histories[-1].controller.shared
+
+    def _find_part(self, history: History, x: list[torch.Tensor]) -> None:
+        """See which part of x moved since the history's last evaluation: the rest is a picture for reference."""
+        first, history.first = history.first, []
+        if history.evaluations > 1 and history.layout.part is None:
+            return
+        layout = history.layout.narrowed(history.x, x)
+        if layout is history.layout:
+            return
+        history.layout = layout
+        if not first:
+            self._say("more of the input moves than did before; the cache starts anew")
+            return
+        self._say(f"only {layout.part} of the input moves: the rest is taken for a reference that nobody reads")
+        history.controller.release()
+        history.controller, history.records = self._new_controller(), 0
+        self._evaluations.remove((history, 0))
+        self._begin(history)
+        for branch, output in first:
+            self._store(branch, history, output)
 
     def _starts_over(self, timestep: float) -> bool:
         """Whether the timestep is that of another run's beginning."""
-        last = self._key.timestep
-        if timestep == self._first_timestep != last:
+        last, first = self._timestep, self._first_timestep
+        if timestep == first != last:
             return True
-        turned = (timestep - last) * (last - self._first_timestep) < 0 or last == self._first_timestep
-        return turned and self._evaluations >= self._total_steps
+        turned = (timestep - last) * (last - first) < 0 or last == first
+        return turned and max(history.evaluations for history in self._histories) >= self._total_steps
 
-    def _store(self, branch: str, layout: Layout, x, latents, output) -> None:
+    def _begin(self, history: History, force: bool = False, changed: bool = False) -> None:
+        x, step = self._latents(history)[0], history.step
+        self._evaluations.append((history, history.records))
+        history.records += 1
+        history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force, changed=changed)
+
+    def _latents(self, history: History) -> list[torch.Tensor]:
+        """The groups of the newest evaluation as the engine gets them."""
+        groups = history.layout.groups(history.x)
+        if self._conversion is None:
+            return groups
+        self._conversion.set_sigma(history.sigma)
+        return [self._conversion.latent(group) for group in groups]
+
+    def _store(self, branch: str, history: History, output) -> None:
+        layout = history.layout
         leaves, structure = pytree.tree_flatten(output)
         predictions = [tensor.detach() for tensor in _predictions(output)]
         others = [TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        extra = layout.extra_channels(predictions, self._config.cache_device)
-        if self._calls == 1:
-            self._templates.clear()
-        self._templates[branch] = OutputTemplate(structure, others, extra, predictions[0].dtype)
-        groups = zip(layout.groups(predictions), layout.groups(x), latents, strict=True)
+        rest = layout.extra_channels(predictions, self._config.cache_device)
+        if history.asked.total() == 1:
+            history.templates.clear()
+        history.templates[branch] = OutputTemplate(structure, others, rest, predictions[0].dtype)
+        groups = zip(layout.groups(predictions), layout.groups(history.x), self._latents(history), strict=True)
         for i, (stored, network_x, latent) in enumerate(groups):
             if self._conversion is not None:
                 stored = self._conversion.denoised(stored, network_x)
-            self._controller.store(f"{branch} {i}", stored, latent if i else None)
+            history.controller.store(f"{branch} {i}", stored, latent if i else None)
 
-    def _predicted(self, branch: str, layout: Layout, x, latents):
+    def _predicted(self, branch: str, history: History):
         """The network's output, predicted, in the form in which it was returned last."""
-        template = self._templates[branch]
+        layout, template = history.layout, history.templates[branch]
         outputs = []
-        for i, (network_x, latent) in enumerate(zip(layout.groups(x), latents, strict=True)):
-            predicted = self._controller.predict(f"{branch} {i}", latent)
+        for i, (network_x, latent) in enumerate(zip(layout.groups(history.x), self._latents(history), strict=True)):
+            predicted = history.controller.predict(f"{branch} {i}", latent)
             if self._conversion is not None:
                 predicted = self._conversion.output(predicted, network_x)
             outputs.append(predicted.to(template.dtype))
-        tensors = iter(layout.outputs(outputs, template.extra))
+        tensors = iter(layout.outputs(outputs, template.rest))
         leaves = [next(tensors) if leaf is TENSOR else leaf for leaf in template.leaves]
         return pytree.tree_unflatten(leaves, template.structure)
+
+    def _say(self, text: str) -> None:
+        """Once per run."""
+        if text not in self._said:
+            self._said.add(text)
+            log.info(f"EasyCache: {text}")
 
 
 def _predictions(output) -> list[torch.Tensor]:
@@ -289,5 +386,5 @@ def _predictions(output) -> list[torch.Tensor]:
     return tensors
 
 
-def _shapes(x: list[torch.Tensor]) -> tuple:
-    return tuple((tensor.shape, tensor.dtype) for tensor in x)
+def _copied(leaf):
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf

@@ -1,0 +1,135 @@
+"""Latents and questions that take turns: a sampler may ask about several latents, or several questions, one by one.
+
+Which of them a call goes on with is told by what is asked (question.py) and by where the latent was last. Each has a
+history, and decisions, of its own.
+"""
+
+import math
+from collections import Counter
+
+import torch
+
+from .controller import CacheController
+from .interface import Layout
+from .norms import SAMPLE_SIZE
+
+# Distances between latents are parts of their size; that of two pure noises is about 1.4.
+FAR = 1.0  # a latent that moved further since it was seen last may be another one
+NEAR = 0.02  # asked again at one timestep a latent has moved less, or no more than twice as far as in its last step
+MAX_HISTORIES = 64  # each holds tensors
+
+
+class History:
+    """What is known of one latent, and of the line of questions that opens its evaluations.
+
+    x, timestep: of its newest evaluation, which other calls with both belong to. asked: how often each line was asked
+    there. step, gap: the sampler's step it was at, and how many steps before that was left out.
+    """
+
+    def __init__(self, controller: CacheController, line: int):
+        self.controller, self.line = controller, line
+        self.layout: Layout | None = None  # from the first output on
+        self.x: list[torch.Tensor] | None = None  # copies
+        self.timestep: float | None = None
+        self.sigma: float | None = None
+        self.asked: Counter[int] = Counter()
+        self.templates: dict = {}  # by branch: what a call returned beside its predictions
+        self.step, self.gap, self.evaluations, self.records = -1, 1, 0, 0
+        self.computing = True
+        self.cache_miss = False  # whether its evaluation asked for something that was not in the cache
+        self.first: list = []  # (branch, output) of its first evaluation, until it is seen which part of x is latent
+        self._asked_before: Counter[int] = Counter()
+        self._trail: list[torch.Tensor] = []  # of its last two evaluations
+        self._moved = 0.0  # by how far, when the timestep last changed
+        self._open = False
+
+    def matches(self, timestep: float, x: list[torch.Tensor]) -> bool:
+        """Whether a call with these belongs to its newest evaluation."""
+        if not self._open or timestep != self.timestep or not self.has_shapes_of(x):
+            return False
+        ours, theirs = (tensors if self.layout is None else self.layout.groups(tensors) for tensors in (self.x, x))
+        return all(map(torch.equal, ours, theirs))
+
+    def has_shapes_of(self, x: list[torch.Tensor]) -> bool:
+        return self.x is not None and [(one.shape, one.dtype, one.device) for one in x] == [
+            (one.shape, one.dtype, one.device) for one in self.x
+        ]
+
+    def open(self, x: list[torch.Tensor], sample: torch.Tensor, timestep: float, step: int) -> None:
+        """Begin another evaluation. sample: of x, as from sample_of."""
+        if not self.has_shapes_of(x):
+            self.layout, self._trail, self.first = None, [], []
+        if self._trail and timestep != self.timestep:
+            self._moved = distance(sample, self._trail[-1])
+        self._trail = [*self._trail[-1:], sample]
+        self._asked_before, self.asked = self.asked, Counter()
+        self.gap, self.step = step - self.step, step
+        self.x, self.timestep, self._open = [one.detach().clone() for one in x], timestep, True
+        self.evaluations += 1
+
+    def abandon(self) -> None:
+        """Its evaluation failed."""
+        self._open, self.asked = False, self._asked_before
+        self.controller.reset_cache()
+
+    def release(self) -> None:
+        """Let go of every tensor."""
+        self.controller.release()
+        self.layout, self.x, self.templates, self.first, self._trail, self._open = None, None, {}, [], [], False
+
+    def distance(self, sample: torch.Tensor) -> float:
+        """From where the latent was last."""
+        return distance(sample, self._trail[-1]) if self._trail else math.inf
+
+    def takes_turns(self, sample: torch.Tensor) -> bool:
+        """Whether the latent is back where it was two evaluations ago: the one in between was another's then."""
+        return len(self._trail) > 1 and distance(sample, self._trail[0]) < 0.5 * self.distance(sample)
+
+    def goes_on_with(self, sample: torch.Tensor) -> bool:
+        """Whether it is the latent of its newest evaluation that is asked about again at the same timestep, as samplers
+        of second order do; else it is another one, such as the next tile.
+        """
+        whole = all(self.asked[line] >= times for line, times in self._asked_before.items() if line == self.line)
+        return whole and self.distance(sample) <= max(NEAR, 2 * self._moved)
+
+
+def choose(histories: list[History], line: int, new: bool, same_step: bool, timestep: float, sample: torch.Tensor):
+    """(which history an evaluation goes on with; None: another one, whether it is asked something else from here on).
+
+    histories: the one used last first. line, new: the question, and whether it was never asked. same_step: whether the
+    evaluation before was at this timestep, too. sample: of x, as from sample_of.
+    """
+
+    def nearest(among):
+        return min(among, key=lambda one: one.distance(sample))
+
+    ours = [one for one in histories if one.line == line]
+    if not ours:
+        # A question that never was, or was never the first one, takes the place of another at the next step.
+        before = histories if new else [one for one in histories if one.asked[line]]
+        return (None, False) if same_step or not before else (nearest(before), True)
+    waiting = [one for one in ours if one.timestep != timestep]
+    if not waiting:
+        history = nearest(ours)
+        return (history if history.goes_on_with(sample) else None), False
+    history = nearest(waiting)
+    if history.takes_turns(sample):
+        return None, False
+    return history, history.distance(sample) > FAR
+
+
+def sample_of(x: list[torch.Tensor]) -> torch.Tensor:
+    """Some elements of a latent, by which to tell it from others; a copy."""
+    flat = [one.detach().flatten() for one in x]
+    every = max(1, sum(map(len, flat)) // SAMPLE_SIZE) | 1
+    return torch.cat([one[::every].to(torch.float32) for one in flat])
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Between two samples, as a part of their size; of what differs at all, as pictures for reference do not. Waits for
+    the device.
+    """
+    if a.shape != b.shape or a.device != b.device:
+        return math.inf
+    differs = a != b
+    return float((a - b).abs().sum() / (b.abs() * differs).sum().clamp_min(1e-30))
