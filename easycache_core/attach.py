@@ -190,9 +190,9 @@ class Attachment:
         if history is None and self._evaluations and self._starts_over(timestep):
             self.reset()
         line, new = self._questions.line_of(others, () if history is None else history.asked)
-        opening, changed = history is None, False
+        opening = history is None
         if opening:
-            history, changed = self._open_evaluation(timestep, x, line, new)
+            history = self._open_evaluation(timestep, x, line, new)
         self._histories.remove(history)
         self._histories.append(history)
         controller = history.controller
@@ -205,7 +205,7 @@ class Attachment:
             history.layout = self._layout(history.x, output, args, kwargs)
         if opening:
             force, history.cache_miss = history.cache_miss or output is not None, False
-            self._begin(history, force, changed)
+            self._begin(history, force)
         if not history.computing and output is None and controller.has(f"{branch} 0"):
             try:
                 return self._predicted(branch, history)
@@ -248,20 +248,23 @@ class Attachment:
         batched = batched or self._tracked is not None
         return Layout(x, _predictions(output), listed, batched, self._tracked, self._latent)
 
-    def _open_evaluation(self, timestep: float, x: list[torch.Tensor], line: int, new: bool) -> tuple[History, bool]:
-        """(the history that the call goes on with, or a new one, whether it is asked something else from here on)."""
+    def _open_evaluation(self, timestep: float, x: list[torch.Tensor], line: int, new: bool) -> History:
+        """Of a history that the call goes on with, or of a new one."""
         sample, again = sample_of(x), timestep == self._timestep
-        history, changed = choose(self._histories[::-1], line, new, again, timestep, sample)
+        history, doubt = choose(self._histories[::-1], line, new, again, timestep, sample)
         if history is None and self._histories and self._histories[0].controller.shared:
-            history, changed = self._histories[0], True  # ranks might not agree to begin another
+            # Ranks might not agree to begin another history.
+            history, doubt = self._histories[0], "several latents or questions in turn"
         if history is None:
             if self._histories:
                 self._say("several latents or questions take turns; each is cached by itself")
             history = self._new_history(line)
         step = max(history.step + 1, self._step + (not again))
-        if changed or step - history.step > 2 * history.gap and history.evaluations:
-            self._say("the network is asked something else, or about another latent; the step is computed")
-            changed = True
+        if history.evaluations and step - history.step > 2 * history.gap:
+            doubt = "something after a long time"
+        if doubt:  # a budget would predict what it cannot afford
+            self._say(f"the network is asked about {doubt}: nothing of the steps before is used")
+            history.controller.reset_cache()
         self._timestep, self._step, history.line = timestep, max(step, self._step), line
         if self._first_timestep is None:
             self._first_timestep = timestep
@@ -271,7 +274,7 @@ class Attachment:
         history.sigma = None if self._sigma_of is None else float(self._sigma_of(timestep))
         if history.evaluations == self._total_steps + 1:
             log.warning(f"EasyCache: evaluations after total_steps={self._total_steps} are computed")
-        return history, changed
+        return history
 
     def _new_history(self, line: int) -> History:
         if len(self._histories) == MAX_HISTORIES:
@@ -330,11 +333,11 @@ class Attachment:
         turned = (timestep - last) * (last - first) < 0 or last == first
         return turned and max(history.evaluations for history in self._histories) >= self._total_steps
 
-    def _begin(self, history: History, force: bool = False, changed: bool = False) -> None:
+    def _begin(self, history: History, force: bool = False) -> None:
         x, step = self._latents(history)[0], history.step
         self._evaluations.append((history, history.records))
         history.records += 1
-        history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force, changed=changed)
+        history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force)
 
     def _latents(self, history: History) -> list[torch.Tensor]:
         """The groups of the newest evaluation as the engine gets them."""

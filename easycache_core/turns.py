@@ -16,6 +16,7 @@ from .norms import SAMPLE_SIZE
 # Distances between latents are parts of their size; that of two pure noises is about 1.4.
 FAR = 1.0  # a latent that moved further since it was seen last may be another one
 NEAR = 0.02  # asked again at one timestep a latent has moved less, or no more than twice as far as in its last step
+TRAIL = 4  # evaluations that are remembered, so many latents can be told apart that take turns from step to step
 MAX_HISTORIES = 64  # each holds tensors
 
 
@@ -39,8 +40,9 @@ class History:
         self.cache_miss = False  # whether its evaluation asked for something that was not in the cache
         self.first: list = []  # (branch, output) of its first evaluation, until it is seen which part of x is latent
         self._asked_before: Counter[int] = Counter()
-        self._trail: list[torch.Tensor] = []  # of its last two evaluations
+        self._trail: list[torch.Tensor] = []  # of its last evaluations
         self._moved = 0.0  # by how far, when the timestep last changed
+        self._far = 0  # how often in a row that was too far
         self._open = False
 
     def matches(self, timestep: float, x: list[torch.Tensor]) -> bool:
@@ -61,7 +63,8 @@ class History:
             self.layout, self._trail, self.first = None, [], []
         if self._trail and timestep != self.timestep:
             self._moved = distance(sample, self._trail[-1])
-        self._trail = [*self._trail[-1:], sample]
+            self._far = self._far + 1 if self._moved > FAR else 0
+        self._trail = [*self._trail[1 - TRAIL :], sample]
         self._asked_before, self.asked = self.asked, Counter()
         self.gap, self.step = step - self.step, step
         self.x, self.timestep, self._open = [one.detach().clone() for one in x], timestep, True
@@ -82,8 +85,14 @@ class History:
         return distance(sample, self._trail[-1]) if self._trail else math.inf
 
     def takes_turns(self, sample: torch.Tensor) -> bool:
-        """Whether the latent is back where it was two evaluations ago: the one in between was another's then."""
-        return len(self._trail) > 1 and distance(sample, self._trail[0]) < 0.5 * self.distance(sample)
+        """Whether the latent is back where it was before the last evaluation, which was another latent's then."""
+        return any(distance(sample, there) < 0.5 * self.distance(sample) for there in self._trail[:-1])
+
+    def may_be_another(self, sample: torch.Tensor, alone: bool) -> bool:
+        """Whether the latent has moved too far to be known again. alone: it is the only one; if it never comes back, it
+        is the sampler that renews the noise.
+        """
+        return self.distance(sample) > FAR and not (alone and self._far >= TRAIL)
 
     def goes_on_with(self, sample: torch.Tensor) -> bool:
         """Whether it is the latent of its newest evaluation that is asked about again at the same timestep, as samplers
@@ -94,7 +103,7 @@ class History:
 
 
 def choose(histories: list[History], line: int, new: bool, same_step: bool, timestep: float, sample: torch.Tensor):
-    """(which history an evaluation goes on with; None: another one, whether it is asked something else from here on).
+    """(which history an evaluation goes on with; None: another one, why nothing of it may be used; "": it may).
 
     histories: the one used last first. line, new: the question, and whether it was never asked. same_step: whether the
     evaluation before was at this timestep, too. sample: of x, as from sample_of.
@@ -105,17 +114,17 @@ def choose(histories: list[History], line: int, new: bool, same_step: bool, time
 
     ours = [one for one in histories if one.line == line]
     if not ours:
-        # A question that never was, or was never the first one, takes the place of another at the next step.
+        # At the next step a question may take the place of another; one that was asked along with it is known.
         before = histories if new else [one for one in histories if one.asked[line]]
-        return (None, False) if same_step or not before else (nearest(before), True)
+        return (None, "") if same_step or not before else (nearest(before), "another question" if new else "")
     waiting = [one for one in ours if one.timestep != timestep]
     if not waiting:
         history = nearest(ours)
-        return (history if history.goes_on_with(sample) else None), False
+        return (history if history.goes_on_with(sample) else None), ""
     history = nearest(waiting)
     if history.takes_turns(sample):
-        return None, False
-    return history, history.distance(sample) > FAR
+        return None, ""
+    return history, "a latent that may be another" if history.may_be_another(sample, len(histories) == 1) else ""
 
 
 def sample_of(x: list[torch.Tensor]) -> torch.Tensor:
