@@ -35,24 +35,29 @@ def attach(
     Every call of `module(x, t, ...)` at another t, or with another x, is an evaluation of the sampler and a step in the
     sense of `config`. Calls with the same t and x belong to one evaluation: cond and uncond one after the other. The
     first of them decides for all, and each has a cache of its own. A batch of cond and uncond is one call, and so is
-    distilled guidance. After total_steps evaluations, and where t is back where it started, another run begins;
-    `Attachment.reset` begins one in any other case. Reading t waits for its device, at most once per call. Calls whose
-    x requires a gradient go past the cache.
+    distilled guidance. Where other arguments change, nothing from before is used. Several latents, or questions, that
+    take turns are told apart (turns.py); each has a history, decisions and a budget of its own, and what cannot be told
+    apart is computed. After total_steps evaluations, and where t is back where it started, another run begins;
+    `Attachment.reset` begins one in any other case. Calls whose x requires a gradient go past the cache.
 
     Args:
         module: takes a latent, a tensor or a list of them of any shape, and a timestep, a number or a tensor (the
             largest counts). Returns the prediction as a tensor, a list, a tuple, a dict or one of diffusers' output
             classes; so does a predicted call. It must not be training.
         config: what a user may set.
-        total_steps: evaluations of one run: the steps of most samplers, 2 N - 1 for N steps of Heun's.
+        total_steps: evaluations of one latent: the steps of most samplers, 2 N - 1 for N steps of Heun's.
         sigma_of: noise level at a timestep. "forecast" needs it. For flow models mostly `lambda t: t / 1000`.
         prediction: what the network predicts, for "forecast": "flow" (noise minus data), "reverse_flow" (data minus
             noise), "epsilon" or "v_prediction", of latents whose variance is kept (prediction.py has the formulas).
         input, time: names of x and t among forward's parameters. Else x is the first, and t the one that is called
             timestep, timesteps, t, time, sigma or sigmas, or the second.
-        tracked: rows of a batch that decide for all of it, such as slice(0, 1). None: all of them, which is what the
-            authors' code does with a batch. Calls that follow the first in an evaluation never decide.
-        controller_options: handed on to CacheController; `step_lengths` where a budget meets steps of unequal length.
+        tracked: rows of a batch that decide for all of it, such as slice(0, 1). None: all of them, and the worst one
+            counts; with by_row=False their mean, as in the authors' code. Calls that follow the first in an evaluation
+            never decide.
+        latent: which part of x, and of the output, is latent, as an index along one axis, such as np.s_[:, :4096]; the
+            rest, tokens of a picture to be edited, has no say. None: what moves between the first two evaluations.
+        scheduler: diffusers' scheduler of the run, from which a budget learns the lengths of steps.
+        controller_options: handed on to CacheController; `step_lengths` where no scheduler tells them.
 
     Returns:
         A context manager that gives the Attachment: `trace`, `computed`, `skipped`, `speedup`, `reset()`.
@@ -134,7 +139,7 @@ class Attachment:
         self._histories, self._questions = [], Questions()
         self._evaluations: list[tuple[History, int]] = []  # of this run: where the record of each is
         self._timestep = self._first_timestep = None  # of the last and of the first evaluation
-        self._step = -1
+        self._step, self._steps = -1, {}  # the last one, and by timestep
         self._run_options: dict = {}
         self._said: set[str] = set()
         self._unused = self._new_controller()  # other ranks wait for this one from here on
@@ -250,7 +255,7 @@ class Attachment:
 
     def _open_evaluation(self, timestep: float, x: list[torch.Tensor], line: int, new: bool) -> History:
         """Of a history that the call goes on with, or of a new one."""
-        sample, again = sample_of(x), timestep == self._timestep
+        sample, again = sample_of(x), timestep in self._steps
         history, doubt = choose(self._histories[::-1], line, new, again, timestep, sample)
         if history is None and self._histories and self._histories[0].controller.shared:
             # Ranks might not agree to begin another history.
@@ -259,7 +264,7 @@ class Attachment:
             if self._histories:
                 self._say("several latents or questions take turns; each is cached by itself")
             history = self._new_history(line)
-        step = max(history.step + 1, self._step + (not again))
+        step = max(history.step + 1, self._steps.setdefault(timestep, self._step + 1))
         if history.evaluations and step - history.step > 2 * history.gap:
             doubt = "something after a long time"
         if doubt:  # a budget would predict what it cannot afford

@@ -36,7 +36,7 @@ def _shift(scheduler) -> float | None:
     """None: unknown, as it goes by the size of the picture."""
     if scheduler.config.get("use_dynamic_shifting"):
         return None
-    return scheduler.config.get("flow_shift") or getattr(scheduler, "shift", 1.0)
+    return scheduler.config.get("flow_shift") or getattr(scheduler, "_shift", scheduler.config.get("shift", 1.0))
 
 
 def _without_shift(sigmas: torch.Tensor, shift: float | None) -> torch.Tensor:

@@ -15,6 +15,7 @@ from .norms import SAMPLE_SIZE
 
 # Distances between latents are parts of their size; that of two pure noises is about 1.4.
 FAR = 1.0  # a latent that moved further since it was seen last may be another one
+LONG_STEP = 0.25
 NEAR = 0.02  # asked again at one timestep a latent has moved less, or no more than twice as far as in its last step
 TRAIL = 4  # evaluations that are remembered, so many latents can be told apart that take turns from step to step
 MAX_HISTORIES = 64  # each holds tensors
@@ -41,7 +42,7 @@ class History:
         self.first: list = []  # (branch, output) of its first evaluation, until it is seen which part of x is latent
         self._asked_before: Counter[int] = Counter()
         self._trail: list[torch.Tensor] = []  # of its last evaluations
-        self._moved = 0.0  # by how far, when the timestep last changed
+        self._moved = 0.0  # by how far, when the timestep last changed; 0 if it was too far for a step
         self._far = 0  # how often in a row that was too far
         self._open = False
 
@@ -62,17 +63,18 @@ class History:
         if not self.has_shapes_of(x):
             self.layout, self._trail, self.first = None, [], []
         if self._trail and timestep != self.timestep:
-            self._moved = distance(sample, self._trail[-1])
-            self._far = self._far + 1 if self._moved > FAR else 0
+            moved = distance(sample, self._trail[-1])
+            self._far = self._far + 1 if moved > FAR else 0
+            self._moved = moved if moved < LONG_STEP else 0.0
         self._trail = [*self._trail[1 - TRAIL :], sample]
         self._asked_before, self.asked = self.asked, Counter()
-        self.gap, self.step = step - self.step, step
+        self.gap, self.step = step - self.step if self.evaluations else 1, step
         self.x, self.timestep, self._open = [one.detach().clone() for one in x], timestep, True
         self.evaluations += 1
 
     def abandon(self) -> None:
         """Its evaluation failed."""
-        self._open, self.asked = False, self._asked_before
+        self._open, self.asked, self.first = False, self._asked_before, []
         self.controller.reset_cache()
 
     def release(self) -> None:
@@ -88,11 +90,14 @@ class History:
         """Whether the latent is back where it was before the last evaluation, which was another latent's then."""
         return any(distance(sample, there) < 0.5 * self.distance(sample) for there in self._trail[:-1])
 
-    def may_be_another(self, sample: torch.Tensor, alone: bool) -> bool:
-        """Whether the latent has moved too far to be known again. alone: it is the only one; if it never comes back, it
-        is the sampler that renews the noise.
+    def may_be_another(self, sample: torch.Tensor, others: list["History"]) -> bool:
+        """Whether the latent has moved too far to be known again. others: of other latents. Without them, a latent that
+        never comes back is one whose noise the sampler renews.
         """
-        return self.distance(sample) > FAR and not (alone and self._far >= TRAIL)
+        moved = self.distance(sample)
+        if not others:
+            return moved > FAR and self._far < TRAIL
+        return moved > 3 * self._moved and any(moved > 0.5 * other.distance(sample) for other in others)
 
     def goes_on_with(self, sample: torch.Tensor) -> bool:
         """Whether it is the latent of its newest evaluation that is asked about again at the same timestep, as samplers
@@ -105,8 +110,8 @@ class History:
 def choose(histories: list[History], line: int, new: bool, same_step: bool, timestep: float, sample: torch.Tensor):
     """(which history an evaluation goes on with; None: another one, why nothing of it may be used; "": it may).
 
-    histories: the one used last first. line, new: the question, and whether it was never asked. same_step: whether the
-    evaluation before was at this timestep, too. sample: of x, as from sample_of.
+    histories: the one used last first. line, new: the question, and whether it was never asked. same_step: whether
+    there was an evaluation at this timestep. sample: of x, as from sample_of.
     """
 
     def nearest(among):
@@ -124,7 +129,8 @@ def choose(histories: list[History], line: int, new: bool, same_step: bool, time
     history = nearest(waiting)
     if history.takes_turns(sample):
         return None, ""
-    return history, "a latent that may be another" if history.may_be_another(sample, len(histories) == 1) else ""
+    others = [one for one in ours if one is not history]
+    return history, "a latent that may be another" if history.may_be_another(sample, others) else ""
 
 
 def sample_of(x: list[torch.Tensor]) -> torch.Tensor:
