@@ -322,7 +322,8 @@ class Attachment:
         if not first:
             self._say("more of the input moves than did before; the cache starts anew")
             return
-        self._say(f"only {layout.part} of the input moves: the rest is taken for a reference that nobody reads")
+        axis, start, stop = layout.part
+        self._say(f"only {start} to {stop} along axis {axis} of the input moves; the rest is taken for a reference")
         history.controller.release()
         history.controller, history.records = self._new_controller(), 0
         self._evaluations.remove((history, 0))

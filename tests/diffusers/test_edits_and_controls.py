@@ -178,9 +178,9 @@ def test_a_control_net_for_a_part_of_the_steps(make, start, end):
     with attach(pipe.transformer, BUDGET, STEPS, sigma_of=sigma_of) as cache:
         latents = sample()
     flags = [record["computed"] for record in cache.trace]
-    switches = [round(part * STEPS) for part in (start, end) if 0 < part < 1]
+    switches = [round(part * STEPS) for part in (start, end) if 0 < part < 1]  # the first steps with or without it
     assert STEPS / 2 - 2 <= cache.computed <= STEPS / 2 + 2
-    assert all(any(flags[n - 1 : n + 2]) for n in switches)
+    assert all(flags[n] for n in switches)
     assert (latents - exact).abs().mean() < 0.02 * exact.abs().mean()
 
 

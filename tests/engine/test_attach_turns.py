@@ -247,7 +247,8 @@ TURNS = {
 def test_questions_in_turn_have_a_history_each(turn, config):
     """Catches questions that take turns being mixed, or never answered from the cache."""
     cache, off = compare(one_latent(TURNS[turn]), config)
-    assert off[0] < 0.04 and cache.skipped >= STEPS / 4
+    limit = 0.04 if config is BUDGET and "three" in turn else 0.02
+    assert off[0] < limit and cache.skipped >= STEPS / 4
 
 
 STEADY = {
