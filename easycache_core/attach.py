@@ -4,14 +4,22 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree  # where diffusers registers its output classes
 
 from .config import CacheConfig, require_integer
 from .controller import CacheController
-from .interface import Layout, find_arguments, tensors_of, timestep_of
+from .interface import (
+    TENSOR,
+    Layout,
+    OutputTemplate,
+    copy_of_leaf,
+    find_arguments,
+    predictions_of,
+    tensors_of,
+    timestep_of,
+)
 from .prediction import Prediction
 from .predictors import PREDICTORS
 from .question import Questions
@@ -93,18 +101,6 @@ def attach(
         elif ours:
             setattr(module, slot, before)
         cache.close(keep_network=not ours)
-
-
-TENSOR = object()
-
-
-class OutputTemplate(NamedTuple):
-    """What a call returned beside its predictions."""
-
-    structure: pytree.TreeSpec
-    leaves: list  # TENSOR in the places of predictions
-    rest: list[torch.Tensor | None]
-    dtype: torch.dtype
 
 
 class Attachment:
@@ -223,7 +219,7 @@ class Attachment:
         if history.computing:
             with controller.cache_dropped_on_oom():
                 if history.evaluations == 1 and self._finds_parts:
-                    history.first.append((branch, pytree.tree_map(_copied, output)))
+                    history.first.append((branch, pytree.tree_map(copy_of_leaf, output)))
                 self._store(branch, history, output)
         else:
             history.cache_miss = True
@@ -246,12 +242,8 @@ class Attachment:
 
     def _layout(self, x: list[torch.Tensor], output, args: tuple, kwargs: dict) -> Layout:
         listed = not isinstance(self._x.of(args, kwargs), torch.Tensor)
-        others = (self._time.of(args, kwargs), self._arguments.others(args, kwargs))
-        batched = any(
-            isinstance(one, torch.Tensor) and one.shape[:1] == x[0].shape[:1] for one in pytree.tree_leaves(others)
-        )
-        batched = batched or self._tracked is not None
-        return Layout(x, _predictions(output), listed, batched, self._tracked, self._latent)
+        batched = self._tracked is not None or self._arguments.have_rows_of(x[0], args, kwargs)
+        return Layout(x, predictions_of(output), listed, batched, self._tracked, self._latent)
 
     def _open_evaluation(self, timestep: float, x: list[torch.Tensor], line: int, new: bool) -> History:
         """Of a history that the call goes on with, or of a new one."""
@@ -356,7 +348,7 @@ class Attachment:
     def _store(self, branch: str, history: History, output) -> None:
         layout = history.layout
         leaves, structure = pytree.tree_flatten(output)
-        predictions = [tensor.detach() for tensor in _predictions(output)]
+        predictions = [tensor.detach() for tensor in predictions_of(output)]
         others = [TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         rest = layout.extra_channels(predictions, self._config.cache_device)
         if history.asked.total() == 1:
@@ -386,14 +378,3 @@ class Attachment:
         if text not in self._said:
             self._said.add(text)
             log.info(f"EasyCache: {text}")
-
-
-def _predictions(output) -> list[torch.Tensor]:
-    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-    if not tensors:
-        raise ValueError(f"the network returned {type(output).__name__}, in which attach finds no tensor")
-    return tensors
-
-
-def _copied(leaf):
-    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch.utils import _pytree as pytree  # where diffusers registers its output classes
 
 from .storage import copy_for_cache
 
@@ -42,6 +43,11 @@ class Arguments(NamedTuple):
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         return {k: v for k, v in given.items() if v is not None and k not in (self.x.name, self.time.name)}
 
+    def have_rows_of(self, x: torch.Tensor, args: tuple, kwargs: dict) -> bool:
+        """Whether the timestep or another argument has as many rows as x has: its first axis is a batch then."""
+        leaves = pytree.tree_leaves((self.time.of(args, kwargs), self.others(args, kwargs)))
+        return any(isinstance(leaf, torch.Tensor) and leaf.shape[:1] == x.shape[:1] for leaf in leaves)
+
 
 def find_arguments(module: torch.nn.Module, input: str | None, time: str | None) -> Arguments:
     """The noisy latent and the timestep among what forward takes: those named, else the first one, and the one that has
@@ -75,6 +81,31 @@ def tensors_of(x) -> list[torch.Tensor]:
 def timestep_of(t) -> float:
     """A timestep as a number; waits for its device. Of several the largest: frames that are given have none."""
     return float(t.detach().max()) if isinstance(t, torch.Tensor) else float(t)
+
+
+TENSOR = object()
+
+
+class OutputTemplate(NamedTuple):
+    """What a call returned beside its predictions."""
+
+    structure: pytree.TreeSpec
+    leaves: list  # TENSOR in the places of predictions
+    rest: list[torch.Tensor | None]
+    dtype: torch.dtype
+
+
+def predictions_of(output) -> list[torch.Tensor]:
+    """The tensors in what a network returned. Raises ValueError if there are none."""
+    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    if not tensors:
+        raise ValueError(f"the network returned {type(output).__name__}, in which attach finds no tensor")
+    return tensors
+
+
+def copy_of_leaf(leaf):
+    """Of what a network returned: a tensor copied, anything else as it is."""
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 class Part(NamedTuple):
