@@ -11,12 +11,12 @@ import torch
 
 from .controller import CacheController
 from .interface import Layout
-from .norms import SAMPLE_SIZE
 
 # Distances between latents are parts of their size; that of two pure noises is about 1.4.
 FAR = 1.0  # a latent that moved further since it was seen last may be another one
 LONG_STEP = 0.25
 NEAR = 0.02  # asked again at one timestep a latent has moved less, or no more than twice as far as in its last step
+SAMPLE_SIZE = 1 << 12  # elements of a latent by which it is told from others
 TRAIL = 4  # evaluations that are remembered, so many latents can be told apart that take turns from step to step
 MAX_HISTORIES = 64  # each holds tensors
 
@@ -88,7 +88,8 @@ class History:
 
     def takes_turns(self, sample: torch.Tensor) -> bool:
         """Whether the latent is back where it was before the last evaluation, which was another latent's then."""
-        return any(distance(sample, there) < 0.5 * self.distance(sample) for there in self._trail[:-1])
+        moved = self.distance(sample)
+        return any(distance(sample, there) < 0.5 * moved for there in self._trail[:-1])
 
     def may_be_another(self, sample: torch.Tensor, others: list["History"]) -> bool:
         """Whether the latent has moved too far to be known again. others: of other latents. Without them, a latent that
@@ -135,7 +136,7 @@ def choose(histories: list[History], line: int, new: bool, same_step: bool, time
 
 def sample_of(x: list[torch.Tensor]) -> torch.Tensor:
     """Some elements of a latent, by which to tell it from others; a copy."""
-    flat = [one.detach().flatten() for one in x]
+    flat = [one.detach().flatten() for one in x]  # views, mostly
     every = max(1, sum(map(len, flat)) // SAMPLE_SIZE) | 1
     return torch.cat([one[::every].to(torch.float32) for one in flat])
 
