@@ -4,17 +4,29 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree  # where diffusers registers its output classes
 
 from .config import CacheConfig, require_integer
 from .controller import CacheController
-from .interface import Layout, find_arguments, tensors_of, timestep_of
+from .interface import (
+    TENSOR,
+    Layout,
+    OutputTemplate,
+    copy_of_leaf,
+    find_arguments,
+    predictions_of,
+    tensors_of,
+    timestep_of,
+)
 from .prediction import Prediction
 from .predictors import PREDICTORS
+from .question import Questions
+from .schedule import step_lengths
 from .storage import is_out_of_memory
+from .trace import Record
+from .turns import MAX_HISTORIES, History, choose, sample_of
 
 log = logging.getLogger("easycache")
 
@@ -23,31 +35,37 @@ log = logging.getLogger("easycache")
 def attach(
     module: torch.nn.Module, config: CacheConfig, total_steps: int, *,
     sigma_of: Callable[[float], float] | None = None, prediction: str = "flow", input: str | None = None,
-    time: str | None = None, tracked: slice | None = None, **controller_options,
+    time: str | None = None, tracked: slice | None = None, latent: tuple[slice, ...] | None = None, scheduler=None,
+    **controller_options,
 ) -> Iterator["Attachment"]:  # fmt: skip
     """Answer calls of the module from the cache where possible, while entered; afterwards the module is as it was.
 
     Every call of `module(x, t, ...)` at another t, or with another x, is an evaluation of the sampler and a step in the
     sense of `config`. Calls with the same t and x belong to one evaluation: cond and uncond one after the other. The
     first of them decides for all, and each has a cache of its own. A batch of cond and uncond is one call, and so is
-    distilled guidance. After total_steps evaluations, and where t is back where it started, another run begins;
-    `Attachment.reset` begins one in any other case. Reading t waits for its device, at most once per call. Calls whose
-    x requires a gradient go past the cache.
+    distilled guidance. Where other arguments change, nothing from before is used. Several latents, or questions, that
+    take turns are told apart (turns.py); each has a history, decisions and a budget of its own, and what cannot be told
+    apart is computed. After total_steps evaluations, and where t is back where it started, another run begins;
+    `Attachment.reset` begins one in any other case. Calls whose x requires a gradient go past the cache.
 
     Args:
         module: takes a latent, a tensor or a list of them of any shape, and a timestep, a number or a tensor (the
             largest counts). Returns the prediction as a tensor, a list, a tuple, a dict or one of diffusers' output
             classes; so does a predicted call. It must not be training.
         config: what a user may set.
-        total_steps: evaluations of one run: the steps of most samplers, 2 N - 1 for N steps of Heun's.
+        total_steps: evaluations of one latent: the steps of most samplers, 2 N - 1 for N steps of Heun's.
         sigma_of: noise level at a timestep. "forecast" needs it. For flow models mostly `lambda t: t / 1000`.
         prediction: what the network predicts, for "forecast": "flow" (noise minus data), "reverse_flow" (data minus
             noise), "epsilon" or "v_prediction", of latents whose variance is kept (prediction.py has the formulas).
         input, time: names of x and t among forward's parameters. Else x is the first, and t the one that is called
             timestep, timesteps, t, time, sigma or sigmas, or the second.
-        tracked: rows of a batch that decide for all of it, such as slice(0, 1). None: all of them, which is what the
-            authors' code does with a batch. Calls that follow the first in an evaluation never decide.
-        controller_options: handed on to CacheController; `step_lengths` where a budget meets steps of unequal length.
+        tracked: rows of a batch that decide for all of it, such as slice(0, 1). None: all of them, and the worst one
+            counts; with by_row=False their mean, as in the authors' code. Calls that follow the first in an evaluation
+            never decide.
+        latent: which part of x, and of the output, is latent, as an index along one axis, such as np.s_[:, :4096]; the
+            rest, tokens of a picture to be edited, has no say. None: what moves between the first two evaluations.
+        scheduler: diffusers' scheduler of the run, from which a budget learns the lengths of steps.
+        controller_options: handed on to CacheController; `step_lengths` where no scheduler tells them.
 
     Returns:
         A context manager that gives the Attachment: `trace`, `computed`, `skipped`, `speedup`, `reset()`.
@@ -71,7 +89,8 @@ def attach(
     if isinstance(before, Attachment):
         raise ValueError(f"{type(module).__name__} is attached already; two caches would add up their errors")
     network = module, getattr(module, slot), find_arguments(module, input, time)
-    cache = Attachment(*network, config, total_steps, sigma_of, prediction, tracked, controller_options)
+    options = sigma_of, prediction, tracked, latent, scheduler, controller_options
+    cache = Attachment(*network, config, total_steps, *options)
     setattr(module, slot, cache)
     try:
         yield cache
@@ -84,43 +103,12 @@ def attach(
         cache.close(keep_network=not ours)
 
 
-TENSOR = object()
-
-
-class OutputTemplate(NamedTuple):
-    """What a call returned beside its predictions."""
-
-    structure: pytree.TreeSpec
-    leaves: list  # TENSOR in the places of predictions
-    extra: list[torch.Tensor | None]
-    dtype: torch.dtype
-
-
-class EvaluationKey:
-    """t and x of the newest evaluation: other calls with both belong to it."""
-
-    def __init__(self, timestep: float, x: list[torch.Tensor]):
-        self.timestep = timestep
-        # A tensor may be overwritten before the next call. Its version says so, if it has one.
-        self._x = [tensor.clone() if tensor.is_inference() else tensor for tensor in x]
-        self._versions = [None if tensor.is_inference() else tensor._version for tensor in x]
-
-    def matches(self, timestep: float, x: list[torch.Tensor], layout: Layout | None) -> bool:
-        if timestep != self.timestep or _shapes(x) != _shapes(self._x):
-            return False
-        versions = zip(self._x, self._versions, strict=True)
-        if any(version is not None and version != ours._version for ours, version in versions):
-            return False
-        if all(ours is theirs for ours, theirs in zip(self._x, x, strict=True)):
-            return True
-        pairs = zip(layout.groups(self._x), layout.groups(x), strict=True)
-        return all(torch.equal(ours, theirs) for ours, theirs in pairs)
-
-
 class Attachment:
     """The cache of an attached module, and its forward meanwhile. Numbers are those of the newest run."""
 
-    def __init__(self, module, network, arguments, config, total_steps, sigma_of, prediction, tracked, options):
+    def __init__(
+        self, module, network, arguments, config, total_steps, sigma_of, prediction, tracked, latent, scheduler, options
+    ):
         require_integer("total_steps", total_steps, 1, 1_000_000)
         predictor = PREDICTORS[config.predictor]
         if predictor.follows_denoised and sigma_of is None:
@@ -132,39 +120,51 @@ class Attachment:
         self._conversion = conversion if predictor.follows_denoised else None
         self._module, self._network = module, network
         self._config, self._total_steps, self._sigma_of = config, total_steps, sigma_of
-        self._x, self._time = arguments
-        self._tracked = tracked
-        self._options = {**options, "denoised": predictor.follows_denoised}
+        self._arguments, self._x, self._time = arguments, arguments.x, arguments.time
+        self._tracked, self._latent, self._scheduler = tracked, latent, scheduler
+        self._options = {"by_row": True, **options, "denoised": predictor.follows_denoised}
         self._active = True
-        self._layouts: dict[tuple, Layout] = {}  # by the shapes of x
-        self._controller: CacheController | None = None
+        self._histories: list[History] = []
+        self._unused: CacheController | None = None
         self.reset()
         functools.update_wrapper(self, self._network, updated=())
 
     def reset(self) -> None:
         """Begin another run with the next call; what is known of this one goes."""
-        if self._controller is not None:
-            self._controller.release()  # other ranks that go on with it are told
-        self._controller = CacheController(self._config, self._total_steps, **self._options)
-        self._key: EvaluationKey | None = None
-        self._templates: dict[str, OutputTemplate] = {}
-        self._evaluations = self._calls = 0  # of this run, and of this evaluation
-        self._first_timestep: float | None = None  # the run's first timestep
-        self._sigma: float | None = None
-        self._computing = True
-        self._cache_miss = False  # whether this evaluation asked for something that was not in the cache
+        self._release()  # other ranks that go on with it are told
+        self._histories, self._questions = [], Questions()
+        self._evaluations: list[tuple[History, int]] = []  # of this run: where the record of each is
+        self._timestep = self._first_timestep = None  # of the last and of the first evaluation
+        self._step, self._steps = -1, {}  # the last one, and by timestep
+        self._run_options: dict = {}
+        self._said: set[str] = set()
+        self._unused = self._new_controller()  # other ranks wait for this one from here on
 
-    trace = property(lambda self: self._controller.trace, doc="As CacheController's; sigma is None without sigma_of.")
-    computed = property(lambda self: self._controller.computed, doc="Evaluations for which the network ran.")
-    skipped = property(lambda self: self._controller.skipped, doc="Evaluations that were predicted.")
+    def _new_controller(self) -> CacheController:
+        return CacheController(self._config, self._total_steps, **{**self._options, **self._run_options})
 
-    speedup = property(lambda self: len(self.trace) / max(self.computed, 1), doc="Evaluations per computed one.")
+    def _release(self) -> None:
+        for history in self._histories:
+            history.release()
+        if self._unused is not None:
+            self._unused.release()
+        self._unused = None
+
+    @property
+    def trace(self) -> list[Record]:
+        """As CacheController's, of all latents in the order of their evaluations; sigma is None without sigma_of."""
+        traces = {id(history): history.controller.trace for history, _ in self._evaluations}
+        return [traces[id(history)][index] for history, index in self._evaluations]
+
+    computed = property(lambda self: sum(one["computed"] for one in self.trace), doc="Where the network ran.")
+    skipped = property(lambda self: len(self._evaluations) - self.computed, doc="Evaluations that were predicted.")
+    speedup = property(lambda self: len(self._evaluations) / max(self.computed, 1), doc="Evaluations per computed one.")
 
     def close(self, keep_network: bool) -> None:
         """Let go of every tensor; the trace stays. keep_network: somebody still calls this as the module's forward."""
         self._active = False
-        self._controller.release()
-        self._key, self._templates, self._layouts = None, {}, {}
+        self._release()
+        self._questions, self._scheduler = Questions(), None
         if not keep_network:
             del self._module, self._network, self.__wrapped__
 
@@ -180,114 +180,201 @@ class Attachment:
         try:
             return self._answer(x, args, kwargs)
         except BaseException:  # the evaluation is not whole
-            self._controller.reset_cache()
-            self._key = None
+            if self._histories:
+                self._histories[-1].abandon()
             raise
 
     def _answer(self, x: list[torch.Tensor], args: tuple, kwargs: dict):
-        timestep, layout, output = timestep_of(self._time.of(args, kwargs)), self._layouts.get(_shapes(x)), None
-        new = self._key is None or not self._key.matches(timestep, x, layout)
-        if new:
-            self._open_evaluation(timestep, x)
-        branch, self._calls = f"{self._calls} {kwargs.get('return_dict')}", self._calls + 1
-        if layout is None:  # the form of the output shows what of x is latent
-            x_before = [tensor.clone() for tensor in x]
-            output = self._run_network(args, kwargs)
-            listed = not isinstance(self._x.of(args, kwargs), torch.Tensor)
-            layout = Layout(x, _predictions(output), listed, self._tracked)
-            self._layouts[_shapes(x)] = layout
-            x = x_before
-        latents = layout.groups(x)
+        timestep, output = timestep_of(self._time.of(args, kwargs)), None
+        others = {"": str([(one.shape, one.dtype) for one in x]), **self._arguments.others(args, kwargs)}
+        history = next((one for one in self._histories[::-1] if one.matches(timestep, x)), None)
+        if history is None and self._evaluations and self._starts_over(timestep):
+            self.reset()
+        line, new = self._questions.line_of(others, () if history is None else history.asked)
+        opening = history is None
+        if opening:
+            history = self._open_evaluation(timestep, x, line, new)
+        self._histories.remove(history)
+        self._histories.append(history)
+        controller = history.controller
+        history.asked[line] += 1
+        branch = f"{line} {history.asked[line]}"
         if self._conversion is not None:
-            latents = [self._conversion.latent(group) for group in latents]
-        if new:
-            force, self._cache_miss = self._cache_miss or output is not None, False
-            step = self._evaluations - 1
-            self._computing = self._controller.begin(latents[0], sigma=self._sigma, step=step, force=force)
-        if not self._computing and output is None and self._controller.has(f"{branch} 0"):
+            self._conversion.set_sigma(history.sigma)
+        if history.layout is None:  # the form of the output shows what of x is latent
+            output = self._run_network(args, kwargs, controller)
+            history.layout = self._layout(history.x, output, args, kwargs)
+        if opening:
+            force, history.cache_miss = history.cache_miss or output is not None, False
+            self._begin(history, force)
+        if not history.computing and output is None and controller.has(f"{branch} 0"):
             try:
-                return self._predicted(branch, layout, x, latents)
+                return self._predicted(branch, history)
             except Exception as error:
-                if self._controller.shared or not is_out_of_memory(error):
+                if controller.shared or not is_out_of_memory(error):
                     raise
-            self._controller.give_up_cache()
+            controller.give_up_cache()
         if output is None:
-            output = self._run_network(args, kwargs)
-        if self._computing:
-            with self._controller.cache_dropped_on_oom():
-                self._store(branch, layout, x, latents, output)
+            output = self._run_network(args, kwargs, controller)
+        if history.computing:
+            with controller.cache_dropped_on_oom():
+                if history.evaluations == 1 and self._finds_parts:
+                    history.first.append((branch, pytree.tree_map(copy_of_leaf, output)))
+                self._store(branch, history, output)
         else:
-            self._cache_miss = True
-            self._controller.count_as_computed()
+            history.cache_miss = True
+            controller.count_as_computed()
         return output
 
-    def _run_network(self, args: tuple, kwargs: dict):
+    def _run_network(self, args: tuple, kwargs: dict, controller: CacheController):
         """Its output; a second time without the cache if there was no room for both. Not where other ranks run along:
         the network exchanges data with theirs, and one rank alone must not run it again.
         """
         try:
             return self._network(*args, **kwargs)
         except Exception as error:
-            if self._controller.shared or not self._controller.holds_tensors or not is_out_of_memory(error):
+            holding = [one.controller for one in self._histories if one.controller.holds_tensors]
+            if controller.shared or not holding or not is_out_of_memory(error):
                 raise
-        self._controller.give_up_cache()
+        for one in holding:
+            one.give_up_cache()
         return self._network(*args, **kwargs)
 
-    def _open_evaluation(self, timestep: float, x: list[torch.Tensor]) -> None:
-        """Begin another evaluation, of this run or of the next one."""
-        if self._key is not None and self._starts_over(timestep):
-            self.reset()
-        self._first_timestep = timestep if self._first_timestep is None else self._first_timestep
-        self._key = EvaluationKey(timestep, x)
-        self._evaluations, self._calls = self._evaluations + 1, 0
-        self._sigma = None if self._sigma_of is None else float(self._sigma_of(timestep))
-        if self._conversion is not None:
-            self._conversion.set_sigma(self._sigma)
-        if self._evaluations == self._total_steps + 1:
+    def _layout(self, x: list[torch.Tensor], output, args: tuple, kwargs: dict) -> Layout:
+        listed = not isinstance(self._x.of(args, kwargs), torch.Tensor)
+        batched = self._tracked is not None or self._arguments.have_rows_of(x[0], args, kwargs)
+        return Layout(x, predictions_of(output), listed, batched, self._tracked, self._latent)
+
+    def _open_evaluation(self, timestep: float, x: list[torch.Tensor], line: int, new: bool) -> History:
+        """Of a history that the call goes on with, or of a new one."""
+        sample, again = sample_of(x), timestep in self._steps
+        history, doubt = choose(self._histories[::-1], line, new, again, timestep, sample)
+        if history is None and self._histories and self._histories[0].controller.shared:
+            # Ranks might not agree to begin another history.
+            history, doubt = self._histories[0], "several latents or questions in turn"
+        if history is None:
+            if self._histories:
+                self._say("several latents or questions take turns; each is cached by itself")
+            history = self._new_history(line)
+        step = max(history.step + 1, self._steps.setdefault(timestep, self._step + 1))
+        if history.evaluations and step - history.step > 2 * history.gap:
+            doubt = "something after a long time"
+        if doubt:  # a budget would predict what it cannot afford
+            self._say(f"the network is asked about {doubt}: nothing of the steps before is used")
+            history.controller.reset_cache()
+        self._timestep, self._step, history.line = timestep, max(step, self._step), line
+        if self._first_timestep is None:
+            self._first_timestep = timestep
+        if self._finds_parts and history.layout is not None and history.has_shapes_of(x):
+            self._find_part(history, x)
+        history.open(x, sample, timestep, step)
+        history.sigma = None if self._sigma_of is None else float(self._sigma_of(timestep))
+        if history.evaluations == self._total_steps + 1:
             log.warning(f"EasyCache: evaluations after total_steps={self._total_steps} are computed")
+        return history
+
+    def _new_history(self, line: int) -> History:
+        if len(self._histories) == MAX_HISTORIES:
+            self._histories.pop(0).release()
+        if self._unused is None or self._find_step_lengths():
+            if self._unused is not None:
+                self._unused.release()
+            self._unused = self._new_controller()
+        history, self._unused = History(self._unused, line), None
+        self._histories.append(history)
+        return history
+
+    def _find_step_lengths(self) -> bool:
+        """Read them from the scheduler at the run's first evaluation; whether there is anything to read."""
+        if self._scheduler is None or self._histories or not self._config.target_speedup:
+            return False
+        lengths = step_lengths(self._scheduler, self._total_steps)
+        if lengths is None:
+            self._say(
+                f"the scheduler does not have {self._total_steps} steps from here; all are taken for equally long"
+            )
+            return False
+        self._run_options = dict(step_lengths=lengths)
+        return True
+
+    @property
+    def _finds_parts(self) -> bool:
+        """Not where ranks may each have another part of x."""
+        return self._latent is None and not self._histories[-1].controller.shared
+
+    def _find_part(self, history: History, x: list[torch.Tensor]) -> None:
+        """See which part of x moved since the history's last evaluation: the rest is a picture for reference."""
+        first, history.first = history.first, []
+        if history.evaluations > 1 and history.layout.part is None:
+            return
+        layout = history.layout.narrowed(history.x, x)
+        if layout is history.layout:
+            return
+        history.layout = layout
+        if not first:
+            self._say("more of the input moves than did before; the cache starts anew")
+            return
+        axis, start, stop = layout.part
+        self._say(f"only {start} to {stop} along axis {axis} of the input moves; the rest is taken for a reference")
+        history.controller.release()
+        history.controller, history.records = self._new_controller(), 0
+        self._evaluations.remove((history, 0))
+        self._begin(history)
+        for branch, output in first:
+            self._store(branch, history, output)
 
     def _starts_over(self, timestep: float) -> bool:
         """Whether the timestep is that of another run's beginning."""
-        last = self._key.timestep
-        if timestep == self._first_timestep != last:
+        last, first = self._timestep, self._first_timestep
+        if timestep == first != last:
             return True
-        turned = (timestep - last) * (last - self._first_timestep) < 0 or last == self._first_timestep
-        return turned and self._evaluations >= self._total_steps
+        turned = (timestep - last) * (last - first) < 0 or last == first
+        return turned and max(history.evaluations for history in self._histories) >= self._total_steps
 
-    def _store(self, branch: str, layout: Layout, x, latents, output) -> None:
+    def _begin(self, history: History, force: bool = False) -> None:
+        x, step = self._latents(history)[0], history.step
+        self._evaluations.append((history, history.records))
+        history.records += 1
+        history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force)
+
+    def _latents(self, history: History) -> list[torch.Tensor]:
+        """The groups of the newest evaluation as the engine gets them."""
+        groups = history.layout.groups(history.x)
+        if self._conversion is None:
+            return groups
+        self._conversion.set_sigma(history.sigma)
+        return [self._conversion.latent(group) for group in groups]
+
+    def _store(self, branch: str, history: History, output) -> None:
+        layout = history.layout
         leaves, structure = pytree.tree_flatten(output)
-        predictions = [tensor.detach() for tensor in _predictions(output)]
+        predictions = [tensor.detach() for tensor in predictions_of(output)]
         others = [TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        extra = layout.extra_channels(predictions, self._config.cache_device)
-        if self._calls == 1:
-            self._templates.clear()
-        self._templates[branch] = OutputTemplate(structure, others, extra, predictions[0].dtype)
-        groups = zip(layout.groups(predictions), layout.groups(x), latents, strict=True)
+        rest = layout.extra_channels(predictions, self._config.cache_device)
+        if history.asked.total() == 1:
+            history.templates.clear()
+        history.templates[branch] = OutputTemplate(structure, others, rest, predictions[0].dtype)
+        groups = zip(layout.groups(predictions), layout.groups(history.x), self._latents(history), strict=True)
         for i, (stored, network_x, latent) in enumerate(groups):
             if self._conversion is not None:
                 stored = self._conversion.denoised(stored, network_x)
-            self._controller.store(f"{branch} {i}", stored, latent if i else None)
+            history.controller.store(f"{branch} {i}", stored, latent if i else None)
 
-    def _predicted(self, branch: str, layout: Layout, x, latents):
+    def _predicted(self, branch: str, history: History):
         """The network's output, predicted, in the form in which it was returned last."""
-        template = self._templates[branch]
+        layout, template = history.layout, history.templates[branch]
         outputs = []
-        for i, (network_x, latent) in enumerate(zip(layout.groups(x), latents, strict=True)):
-            predicted = self._controller.predict(f"{branch} {i}", latent)
+        for i, (network_x, latent) in enumerate(zip(layout.groups(history.x), self._latents(history), strict=True)):
+            predicted = history.controller.predict(f"{branch} {i}", latent)
             if self._conversion is not None:
                 predicted = self._conversion.output(predicted, network_x)
             outputs.append(predicted.to(template.dtype))
-        tensors = iter(layout.outputs(outputs, template.extra))
+        tensors = iter(layout.outputs(outputs, template.rest))
         leaves = [next(tensors) if leaf is TENSOR else leaf for leaf in template.leaves]
         return pytree.tree_unflatten(leaves, template.structure)
 
-
-def _predictions(output) -> list[torch.Tensor]:
-    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-    if not tensors:
-        raise ValueError(f"the network returned {type(output).__name__}, in which attach finds no tensor")
-    return tensors
-
-
-def _shapes(x: list[torch.Tensor]) -> tuple:
-    return tuple((tensor.shape, tensor.dtype) for tensor in x)
+    def _say(self, text: str) -> None:
+        """Once per run."""
+        if text not in self._said:
+            self._said.add(text)
+            log.info(f"EasyCache: {text}")

@@ -1,10 +1,12 @@
 """A network as `attach` meets it: which argument is what, and which of its tensors are predictions for which."""
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch.utils import _pytree as pytree  # where diffusers registers its output classes
 
 from .storage import copy_for_cache
 
@@ -28,7 +30,26 @@ class Argument(NamedTuple):
         raise TypeError(f"the network was called without {self.name!r}, which attach takes for its input or its time")
 
 
-def find_arguments(module: torch.nn.Module, input: str | None, time: str | None) -> tuple[Argument, Argument]:
+class Arguments(NamedTuple):
+    """What a network takes: the noisy latent, the timestep, and what it is asked beside."""
+
+    x: Argument
+    time: Argument
+    names: list[str]
+
+    def others(self, args: tuple, kwargs: dict) -> dict:
+        """All of a call but x and the timestep, by name; without what is None."""
+        names = [*self.names, *map(str, range(len(self.names), len(args)))]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        return {k: v for k, v in given.items() if v is not None and k not in (self.x.name, self.time.name)}
+
+    def have_rows_of(self, x: torch.Tensor, args: tuple, kwargs: dict) -> bool:
+        """Whether the timestep or another argument has as many rows as x has: its first axis is a batch then."""
+        leaves = pytree.tree_leaves((self.time.of(args, kwargs), self.others(args, kwargs)))
+        return any(isinstance(leaf, torch.Tensor) and leaf.shape[:1] == x.shape[:1] for leaf in leaves)
+
+
+def find_arguments(module: torch.nn.Module, input: str | None, time: str | None) -> Arguments:
     """The noisy latent and the timestep among what forward takes: those named, else the first one, and the one that has
     a name of TIMESTEP_NAMES or comes second. Raises ValueError for a name that forward does not have.
     """
@@ -38,7 +59,7 @@ def find_arguments(module: torch.nn.Module, input: str | None, time: str | None)
     for role, name in (("input", input), ("time", time)):
         if name not in names:
             raise ValueError(f"{role}={name!r} is no parameter of {type(module).__name__}.forward({', '.join(names)})")
-    return Argument(input, names.index(input)), Argument(time, names.index(time))
+    return Arguments(Argument(input, names.index(input)), Argument(time, names.index(time)), names)
 
 
 def _parameters(module: torch.nn.Module) -> list[str]:
@@ -62,58 +83,162 @@ def timestep_of(t) -> float:
     return float(t.detach().max()) if isinstance(t, torch.Tensor) else float(t)
 
 
+TENSOR = object()
+
+
+class OutputTemplate(NamedTuple):
+    """What a call returned beside its predictions."""
+
+    structure: pytree.TreeSpec
+    leaves: list  # TENSOR in the places of predictions
+    rest: list[torch.Tensor | None]
+    dtype: torch.dtype
+
+
+def predictions_of(output) -> list[torch.Tensor]:
+    """The tensors in what a network returned. Raises ValueError if there are none."""
+    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    if not tensors:
+        raise ValueError(f"the network returned {type(output).__name__}, in which attach finds no tensor")
+    return tensors
+
+
+def copy_of_leaf(leaf):
+    """Of what a network returned: a tensor copied, anything else as it is."""
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+class Part(NamedTuple):
+    """From start to stop along an axis."""
+
+    axis: int
+    start: int
+    stop: int
+
+
+def part_of(latent: tuple[slice, ...], shape: torch.Size) -> Part | None:
+    """What an index such as np.s_[:, :4096] selects of a tensor; None: all of it.
+
+    Raises ValueError for an index that is more than one piece along one axis.
+    """
+    indices = latent if isinstance(latent, tuple) else (latent,)
+    try:
+        pieces = [(*piece.indices(size), size) for piece, size in zip(indices, shape, strict=False)]
+    except AttributeError:
+        pieces = [(0, 0, 0, 0)]
+    narrow = [Part(n, a, b) for n, (a, b, _, size) in enumerate(pieces) if (a, b) != (0, size)]
+    odd = (
+        len(indices) > len(shape) or len(narrow) > 1 or any(part.stop <= part.start or not part.axis for part in narrow)
+    )
+    if odd or any(stride != 1 for _, _, stride, _ in pieces):
+        raise ValueError(
+            f"latent={latent} must select one piece along one axis after the first, as np.s_[:, :4096] does"
+        )
+    return narrow[0] if narrow else None
+
+
+def moving_part(before: torch.Tensor, now: torch.Tensor, known: Part | None) -> Part | None:
+    """The piece along one axis, but the first, outside of which a latent stood still, and what is known to be in it;
+    None: all of it. Waits for the device.
+    """
+    moved, pieces = before != now, []
+    for axis in range(1, now.ndim) if known is None else (known.axis,):
+        places = moved.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist() or [known.start]
+        ends = [places[0], places[-1] + 1, *(known[1:] if known else ())]
+        pieces.append(Part(axis, min(ends), max(ends)))
+    smallest = min(pieces, key=lambda part: (part.stop - part.start) / now.shape[part.axis], default=None)
+    return smallest if smallest and smallest.stop - smallest.start < now.shape[smallest.axis] else None
+
+
 class Layout:
     """How the tensors of one call become groups, each of them one tensor for the engine, and back.
 
     x: the network's input, outputs: its predictions, lists of equal length. Where a pair differs along one axis, what
     both have there belongs together and the rest of the output is repeated: a learned variance follows the prediction,
     and a picture to be animated follows the noisy latent. listed: whether x came as a list, which is a batch then.
-    tracked: rows of the batch that are the first group; the others are the second. None: all are one group.
+    batched: whether its first axis is a batch; then it is the first axis of groups, too, where all rows have one shape.
+    tracked: rows of the batch that are the first group; the others are the second. None: all are one group. latent: an
+    index of what is latent; the rest of x is a picture for reference, and the rest of the output is repeated.
 
-    Raises ValueError where x and outputs do not match, and where tracked selects no row.
+    Raises ValueError where x and outputs do not match, and where tracked or latent select nothing, or not one piece.
     """
 
-    def __init__(self, x: list[torch.Tensor], outputs: list[torch.Tensor], listed: bool, tracked: slice | None):
+    def __init__(
+        self, x: list[torch.Tensor], outputs: list[torch.Tensor], listed: bool, batched: bool = True,
+        tracked: slice | None = None, latent: tuple[slice, ...] | None = None,
+    ):  # fmt: skip
         if len(x) != len(outputs):
             raise ValueError(f"{len(x)} latents went in and {len(outputs)} tensors came out; one for each is needed")
         self._overlaps = [_overlap(*pair) for pair in zip(x, outputs, strict=True)]
-        self._listed = listed
+        self._listed, self._batched, self._tracked = listed, batched, tracked
+        self.part = None
+        self._select(x, None if latent is None else part_of(latent, self._common(x)[0].shape))
+
+    def _select(self, x: list[torch.Tensor], part: Part | None) -> None:
+        self.part = part
         common = self._common(x)
-        rows = len(common) if listed else len(common[0])
-        start, stop, stride = (tracked or slice(None)).indices(rows)
+        rows = len(common) if self._listed else len(common[0])
+        start, stop, stride = (self._tracked or slice(None)).indices(rows)
         if stop <= start or stride != 1:
-            raise ValueError(f"tracked={tracked} selects nothing, or not one piece, of a batch of {rows}")
+            raise ValueError(f"tracked={self._tracked} selects nothing, or not one piece, of a batch of {rows}")
         self._sizes = [size for size in (start, stop - start, rows - stop) if size]
-        first = range(start, stop) if listed else range(start > 0, (start > 0) + 1)
+        first = range(start, stop) if self._listed else range(start > 0, (start > 0) + 1)
         units = self._units(common)
         others = [i for i in range(len(units)) if i not in first]
         self._groups = [group for group in (list(first), others) if group]
         self._shapes = [unit.shape for unit in units]
 
+    def narrowed(self, before: list[torch.Tensor], x: list[torch.Tensor]) -> "Layout":
+        """The layout whose part is what moved from one evaluation to the next, and this one's part if it has one; this
+        one if that is the same. Waits for the device.
+        """
+        before, now = (self._overlapping(tensors)[0] for tensors in (before, x))
+        part = self.part if self._listed or torch.equal(before, now) else moving_part(before, now, self.part)
+        if part == self.part:
+            return self
+        other = copy.copy(self)
+        other._select(x, part)
+        return other
+
     def groups(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """What the engine sees of x, or of the predictions for it; the tracked group first. Views where possible."""
         units = self._units(self._common(tensors))
-        groups = [[units[i] for i in group] for group in self._groups]
-        return [one[0] if len(one) == 1 else torch.cat([tensor.flatten() for tensor in one]) for one in groups]
+        return [self._packed([units[i] for i in group]) for group in self._groups]
+
+    def _packed(self, units: list[torch.Tensor]) -> torch.Tensor:
+        if len(units) == 1 and self._batched and not self._listed:
+            return units[0]
+        rows = [unit.flatten() for unit in units]
+        return torch.stack(rows) if self._listed and len({*map(len, rows)}) == 1 else torch.cat(rows)
 
     def extra_channels(self, outputs: list[torch.Tensor], device: str) -> list[torch.Tensor | None]:
-        """Copies of what the outputs have beyond x."""
-        pairs = zip(outputs, self._overlaps, strict=True)
-        surplus = [output.narrow(axis, size, output.shape[axis] - size) for output, (axis, size) in pairs]
-        return [copy_for_cache(part, device) if part.numel() else None for part in surplus]
+        """Copies of the outputs that have something beside the latent."""
+        pairs = zip(outputs, self._common(outputs), strict=True)
+        return [copy_for_cache(one, device) if one.numel() > latent.numel() else None for one, latent in pairs]
 
-    def outputs(self, groups: list[torch.Tensor], extra: list[torch.Tensor | None]) -> list[torch.Tensor]:
+    def outputs(self, groups: list[torch.Tensor], rest: list[torch.Tensor | None]) -> list[torch.Tensor]:
         """Predictions by groups as the network would return them; new tensors."""
         units = {}
         for indices, packed in zip(self._groups, groups, strict=True):
             units.update(zip(indices, _unpack(packed, [self._shapes[i] for i in indices]), strict=True))
         ordered = [units[i] for i in range(len(units))]
-        joined = ordered if self._listed or len(ordered) == 1 else [torch.cat(ordered)]
-        parts = zip(joined, extra, self._overlaps, strict=True)
-        return [one if more is None else torch.cat([one, more.to(one.device)], axis) for one, more, (axis, _) in parts]
+        latents = ordered if self._listed or len(ordered) == 1 else [torch.cat(ordered)]
+        pairs = zip(latents, rest, strict=True)
+        whole = [one if more is None else more.to(one.device, copy=True) for one, more in pairs]
+        for one, inner, latent in zip(whole, self._common(whole), latents, strict=True):
+            if one is not latent:
+                inner.copy_(latent)
+        return whole
+
+    def _overlapping(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [one.narrow(axis, 0, size) for one, (axis, size) in zip(tensors, self._overlaps, strict=True)]
 
     def _common(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [one.narrow(axis, 0, size) for one, (axis, size) in zip(tensors, self._overlaps, strict=True)]
+        common = self._overlapping(tensors)
+        if self.part is None:
+            return common
+        axis, start, stop = self.part
+        return [one.narrow(axis, start, stop - start) for one in common]
 
     def _units(self, common: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         return common if self._listed else common[0].split(self._sizes)
@@ -131,5 +256,5 @@ def _overlap(x: torch.Tensor, output: torch.Tensor) -> tuple[int, int]:
 
 
 def _unpack(packed: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
-    parts = [packed] if len(shapes) == 1 else packed.split([shape.numel() for shape in shapes])
+    parts = [packed] if len(shapes) == 1 else packed.flatten().split([shape.numel() for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

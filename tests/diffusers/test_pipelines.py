@@ -26,7 +26,7 @@ def recorder(transformer):
 def test_decisions_and_predictions_are_the_papers(subject):
     """Catches a pipeline's way to call its transformer that attach takes for something else."""
     transformer = subject.pipe.transformer
-    with recorder(transformer) as seen, attach(transformer, PAPER, STEPS) as cache:
+    with recorder(transformer) as seen, attach(transformer, PAPER, STEPS, by_row=False) as cache:
         subject.sample(STEPS)
     assert len(seen.ran) == subject.calls * STEPS == subject.calls * len(cache.trace)
     for n in range(subject.calls):
@@ -104,6 +104,6 @@ def test_a_denoiser_that_is_a_unet():
 
     record = Recorder(unet, unet.conv_out, v_of=lambda output: output.sample)
     config = CacheConfig(threshold=0.3, warmup_steps=3, predictor="reuse")
-    with record as seen, attach(unet, config, STEPS):
+    with record as seen, attach(unet, config, STEPS, by_row=False):
         sample()
     assert_the_papers(seen.x, seen.v, seen.ran, config)

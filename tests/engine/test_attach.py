@@ -81,7 +81,7 @@ def recorded(network, **options):
 def test_decisions_are_the_papers_however_guidance_is_asked_for(ask, calls):
     """Catches an evaluation that is counted twice, a branch answered from the other's cache, and another rule."""
     network = Network()
-    with recorded(network) as seen, attach(network, PAPER, STEPS) as cache:
+    with recorded(network) as seen, attach(network, PAPER, STEPS, by_row=False) as cache:
         euler(network, ask)
     x, v, ran = seen.tracked(calls)
     assert_the_papers(x, v, ran, PAPER)
@@ -182,7 +182,7 @@ def test_outputs_with_a_learned_variance():
     with attach(network, EXACT, STEPS):
         assert torch.equal(open_sora_1(network), plain)
     record = Recorder(network, network.mix, v_of=lambda output: output[:, :4])
-    with record as seen, attach(network, PAPER, STEPS):
+    with record as seen, attach(network, PAPER, STEPS, by_row=False):
         open_sora_1(network)
     assert_the_papers(seen.x, seen.v, seen.ran, PAPER)
 
@@ -215,7 +215,7 @@ def test_a_batch_of_three_given_by_keywords(tracked):
     with attach(network, EXACT, STEPS):
         assert torch.equal(open_sora_2(network), plain)
     record = Recorder(network, network.mix, lambda args, kwargs: kwargs["img"])
-    with record as seen, attach(network, PAPER, STEPS, tracked=tracked):
+    with record as seen, attach(network, PAPER, STEPS, tracked=tracked, by_row=False):
         open_sora_2(network)
     rows = tracked or slice(None)
     assert_the_papers([x[rows] for x in seen.x], [v[rows] for v in seen.v], seen.ran, PAPER)

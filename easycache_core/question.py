@@ -1,0 +1,134 @@
+"""What a network is asked beside a latent and a timestep: prompts, pictures, what a ControlNet adds.
+
+Two calls ask the same question if they are given the same arguments, of the same kinds, with the same values. Some
+values differ at every evaluation of one question, as they follow the latent (a ControlNet's) or the time: they move.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Container, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.utils import _pytree as pytree  # where diffusers registers its output classes
+
+SAMPLES = 256  # elements of a tensor that are compared, beside the sum of all
+SETTLING = 2  # how many changes in a row are changes of question; a value that goes on changing is moving
+MAX_JUMP = 0.5  # the largest change of a moving value, as a part of the largest value it had
+MAX_LINES = 64  # questions that are remembered
+
+
+class Value(NamedTuple):
+    """A tensor or a number among the arguments. The tensor itself is the caller's, and is not kept."""
+
+    source: Callable | None  # a weak reference to it, where it can be told from its version whether it was overwritten
+    version: int
+    content: torch.Tensor  # its sum and some of its elements, on the host
+
+
+class Question:
+    """The arguments of one call.
+
+    form: all that has no value which may move. moves: how often each value has changed in a row; -inf once it was seen
+    to take turns, as values that move do not come back. sizes: the largest so far.
+    """
+
+    def __init__(self, arguments: dict, known: Sequence["Question"]):
+        """known: questions whose tensors need not be read again where they are given once more."""
+        leaves, structure = pytree.tree_flatten({name: arguments[name] for name in sorted(arguments)})
+        self._objects = [leaf for leaf in leaves if _kind(leaf)[0] is id]  # an id is taken while its object lives
+        self.form = structure, [_kind(leaf) for leaf in leaves]
+        self._known = [one for one in known if one.form == self.form]
+        values = [leaf for leaf in leaves if _has_value(leaf)]
+        self.values = [self._value(leaf, i) for i, leaf in enumerate(values)]
+        self._known = []
+        self.moves = [0.0] * len(values)
+        self.sizes = [_size(value.content) for value in self.values]
+
+    def _value(self, leaf, i: int) -> Value:
+        tensor = leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf, dtype=torch.float64)
+        if tensor.is_inference():
+            return Value(None, 0, _content(tensor))
+        before = (one.values[i] for one in self._known)
+        same = (one for one in before if one.source and one.source() is tensor and one.version == tensor._version)
+        return next(same, None) or Value(weakref.ref(tensor), tensor._version, _content(tensor))
+
+    def changes(self, before: "Question") -> dict[int, float]:
+        """Which values are not what they were, and by how much. Both are of one form."""
+        pairs = enumerate(zip(self.values, before.values, strict=True))
+        differing = ((i, a.content, b.content) for i, (a, b) in pairs if a.content is not b.content)
+        return {i: _size(a - b) for i, a, b in differing if not torch.equal(a, b)}
+
+    def follows(self, before: "Question", changes: dict[int, float]) -> bool:
+        """Take over what is known of the question before; whether this is the same one, and its values moved on."""
+        for i, moves in enumerate(before.moves):
+            self.moves[i] = moves + 1 if i in changes else min(moves, 0)
+            self.sizes[i] = max(self.sizes[i], before.sizes[i])
+        return all(self.moves[i] > SETTLING and jump <= MAX_JUMP * self.sizes[i] for i, jump in changes.items())
+
+
+class Questions:
+    """The questions of one run. A line is one question, at all the evaluations at which it was asked; a number."""
+
+    def __init__(self):
+        self._newest: dict[int, Question] = {}  # of each line; the line asked last at the end
+        self._lines = 0
+
+    def line_of(self, arguments: dict, answered: Container[int]) -> tuple[int, bool]:
+        """(line, whether it is a new one). answered: lines asked already in this evaluation: their moving values do not
+        move within it.
+        """
+        recent = list(self._newest.items())[::-1]
+        asked = Question(arguments, [one for _, one in recent])
+        alike = [(line, one, asked.changes(one)) for line, one in recent if one.form == asked.form]
+        same = next((line for line, _, changes in alike if not changes), None)
+        if same is not None:
+            self._take_turns(self._newest[same], *recent[0])
+            return self._keep(same, self._newest.pop(same)), False
+        alike = [one for one in alike if one[0] not in answered]
+        if alike:
+            line, before, changes = min(alike, key=lambda one: (len(one[2]), sum(one[2].values())))
+            if asked.follows(before, changes):
+                self._newest.pop(line)
+                return self._keep(line, asked), False
+        self._lines += 1
+        return self._keep(self._lines, asked), True
+
+    @staticmethod
+    def _take_turns(asked: Question, line: int, last: Question) -> None:
+        """What differs between a question that comes back and the one asked last is not moving."""
+        turning = asked.changes(last) if asked.form == last.form else {}
+        for one in (asked, last) if turning else ():
+            one.moves = [-math.inf if i in turning else moves for i, moves in enumerate(one.moves)]
+
+    def _keep(self, line: int, question: Question) -> int:
+        self._newest[line] = question
+        if len(self._newest) > MAX_LINES:
+            self._newest.pop(next(iter(self._newest)))
+        return line
+
+
+def _has_value(leaf) -> bool:
+    return isinstance(leaf, (torch.Tensor, int, float)) and not isinstance(leaf, bool)
+
+
+def _kind(leaf) -> tuple:
+    """What of a leaf must be the same."""
+    if isinstance(leaf, torch.Tensor):
+        return torch.Tensor, leaf.shape, leaf.dtype
+    if _has_value(leaf):
+        return (float,)
+    if leaf is None or isinstance(leaf, (bool, str, torch.dtype, torch.device)):
+        return type(leaf), leaf
+    return id, type(leaf), id(leaf)
+
+
+def _content(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    places = torch.arange(0, tensor.numel(), max(1, tensor.numel() // SAMPLES) | 1, device=tensor.device)
+    total = tensor.detach().to(torch.float32).sum()
+    return torch.cat([total[None], tensor.detach().take(places).to(torch.float32)]).cpu()
+
+
+def _size(content: torch.Tensor) -> float:
+    return float(content[1:].abs().sum())

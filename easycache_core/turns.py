@@ -1,0 +1,151 @@
+"""Latents and questions that take turns: a sampler may ask about several latents, or several questions, one by one.
+
+Which of them a call goes on with is told by what is asked (question.py) and by where the latent was last. Each has a
+history, and decisions, of its own.
+"""
+
+import math
+from collections import Counter
+
+import torch
+
+from .controller import CacheController
+from .interface import Layout
+
+# Distances between latents are parts of their size; that of two pure noises is about 1.4.
+FAR = 1.0  # a latent that moved further since it was seen last may be another one
+LONG_STEP = 0.25
+NEAR = 0.02  # asked again at one timestep a latent has moved less, or no more than twice as far as in its last step
+SAMPLE_SIZE = 1 << 12  # elements of a latent by which it is told from others
+TRAIL = 4  # evaluations that are remembered, so many latents can be told apart that take turns from step to step
+MAX_HISTORIES = 64  # each holds tensors
+
+
+class History:
+    """What is known of one latent, and of the line of questions that opens its evaluations.
+
+    x, timestep: of its newest evaluation, which other calls with both belong to. asked: how often each line was asked
+    there. step, gap: the sampler's step it was at, and how many steps before that was left out.
+    """
+
+    def __init__(self, controller: CacheController, line: int):
+        self.controller, self.line = controller, line
+        self.layout: Layout | None = None  # from the first output on
+        self.x: list[torch.Tensor] | None = None  # copies
+        self.timestep: float | None = None
+        self.sigma: float | None = None
+        self.asked: Counter[int] = Counter()
+        self.templates: dict = {}  # by branch: what a call returned beside its predictions
+        self.step, self.gap, self.evaluations, self.records = -1, 1, 0, 0
+        self.computing = True
+        self.cache_miss = False  # whether its evaluation asked for something that was not in the cache
+        self.first: list = []  # (branch, output) of its first evaluation, until it is seen which part of x is latent
+        self._asked_before: Counter[int] = Counter()
+        self._trail: list[torch.Tensor] = []  # of its last evaluations
+        self._moved = 0.0  # by how far, when the timestep last changed; 0 if it was too far for a step
+        self._far = 0  # how often in a row that was too far
+        self._open = False
+
+    def matches(self, timestep: float, x: list[torch.Tensor]) -> bool:
+        """Whether a call with these belongs to its newest evaluation."""
+        if not self._open or timestep != self.timestep or not self.has_shapes_of(x):
+            return False
+        ours, theirs = (tensors if self.layout is None else self.layout.groups(tensors) for tensors in (self.x, x))
+        return all(map(torch.equal, ours, theirs))
+
+    def has_shapes_of(self, x: list[torch.Tensor]) -> bool:
+        return self.x is not None and [(one.shape, one.dtype, one.device) for one in x] == [
+            (one.shape, one.dtype, one.device) for one in self.x
+        ]
+
+    def open(self, x: list[torch.Tensor], sample: torch.Tensor, timestep: float, step: int) -> None:
+        """Begin another evaluation. sample: of x, as from sample_of."""
+        if not self.has_shapes_of(x):
+            self.layout, self._trail, self.first = None, [], []
+        if self._trail and timestep != self.timestep:
+            moved = distance(sample, self._trail[-1])
+            self._far = self._far + 1 if moved > FAR else 0
+            self._moved = moved if moved < LONG_STEP else 0.0
+        self._trail = [*self._trail[1 - TRAIL :], sample]
+        self._asked_before, self.asked = self.asked, Counter()
+        self.gap, self.step = step - self.step if self.evaluations else 1, step
+        self.x, self.timestep, self._open = [one.detach().clone() for one in x], timestep, True
+        self.evaluations += 1
+
+    def abandon(self) -> None:
+        """Its evaluation failed."""
+        self._open, self.asked, self.first = False, self._asked_before, []
+        self.controller.reset_cache()
+
+    def release(self) -> None:
+        """Let go of every tensor."""
+        self.controller.release()
+        self.layout, self.x, self.templates, self.first, self._trail, self._open = None, None, {}, [], [], False
+
+    def distance(self, sample: torch.Tensor) -> float:
+        """From where the latent was last."""
+        return distance(sample, self._trail[-1]) if self._trail else math.inf
+
+    def takes_turns(self, sample: torch.Tensor) -> bool:
+        """Whether the latent is back where it was before the last evaluation, which was another latent's then."""
+        moved = self.distance(sample)
+        return any(distance(sample, there) < 0.5 * moved for there in self._trail[:-1])
+
+    def may_be_another(self, sample: torch.Tensor, others: list["History"]) -> bool:
+        """Whether the latent has moved too far to be known again. others: of other latents. Without them, a latent that
+        never comes back is one whose noise the sampler renews.
+        """
+        moved = self.distance(sample)
+        if not others:
+            return moved > FAR and self._far < TRAIL
+        return moved > 3 * self._moved and any(moved > 0.5 * other.distance(sample) for other in others)
+
+    def goes_on_with(self, sample: torch.Tensor) -> bool:
+        """Whether it is the latent of its newest evaluation that is asked about again at the same timestep, as samplers
+        of second order do; else it is another one, such as the next tile.
+        """
+        whole = all(self.asked[line] >= times for line, times in self._asked_before.items() if line == self.line)
+        return whole and self.distance(sample) <= max(NEAR, 2 * self._moved)
+
+
+def choose(histories: list[History], line: int, new: bool, same_step: bool, timestep: float, sample: torch.Tensor):
+    """(which history an evaluation goes on with; None: another one, why nothing of it may be used; "": it may).
+
+    histories: the one used last first. line, new: the question, and whether it was never asked. same_step: whether
+    there was an evaluation at this timestep. sample: of x, as from sample_of.
+    """
+
+    def nearest(among):
+        return min(among, key=lambda one: one.distance(sample))
+
+    ours = [one for one in histories if one.line == line]
+    if not ours:
+        # At the next step a question may take the place of another; one that was asked along with it is known.
+        before = histories if new else [one for one in histories if one.asked[line]]
+        return (None, "") if same_step or not before else (nearest(before), "another question" if new else "")
+    waiting = [one for one in ours if one.timestep != timestep]
+    if not waiting:
+        history = nearest(ours)
+        return (history if history.goes_on_with(sample) else None), ""
+    history = nearest(waiting)
+    if history.takes_turns(sample):
+        return None, ""
+    others = [one for one in ours if one is not history]
+    return history, "a latent that may be another" if history.may_be_another(sample, others) else ""
+
+
+def sample_of(x: list[torch.Tensor]) -> torch.Tensor:
+    """Some elements of a latent, by which to tell it from others; a copy."""
+    flat = [one.detach().flatten() for one in x]  # views, mostly
+    every = max(1, sum(map(len, flat)) // SAMPLE_SIZE) | 1
+    return torch.cat([one[::every].to(torch.float32) for one in flat])
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Between two samples, as a part of their size; of what differs at all, as pictures for reference do not. Waits for
+    the device.
+    """
+    if a.shape != b.shape or a.device != b.device:
+        return math.inf
+    differs = a != b
+    return float((a - b).abs().sum() / (b.abs() * differs).sum().clamp_min(1e-30))

@@ -1,0 +1,322 @@
+"""attach where the network is asked about several latents, or several questions, in turn."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from easycache_core import CacheConfig, attach
+from easycache_core.question import Questions
+
+STEPS = 30
+TIMES = torch.linspace(1, 0, STEPS + 1)
+BUDGET, THRESHOLD = CacheConfig(target_speedup=2), CacheConfig(threshold=0.1, warmup_steps=3)
+A, B = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[0.0, 0.5, 0.0]])
+
+
+class Network(nn.Module):
+    """A smooth velocity towards data that depend on a text, on what a ControlNet adds and on a strength."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.mix = nn.Linear(4, 4)
+            self.text = nn.Linear(3, 4)
+        self.eval()
+        self.ran = 0
+
+    def forward(self, x, t, text, control=None, strength=1.0, extra=None):
+        self.ran += 1
+        mixed = self.mix(x.movedim(1, -1)) + strength * self.text(text).reshape(-1, 1, 1, 4)
+        if control is not None:
+            mixed = mixed + control["samples"].movedim(1, -1)
+        return (x - 0.6 * torch.tanh(mixed).movedim(-1, 1)) / (0.3 + torch.as_tensor(t))
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def noise(seed, size=6):
+    return torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def steps():
+    return enumerate(zip(TIMES[:-1], TIMES[1:], strict=True))
+
+
+def compare(sample, config, total_steps=STEPS, **options):
+    """(the cache, how far each latent of `sample(network)` is off the uncached one, as a part of it)."""
+    exact, network = sample(Network()), Network()
+    with attach(network, config, total_steps, sigma_of=float, **options) as cache:
+        got = sample(network)
+    assert network.ran >= cache.computed
+    return cache, [float((x - y).abs().mean() / y.abs().mean()) for x, y in zip(got, exact, strict=True)]
+
+
+# Several latents in turn. Each of them alone skips half or more, and is off by less than half a percent.
+
+
+def tiles(network):
+    """MultiDiffusion: tiles of one picture, with guidance."""
+    xs = [noise(seed) for seed in range(4)]
+    for _, (t, following) in steps():
+        vs = [(network(x, t, A.clone()), network(x, t, B.clone())) for x in xs]
+        xs = [x + (following - t) * (b + 2 * (a - b)) for x, (a, b) in zip(xs, vs, strict=True)]
+    return xs
+
+
+def all_conds_first(network):
+    xs = [noise(0), noise(1)]
+    for _, (t, following) in steps():
+        conds, unconds = [network(x, t, A) for x in xs], [network(x, t, B) for x in xs]
+        xs = [x + (following - t) * (b + 2 * (a - b)) for x, a, b in zip(xs, conds, unconds, strict=True)]
+    return xs
+
+
+def video_and_sound(network):
+    xs = [noise(0), noise(1, size=3)]
+    for _, (t, following) in steps():
+        xs = [x + (following - t) * network(x, t, A) for x in xs]
+    return xs
+
+
+def source_and_target(network):
+    """Editing: two prompts, whose latents start as one."""
+    xs = [noise(0), noise(0)]
+    for _, (t, following) in steps():
+        xs = [x + (following - t) * network(x, t, text) for x, text in zip(xs, (A, B), strict=True)]
+    return xs
+
+
+def one_start(network):
+    """Two seeds of a sampler that injects noise into the second, from one latent."""
+    generator = torch.Generator().manual_seed(0)
+    xs = [noise(0), noise(0)]
+    for _, (t, following) in steps():
+        xs = [x + (following - t) * network(x, t, A) for x in xs]
+        xs[1] = xs[1] + 0.1 / STEPS * torch.randn(xs[1].shape, generator=generator)
+    return xs
+
+
+def pictures(network):
+    """Tiles of a finished picture, little noise and much alike."""
+    xs = [1 + 0.1 * noise(seed) for seed in range(3)]
+    for _, (t, following) in steps():
+        xs = [x + 0.1 * (following - t) * network(x, 0.1 * t, A) for x in xs]
+    return xs
+
+
+def heun_tiles(network):
+    xs = [noise(0), noise(1)]
+    for _, (t, following) in steps():
+        for i, x in enumerate(xs):
+            slope = network(x, t, A)
+            if following > 0:
+                slope = (slope + network(x + (following - t) * slope, following, A)) / 2
+            xs[i] = x + (following - t) * slope
+    return xs
+
+
+@pytest.mark.parametrize("config", [BUDGET, THRESHOLD], ids=["budget", "threshold"])
+@pytest.mark.parametrize(
+    "sample", [tiles, all_conds_first, video_and_sound, source_and_target, one_start, pictures, heun_tiles]
+)
+def test_latents_in_turn_are_told_apart(sample, config):
+    """Catches a tile that is answered with what was known of another, and one that is hardly ever asked about."""
+    evaluations = 2 * STEPS - 1 if sample is heun_tiles else STEPS
+    cache, off = compare(sample, config, evaluations)
+    assert max(off) < 0.015 and cache.skipped > len(cache.trace) / 3
+
+
+def tiles_that_move(network):
+    """Windows that lie elsewhere at each step."""
+    x = torch.cat([noise(seed) for seed in range(4)], -1)
+    for n, (t, following) in steps():
+        x = x.roll(n, -1)
+        v = torch.cat([network(part, t, A) for part in x.split(6, -1)], -1)
+        x = (x + (following - t) * v).roll(-n, -1)
+    return [x]
+
+
+@pytest.mark.parametrize("config", [BUDGET, THRESHOLD], ids=["budget", "threshold"])
+def test_latents_that_cannot_be_told_apart_are_computed(config, caplog):
+    """Catches windows that are answered from what lay elsewhere, because a budget would have it so."""
+    caplog.set_level("INFO")
+    cache, off = compare(tiles_that_move, config)
+    assert cache.skipped == 0 and off == [0]
+    assert "a latent that may be another" in caplog.text
+
+
+@pytest.mark.parametrize("config", [BUDGET, THRESHOLD], ids=["budget", "threshold"])
+def test_latents_that_take_turns_from_step_to_step(config):
+    """Catches two latents with timesteps of their own being taken for one."""
+
+    def sample(network):
+        xs = [noise(0), noise(1)]
+        for _, (t, following) in steps():
+            xs = [x + (following - t) * network(x, t * pace, A) for x, pace in zip(xs, (1, 0.97), strict=True)]
+        return xs
+
+    cache, off = compare(sample, config)
+    assert max(off) < 0.01 and cache.skipped
+
+
+def test_a_sampler_that_renews_the_noise_keeps_its_budget():
+    """Catches consistency sampling being taken for a new latent at every step: the budget is a promise."""
+
+    def sample(network):
+        x, generator = noise(0), torch.Generator().manual_seed(0)
+        for _, (t, following) in steps():
+            denoised = x - t * network(x, t, A)
+            x = (1 - following) * denoised + following * torch.randn(x.shape, generator=generator)
+        return [x]
+
+    cache, _ = compare(sample, BUDGET)
+    assert cache.computed <= STEPS / 2 + 5, "all but the few it takes to see that no latent comes back"
+
+
+def test_many_tiles_have_bounded_memory(monkeypatch):
+    """Catches a cache that grows with every tile of a huge picture."""
+    monkeypatch.setattr(sys.modules["easycache_core.attach"], "MAX_HISTORIES", 3)
+    cache, off = compare(tiles, BUDGET)
+    assert len(cache._histories) == 3 and max(off) < 0.01
+
+
+# Questions.
+
+
+def one_latent(ask):
+    """Euler's steps; ask(network, x, t, n) gives the velocity."""
+
+    def sample(network):
+        x = noise(0)
+        for n, (t, following) in steps():
+            x = x + (following - t) * ask(network, x, t, n)
+        return [x]
+
+    return sample
+
+
+def residual(x, strength=0.3):
+    return {"samples": strength * x.roll(1, -1)}
+
+
+CHANGES = {
+    "prompt": lambda network, x, t, n: network(x, t, A if n < 15 else B),
+    "prompt in place": lambda network, x, t, n: network(x, t, SHARED.copy_(A if n < 15 else B)),
+    "number": lambda network, x, t, n: network(x, t, A, strength=1.0 if n < 15 else -1.0),
+    "argument appears": lambda network, x, t, n: network(x, t, A, **({} if n < 15 else dict(control=residual(x)))),
+    "argument vanishes": lambda network, x, t, n: network(x, t, A, control=residual(x) if n < 15 else None),
+    "ControlNet at strength 0": lambda network, x, t, n: network(x, t, A, control=residual(x, 0.3 * (n < 15))),
+    "kind": lambda network, x, t, n: network(x, t, A, extra=None if n < 15 else "word"),
+    "positional to keyword": lambda network, x, t, n: network(x, t, A) if n < 15 else network(x, t, text=B),
+    "type": lambda network, x, t, n: network(x, t, A, strength=1.0 if n < 15 else torch.tensor(1.0)),
+    "object": lambda network, x, t, n: network(x, t, A, extra=OBJECTS[n < 15]),
+}
+SHARED, OBJECTS = A.clone(), (object(), object())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("config", [BUDGET, THRESHOLD], ids=["budget", "threshold"])
+def test_a_change_of_question_is_computed(change, config, mode):
+    """Catches an answer to another question, whatever of the arguments has changed."""
+    with mode():
+        cache, off = compare(one_latent(CHANGES[change]), config)
+    flags = [record["computed"] for record in cache.trace]
+    assert flags[15] and off[0] < 0.01 and cache.skipped >= STEPS / 3
+    assert cache.computed <= STEPS / 2 or config is THRESHOLD
+
+
+TURNS = {
+    "two prompts": lambda network, x, t, n: network(x, t, (A, B)[n % 2]),
+    "three that are much alike": lambda network, x, t, n: network(x, t, A * (1 + 0.2 * (n % 3))),
+    "a ControlNet at every other step": lambda network, x, t, n: network(
+        x, t, A, control=residual(x) if n % 2 else None
+    ),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize("config", [BUDGET, THRESHOLD], ids=["budget", "threshold"])
+def test_questions_in_turn_have_a_history_each(turn, config):
+    """Catches questions that take turns being mixed, or never answered from the cache."""
+    cache, off = compare(one_latent(TURNS[turn]), config)
+    limit = 0.04 if config is BUDGET and "three" in turn else 0.02
+    assert off[0] < limit and cache.skipped >= STEPS / 4
+
+
+STEADY = {
+    "tensors made anew": lambda network, x, t, n: network(x, t, A.clone(), strength=torch.ones(1)),
+    "a ControlNet": lambda network, x, t, n: network(x, t, A, control=residual(x)),
+    "a number that follows the time": lambda network, x, t, n: network(x, t, A, extra=float(t), strength=1.0),
+    "the number of the step": lambda network, x, t, n: network(x, t, A, extra=n),
+    "None or nothing": lambda network, x, t, n: network(x, t, A, **({} if n % 2 else dict(control=None))),
+}
+
+
+@pytest.mark.parametrize("steady", STEADY)
+def test_what_moves_along_is_no_change_of_question(steady):
+    """Catches a speed-up of nothing where arguments follow the latent or the time, or are new tensors of old values."""
+    cache, off = compare(one_latent(STEADY[steady]), THRESHOLD)
+    plain, _ = compare(one_latent(lambda network, x, t, n: network(x, t, A)), THRESHOLD)
+    assert off[0] < 0.01 and cache.computed <= plain.computed + 4
+    budget, _ = compare(one_latent(STEADY[steady]), BUDGET)
+    assert budget.computed == STEPS / 2
+
+
+def test_guidance_with_a_control_net():
+    """Catches cond and uncond being confused once the residuals that both are given move along."""
+
+    def ask(network, x, t, n):
+        control = residual(x)
+        cond, uncond = network(x, t, A.clone(), control=control), network(x, t, B.clone(), control=control)
+        return uncond + 2 * (cond - uncond)
+
+    cache, off = compare(one_latent(ask), THRESHOLD)
+    assert off[0] < 0.01 and cache.skipped > STEPS / 3 and len(cache.trace) == STEPS
+
+
+def test_the_order_of_cond_and_uncond_does_not_matter():
+    """Catches an uncond that is answered with cond's prediction because it is asked first."""
+
+    def ask(network, x, t, n):
+        if n % 2:
+            uncond, cond = network(x, t, B), network(x, t, A)
+        else:
+            cond, uncond = network(x, t, A), network(x, t, B)
+        return uncond + 2 * (cond - uncond)
+
+    cache, off = compare(one_latent(ask), BUDGET)
+    assert cache.computed == STEPS / 2 and off[0] < 0.01
+
+
+def test_arguments_are_not_kept():
+    """Catches a ControlNet's residuals, hundreds of megabytes, living on until the next step."""
+    network, residuals = Network(), []
+    with attach(network, THRESHOLD, STEPS, sigma_of=float):
+        for _, (t, _) in list(steps())[:3]:
+            tensor = torch.randn(1, 4, 6, 6)
+            residuals.append(torch.utils.weak.WeakTensorKeyDictionary({tensor: None}))
+            network(noise(0) * t, t, A, control={"samples": tensor})
+            del tensor
+            assert not any(map(len, residuals))
+
+
+def test_values_are_told_by_all_they_hold():
+    """Catches prompts that differ in one word only, or in the order of two, being taken for one."""
+    questions, prompt = Questions(), torch.randn(77, 768)
+    line, new = questions.line_of({"prompt": prompt}, ())
+    assert new and questions.line_of({"prompt": prompt.clone()}, ()) == (line, False)
+    for other in (prompt.flip(0), torch.cat([prompt[:-1], prompt[-1:] + 0.01]), prompt.half(), prompt[:76]):
+        assert questions.line_of({"prompt": other}, ())[1]
+    prompt[3, 5] += 1
+    assert questions.line_of({"prompt": prompt}, ())[1], "it was overwritten"
+    odd = {"list": [torch.zeros(0), None, True, 1.5], "complex": torch.ones(3, dtype=torch.complex64), "t": torch.int8}
+    line, new = questions.line_of(odd, ())
+    assert new and questions.line_of(odd, ()) == (line, False)
