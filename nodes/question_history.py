@@ -4,6 +4,8 @@ Guides and editing samplers ask two prompts in turn at one noise level (source a
 asked along with it, then has a history, and decisions, of its own.
 """
 
+import dataclasses
+
 import torch
 
 from ..easycache_core import CacheController
@@ -13,18 +15,22 @@ from .steps import Schedule, StepCounter
 
 
 class QuestionHistory:
-    """controller: the engine. steps: counts evaluations of this history by step.
+    """controller: the engine. steps: counts evaluations of this history by step. steps_before: of the same schedule, in
+    runs that this one continues; they count as warm-up.
 
     Raises ValueError, RankLost and RanksDiffer as CacheController does.
     """
 
-    def __init__(self, settings: Settings, schedule: Schedule, **controller_options):
-        self._settings, self._schedule = settings, schedule
+    def __init__(self, settings: Settings, schedule: Schedule, steps_before: int = 0, **controller_options):
+        self._schedule = schedule
         self.steps = StepCounter()
         config = settings.config
+        config = dataclasses.replace(config, warmup_steps=max(1, config.warmup_steps - steps_before))
+        # The engine computes the last step: of an unfinished schedule, one that is still to come.
+        to_come = 1 if schedule.unfinished and not config.target_speedup else 0
         self.controller = CacheController(
             config,
-            schedule.steps,
+            schedule.steps + to_come,
             step_count_known=schedule.steps_known,
             step_lengths=schedule.step_lengths if config.target_speedup else None,
             **controller_options,
@@ -56,10 +62,11 @@ class QuestionHistory:
             return True, False
         changed = self.cache_miss or self._switches.crossed(self._computed_sigma, sigma)
         force = sigma <= self._schedule.last_sigma  # the last evaluation draws the detail
-        if not self._settings.config.target_speedup:  # a budget has no warm-up
+        config = self.controller.config
+        if not config.target_speedup:  # a budget has no warm-up
             if self.steps.ambiguous:  # it may still be warm-up
                 return True, changed
-            if step == self._settings.config.warmup_steps and self.steps.one_per_step:
+            if step == config.warmup_steps and self.steps.one_per_step:
                 # A corrector's second evaluation at the sigma of the last warm-up step still belongs to that step.
                 force = force | (sigma == self._computed_sigma)
         if self._schedule.restricted:

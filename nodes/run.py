@@ -18,6 +18,7 @@ from ..easycache_core import Ranks
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import is_out_of_memory
+from .continuation import Piece
 from .evaluation import Evaluation, Question, question
 from .other_caches import warn_of_other_caches
 from .parametrisation import Parametrisation
@@ -49,18 +50,23 @@ def sample_with_cache(
     guider = executor.class_obj
     options = guider.model_options.get("transformer_options", {})
     warn_of_other_caches(guider.model_options, WRAPPER_KEY)
+    streams = packed_streams(*args, **kwargs)
+    schedule = Schedule(sigmas, guider.model_patcher.get_model_object("model_sampling"), sampler, settings)
+    piece = Piece(history.unfinished, schedule, guider, noise, latent_image, streams)
     run = Run(
         settings,
-        Schedule(sigmas, guider.model_patcher.get_model_object("model_sampling"), sampler, settings),
+        schedule,
         guider,
-        packed_streams(*args, **kwargs),
+        streams,
         options.get("easycache_ranks", ALL_RANKS),  # set where not all ranks share this run
         noise.shape,
+        piece.steps_before,
     )
     events, state = ProgressEvents(history.node), "stopped"
 
     def after_step(step, denoised, x, total_steps):
         run.on_callback()
+        piece.on_step(denoised)
         events.send("running", run.snapshot)
         if callback is not None:
             callback(step, denoised, x, total_steps)
@@ -74,10 +80,12 @@ def sample_with_cache(
     try:
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
         log.info(run.summary())
+        piece.finish(samples)
         state = "done"
     finally:
         guider.model_options = original_options
         run.close()
+        piece.close()
         events.send(state, run.snapshot)
     history.add(samples, run.report())
     return samples
@@ -107,7 +115,8 @@ class Run:
     or, for predictors that do not follow the denoised latent, those of the network.
 
     streams: as from packed_streams. ranks: as CacheController takes them. shape: of the latent; what has another one is
-    a part of it, which may move, and is computed. None: any.
+    a part of it, which may move, and is computed. None: any. steps_before: of the same schedule, in runs that this one
+    continues.
     """
 
     MAX_HISTORIES = 4  # each holds tensors
@@ -120,8 +129,9 @@ class Run:
         streams: Sequence[int] = (),
         ranks: Ranks | None = ALL_RANKS,
         shape: torch.Size | None = None,
+        steps_before: int = 0,
     ):
-        self.settings, self._shape = settings, shape
+        self.settings, self._shape, self._steps_before = settings, shape, steps_before
         self._schedule, self._guider = schedule, guider
         self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
         follows_denoised = PREDICTORS[settings.config.predictor].follows_denoised
@@ -137,7 +147,7 @@ class Run:
         self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
 
     def _new_history(self) -> QuestionHistory:
-        return QuestionHistory(self.settings, self._schedule, **self._controller_options)
+        return QuestionHistory(self.settings, self._schedule, self._steps_before, **self._controller_options)
 
     def on_callback(self) -> None:
         """The sampler has called back, which it does once per step."""
@@ -303,7 +313,8 @@ class Run:
     def summary(self) -> str:
         self._end_direct()
         all_new = len(self._controllers) == len(self._trace) > 1
-        return summarise(self._totals(), self.settings, self._callbacks or self._steps, all_new)
+        steps = self._callbacks or self._steps
+        return summarise(self._totals(), self.settings, steps, all_new, self._steps_before)
 
     def snapshot(self) -> tuple[dict, list, int]:
         """(report without trace, trace so far, how many of its first records have all their numbers).
