@@ -5,6 +5,7 @@ asked along with it, then has a history, and decisions, of its own.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -16,13 +17,16 @@ from .steps import Schedule, StepCounter
 
 class QuestionHistory:
     """controller: the engine. steps: counts evaluations of this history by step. steps_before: of the same schedule, in
-    runs that this one continues; they count as warm-up.
+    runs that this one continues; they count as warm-up. levels: as Switches takes them.
 
     Raises ValueError, RankLost and RanksDiffer as CacheController does.
     """
 
-    def __init__(self, settings: Settings, schedule: Schedule, steps_before: int = 0, **controller_options):
-        self._schedule = schedule
+    def __init__(
+        self, settings: Settings, schedule: Schedule, steps_before: int = 0, levels: Sequence[float] = (),
+        **controller_options,
+    ):  # fmt: skip
+        self._schedule, self._levels = schedule, levels
         self.steps = StepCounter()
         config = settings.config
         config = dataclasses.replace(config, warmup_steps=max(1, config.warmup_steps - steps_before))
@@ -47,6 +51,7 @@ class QuestionHistory:
         computing = self.controller.begin(network_x, sigma=timestep, step=step, force=force, changed=changed)
         if computing:
             self._computed_sigma = timestep[0].clone()
+            self._switches.on_computed()
         return not computing
 
     def _force_and_changed(self, step: int, sigma: torch.Tensor, conds: dict):
@@ -57,13 +62,16 @@ class QuestionHistory:
         Samplers evaluate between the sigmas of the schedule, and some have a schedule of their own. Hence sigma itself
         is compared; it stays on the device, and so do the results.
         """
+        if self._switches is None:
+            self._switches = Switches(conds, sigma.device, self._levels, self._schedule.first_sigma)
+        self._switches.observe(sigma, conds)
         if self._computed_sigma is None:
-            self._switches = Switches(conds, sigma.device)
             return True, False
-        changed = self.cache_miss or self._switches.crossed(self._computed_sigma, sigma)
+        changed = self.cache_miss or self._switches.changed(self._computed_sigma, sigma)
         force = sigma <= self._schedule.last_sigma  # the last evaluation draws the detail
         config = self.controller.config
-        if not config.target_speedup:  # a budget has no warm-up
+        if not config.target_speedup:  # a budget has no warm-up, and would be spent on all of these at once
+            force = force | self._switches.must_compute(sigma)
             if self.steps.ambiguous:  # it may still be warm-up
                 return True, changed
             if step == config.warmup_steps and self.steps.one_per_step:

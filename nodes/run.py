@@ -20,11 +20,14 @@ from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import is_out_of_memory
 from .continuation import Piece
 from .evaluation import Evaluation, Question, question
+from .network_memory import NetworkMemory
 from .other_caches import warn_of_other_caches
 from .parametrisation import Parametrisation
+from .patch_switches import patch_levels
 from .progress_events import ProgressEvents
 from .question_history import QuestionHistory
 from .run_history import WRAPPER_KEY, RunHistory
+from .schedule_switches import self_switching
 from .settings import Settings
 from .steps import UNKNOWN, Schedule, StepCounter
 from .summary import summarise, totals
@@ -51,7 +54,8 @@ def sample_with_cache(
     options = guider.model_options.get("transformer_options", {})
     warn_of_other_caches(guider.model_options, WRAPPER_KEY)
     streams = packed_streams(*args, **kwargs)
-    schedule = Schedule(sigmas, guider.model_patcher.get_model_object("model_sampling"), sampler, settings)
+    model_sampling = guider.model_patcher.get_model_object("model_sampling")
+    schedule = Schedule(sigmas, model_sampling, sampler, settings)
     piece = Piece(history.unfinished, schedule, guider, noise, latent_image, streams)
     run = Run(
         settings,
@@ -61,7 +65,9 @@ def sample_with_cache(
         options.get("easycache_ranks", ALL_RANKS),  # set where not all ranks share this run
         noise.shape,
         piece.steps_before,
+        patch_levels(guider.model_options, WRAPPER_KEY, model_sampling, sigmas),
     )
+    run.warn_of_self_switching()
     events, state = ProgressEvents(history.node), "stopped"
 
     def after_step(step, denoised, x, total_steps):
@@ -116,7 +122,7 @@ class Run:
 
     streams: as from packed_streams. ranks: as CacheController takes them. shape: of the latent; what has another one is
     a part of it, which may move, and is computed. None: any. steps_before: of the same schedule, in runs that this one
-    continues.
+    continues. levels: noise levels at which patches change what they do.
     """
 
     MAX_HISTORIES = 4  # each holds tensors
@@ -130,8 +136,10 @@ class Run:
         ranks: Ranks | None = ALL_RANKS,
         shape: torch.Size | None = None,
         steps_before: int = 0,
+        levels: Sequence[float] = (),
     ):
-        self.settings, self._shape, self._steps_before = settings, shape, steps_before
+        self.settings, self._shape = settings, shape
+        self._steps_before, self._levels = steps_before, levels
         self._schedule, self._guider = schedule, guider
         self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
         follows_denoised = PREDICTORS[settings.config.predictor].follows_denoised
@@ -142,12 +150,25 @@ class Run:
         self._trace: list[tuple[QuestionHistory, int]] = []  # where the record of each evaluation is
         self._evaluation: Evaluation | None = None
         self._computing = False  # whether a call to calc_cond_batch is being computed
+        self._memory = NetworkMemory()
+        self._parts = 0  # calls about a part of the latent
+        self._self_switching = self_switching(getattr(guider, "conds", {}))
         self._callbacks = 0
         # Other ranks wait for this one from here on.
         self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
 
     def _new_history(self) -> QuestionHistory:
-        return QuestionHistory(self.settings, self._schedule, self._steps_before, **self._controller_options)
+        return QuestionHistory(
+            self.settings, self._schedule, self._steps_before, self._levels, **self._controller_options
+        )
+
+    def warn_of_self_switching(self) -> None:
+        """Say what a ControlNet costs that changes at noise levels which nothing tells."""
+        config, means = self.settings.config, "while it is active, everything is computed"
+        if config.target_speedup:
+            means = "with target_speedup, a step after that may still be predicted from before"
+        for name in self._self_switching if config.target_speedup or config.threshold else ():
+            log.warning(f"EasyCache: a ControlNet ({name}) decides by itself at which noise levels it changes; {means}")
 
     def on_callback(self) -> None:
         """The sampler has called back, which it does once per step."""
@@ -183,7 +204,8 @@ class Run:
         asked = [question(cond, i, model_options, model) for i, cond in enumerate(conds) if cond is not None]
         if self._evaluation is None or self._evaluation.ended_by(x, timestep, asked):
             if self._shape not in (None, x.shape):
-                return self._compute_nested(compute)
+                self._parts += 1
+                return self._compute_nested(compute, model, model_options)
             self._end_direct()
             self._evaluation = Evaluation(x, timestep, direct=True)
         return self.predict_or_compute(compute, model, conds, x, timestep, model_options)
@@ -198,15 +220,16 @@ class Run:
         evaluation, positive = self._evaluation, getattr(self._guider, "conds", {}).get("positive")
         asked = {i: question(cond, i, model_options, model) for i, cond in enumerate(conds) if cond is not None}
         if not asked or x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
-            return self._compute_nested(compute)
+            self._parts += 1
+            return self._compute_nested(compute, model, model_options)
         # The branch stored first is the one whose error decides; some guiders list the negative first.
         order = sorted(asked, key=lambda i: conds[i] is not positive)
         if evaluation.history is None:
-            self._open(evaluation, asked[order[0]])
+            self._open(evaluation, asked[order[0]], conds)
         history, branches = evaluation.history, {i: evaluation.branch(asked[i]) for i in order}
         controller = history.controller
         own_x = None if x is evaluation.x else self._network_input(x, timestep)
-        if evaluation.reusing and all(map(controller.has, branches.values())):
+        if evaluation.reusing and not self._memory.found and all(map(controller.has, branches.values())):
             try:
                 predicted = {i: self._predict(branches[i], own_x, x, timestep) for i in order}
                 return [predicted[i] if i in predicted else torch.zeros_like(x) for i in range(len(conds))]
@@ -214,7 +237,7 @@ class Run:
                 if controller.shared or not is_out_of_memory(error):
                     raise
             controller.give_up_cache()
-        denoised = self._compute_nested(compute)
+        denoised = self._compute_nested(compute, model, model_options)
         if evaluation.reusing:
             history.cache_miss = True
             controller.count_as_computed()
@@ -226,8 +249,8 @@ class Run:
             controller.store(branches[i], output, own_x)
         return denoised
 
-    def _open(self, evaluation: Evaluation, tracked: Question) -> None:
-        """Decide an evaluation. tracked: the question whose error decides."""
+    def _open(self, evaluation: Evaluation, tracked: Question, asked: list) -> None:
+        """Decide an evaluation. tracked: the question whose error decides. asked: the conditionings of its call."""
         evaluation.opened_by = tracked
         key = tracked.parts, tracked.switches, tracked.network, evaluation.depth
         history = self._histories.pop(key, None)
@@ -246,7 +269,7 @@ class Run:
             self._histories.pop(oldest).close()
         self._histories[key] = evaluation.history = history
         network_x = self._network_input(evaluation.x, evaluation.timestep)
-        conds = getattr(self._guider, "conds", {})
+        conds = getattr(self._guider, "conds", None) or dict(enumerate(asked))
         evaluation.reusing = history.begin(network_x, evaluation.timestep, conds)
         self._trace.append((history, history.controller.computed + history.controller.skipped - 1))
 
@@ -259,13 +282,20 @@ class Run:
         predicted = self._evaluation.history.controller.predict(branch, own_x)
         return predicted if self._conversion is None else self._conversion.denoised(predicted, x, timestep)
 
-    def _compute_nested(self, compute) -> list[torch.Tensor]:
+    def _compute_nested(self, compute, model, model_options) -> list[torch.Tensor]:
         """compute(), with nested calls to calc_cond_batch left alone."""
-        self._computing = True
+        self._computing, knew = True, self._memory.found
         try:
-            return self._retry_on_oom(compute)
+            network, first = getattr(model, "diffusion_model", None), len(self._trace) < 2
+            return self._retry_on_oom(self._memory.call, compute, model_options, network, first)
         finally:
             self._computing = False
+            if self._memory.found != knew:
+                log.warning(f"EasyCache: {self._memory_says}; from here on everything is computed")
+
+    @property
+    def _memory_says(self) -> str:
+        return f"the network keeps what one call leaves for the next, in {self._memory.found}"
 
     @property
     def _controllers(self) -> list:
@@ -312,9 +342,22 @@ class Run:
 
     def summary(self) -> str:
         self._end_direct()
-        all_new = len(self._controllers) == len(self._trace) > 1
-        steps = self._callbacks or self._steps
-        return summarise(self._totals(), self.settings, steps, all_new, self._steps_before)
+        return summarise(
+            self._totals(), self.settings, self._callbacks or self._steps, self._steps_before, self._reason
+        )
+
+    @property
+    def _reason(self) -> str | None:
+        """Why nothing was skipped, where the settings are not to blame."""
+        if self._memory.found:
+            return self._memory_says
+        if self._parts and not self._trace:
+            return "it asks about parts of the latent, one after the other"
+        if len(self._controllers) == len(self._trace) > 1:
+            return "what is asked is new at every evaluation"
+        if self._self_switching and not self.settings.config.target_speedup:
+            return f"a ControlNet ({self._self_switching[0]}) decides by itself at which noise levels it changes"
+        return None
 
     def snapshot(self) -> tuple[dict, list, int]:
         """(report without trace, trace so far, how many of its first records have all their numbers).
