@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
 def run(comfy):
     """run(scene, make_guider, **widgets): one sampling run of `make_guider(model)`; without widgets uncached.
 
-    sampler: a name or a function as k-diffusion has them.
+    sampler: a name, a function as k-diffusion has them, or a SAMPLER.
     """
 
     def run(scene, make_guider, sampler="euler", sigmas=None, latent=None, patch=None, **widgets):
@@ -51,7 +51,8 @@ def run(comfy):
         model = patch(scene.model) if patch else scene.model
         model = comfy.cached(model, **widgets) if widgets else model
         sigmas = schedule(comfy, scene) if sigmas is None else sigmas
-        sampler = samplers.KSAMPLER(sampler) if callable(sampler) else samplers.sampler_object(sampler)
+        if not isinstance(sampler, samplers.Sampler):
+            sampler = samplers.KSAMPLER(sampler) if callable(sampler) else samplers.sampler_object(sampler)
         noise, latent = comfy.node("RandomNoise", 5)[0], scene.latent if latent is None else latent
         scene.calls.clear()
         samples = comfy.node("SamplerCustomAdvanced", noise, make_guider(model), sampler, sigmas, latent)[0]["samples"]
@@ -1280,6 +1281,29 @@ def test_a_network_that_remembers(tiny, run, caplog, where, blocks, widgets):
         assert cached.calls == plain.calls
         assert "for the next, in" in lines[-1] and "raise threshold" not in lines[-1]
         assert cached.report["skipped"] == 0
+
+
+@pytest.mark.parametrize("widgets", [dict(threshold=1.0), dict(target_speedup=2.0)], ids=["threshold", "budget"])
+@pytest.mark.parametrize("frames_per_block", [1, 2, 4])
+def test_video_drawn_block_after_block(comfy, tiny, run, caplog, frames_per_block, widgets):
+    """With ComfyUI's own sampler, which keeps keys and values of earlier blocks. Catches a call that is skipped."""
+    from comfy import samplers, supported_models
+
+    if not hasattr(supported_models, "WAN21_CausalAR_T2V"):
+        pytest.skip("this ComfyUI has no video model that draws block after block")
+    scene = tiny("WAN21_CausalAR_T2V")
+    sampler = samplers.ksampler("ar_video", {"num_frame_per_block": frames_per_block})
+
+    def predict(guider, x, timestep, options):
+        return ask(guider, ["positive"], x, timestep, options)[0]
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=predict)
+    sigmas = schedule(comfy, scene, 8)
+    plain = run(scene, make_guider, sampler, sigmas)
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, make_guider, sampler, sigmas, **widgets)
+    assert torch.equal(cached.latent, plain.latent) and cached.calls == plain.calls
+    assert "keeps what one call leaves for the next" in log_of(caplog)[0]
 
 
 def test_a_cache_of_what_never_changes_is_no_memory(tiny, run):
