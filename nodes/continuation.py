@@ -135,9 +135,10 @@ class Piece:
         """The run has returned this latent."""
         if not self._schedule.unfinished:
             return
-        denoised = self._denoised
-        if denoised is not None:
-            denoised = latent_of(self._guider.model_patcher.model.process_latent_out(denoised.float()), self._streams)
+        denoised = None
+        if self._denoised is not None and self._denoised.shape == result.shape:
+            process_out = self._guider.model_patcher.model.process_latent_out
+            denoised = latent_of(process_out(self._denoised.float()), self._streams)
         steps = self.steps_before + self._schedule.steps
         self._others.add(
             UnfinishedRun(

@@ -40,6 +40,7 @@ class QuestionHistory:
             **controller_options,
         )
         self.cache_miss = False  # whether the last evaluation had a branch that could not be predicted
+        self.moves = 0  # evaluations at which keyframes or strengths were others than at the last computed one
         self._switches: Switches | None = None
         self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
 
@@ -67,6 +68,7 @@ class QuestionHistory:
         self._switches.observe(sigma, conds)
         if self._computed_sigma is None:
             return True, False
+        self.moves += self._switches.moved
         changed = self.cache_miss or self._switches.changed(self._computed_sigma, sigma)
         force = sigma <= self._schedule.last_sigma  # the last evaluation draws the detail
         config = self.controller.config

@@ -56,11 +56,18 @@ class Switches:
         """The network runs at the evaluation that was observed last."""
         self._computed = self._now
 
+    @property
+    def moved(self) -> bool:
+        """Whether keyframes, strengths or the like are others at the evaluation that was observed last than at the one
+        that was computed last.
+        """
+        return self._now != self._computed
+
     def changed(self, before: torch.Tensor, now: torch.Tensor) -> torch.Tensor | bool:
         """Whether other parts are active at the evaluation that was observed last than at the one that was computed
         last. before, now: their sigmas, one-element tensors on the device, as is the result.
         """
-        if self._now != self._computed:
+        if self.moved:
             return True
         if not self._any:
             return False

@@ -1108,6 +1108,17 @@ def test_keyframes_of_a_controlnet(comfy, tiny, controlled, keyframes):
     check_held(everywhere, sample(comfy.cached(scene.model, threshold=1.0, max_consecutive_skips=2)))
 
 
+def test_a_keyframe_for_each_step(comfy, tiny, controlled, caplog):
+    """Catches a log that blames the threshold, which would not help."""
+    scene = tiny("SD15")
+    group = KeyframeGroup([Keyframe(i / 48, 1 - i / 48) for i in range(48)])
+    positive, negative, _ = controlled(lambda net, sigma: 1.0, schedule_of_strength=group)
+    with caplog.at_level(logging.INFO):
+        comfy.sample(scene, comfy.cached(scene.model, **THRESHOLD), positive=positive, negative=negative)
+    (line,) = log_of(caplog)
+    assert "skipped 0" in line and "keyframes or strengths" in line and "raise threshold" not in line
+
+
 def test_keyframes_are_chosen_as_comfyui_does(comfy):
     """Catches a keyframe that is taken for over, or for begun, at any noise level of any schedule."""
     from comfy.hooks import HookKeyframe, HookKeyframeGroup
