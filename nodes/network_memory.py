@@ -52,14 +52,15 @@ def _named_attributes(network) -> Iterator[tuple[str, object]]:
     return ((name, value) for name, value in attributes.items() if any(word in name.lower() for word in _NAMES))
 
 
-def _contents(value, depth: int):
-    """Something that compares equal as long as nobody has changed what the value holds."""
+def _contents(value, depth: int) -> list:
+    """The tensors that it holds, and the numbers beside them: equal as long as nobody has put in others.
+
+    Numbers alone are no memory: packs note there which frames or which prompt a call is about.
+    """
     if isinstance(value, torch.Tensor):
-        return id(value), None if value.is_inference() else value._version
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if depth and isinstance(value, dict):
-        return [(str(key), _contents(part, depth - 1)) for key, part in value.items()]
-    if depth and isinstance(value, list | tuple):
-        return [_contents(part, depth - 1) for part in value]
-    return id(value)
+        return [(id(value), None if value.is_inference() else value._version)]
+    parts = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list | tuple) else []
+    held = [one for part in parts if depth for one in _contents(part, depth - 1)]
+    if any(isinstance(part, torch.Tensor) for part in parts):
+        held += [part for part in parts if isinstance(part, int | float)]
+    return held

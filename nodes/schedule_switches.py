@@ -30,7 +30,7 @@ class Switches:
                 groups = keyframe_groups(net)
                 if id(net) not in seen:
                     self._keyframes += [Keyframes(group, -1, first_sigma) for group in groups]
-                    if switches_by_itself(net) and net.strength:
+                    if switches_by_itself(net) and _number(net.strength):
                         self._unknown.append(net.timestep_range or (float("inf"), 0.0))
                 seen.add(id(net))
             starts += [start for start, _ in spans if start is not None]
@@ -141,7 +141,7 @@ def switches_by_itself(net) -> bool:
 def self_switching(conds: dict) -> list[str]:
     """Names of the classes of ControlNets that switch by themselves."""
     nets = [net for cond in _entries(conds) for net in controlnets(cond)]
-    return sorted({type(net).__name__ for net in nets if switches_by_itself(net) and net.strength})
+    return sorted({type(net).__name__ for net in nets if switches_by_itself(net) and _number(net.strength)})
 
 
 def state_of(conds: dict) -> dict:
@@ -150,9 +150,14 @@ def state_of(conds: dict) -> dict:
     for i, cond in enumerate(_entries(conds)):
         numbers = [(key, value) for key, value in cond.items() if isinstance(value, int | float)]
         parts = [(key, id(part)) for key, part in cond.get("model_conds", {}).items()]
-        nets = [(id(net), net.strength, net.timestep_range) for net in controlnets(cond)]
+        nets = [(id(net), _number(net.strength), net.timestep_range) for net in controlnets(cond)]
         state[cond.get("uuid", i)] = numbers, parts, nets
     return state
+
+
+def _number(strength) -> float:
+    """Other packs' strengths need not be numbers."""
+    return strength if isinstance(strength, int | float) else id(strength)
 
 
 def _entries(conds: dict):

@@ -1317,6 +1317,27 @@ def test_video_drawn_block_after_block(comfy, tiny, run, caplog, frames_per_bloc
     assert "keeps what one call leaves for the next" in log_of(caplog)[0]
 
 
+def test_notes_in_the_options_are_no_memory(tiny, run):
+    """Another pack's windows note there which frames a call is about. Catches a cache that gives up for that."""
+    from comfy.patcher_extension import WrappersMP
+
+    scene = tiny("SD15")
+
+    def patch(model):
+        def note(executor, network, conds, x, timestep, options):
+            notes = options["transformer_options"]["frames"]
+            notes["now"], notes["calls"] = [len(notes["now"])] * (notes["calls"] % 3), notes["calls"] + 1
+            return executor(network, conds, x, timestep, options)
+
+        model = model.clone()
+        model.model_options["transformer_options"]["frames"] = {"now": [], "calls": 0, "mask": (torch.ones(1),)}
+        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "windows", note)
+        return model
+
+    cached = run(scene, functools.partial(guiding, conds=pair(scene), predict=both), patch=patch, **THRESHOLD)
+    assert len(cached.levels) < STEPS - 3
+
+
 def test_a_cache_of_what_never_changes_is_no_memory(tiny, run):
     """A network keeps the keys of its prompt, from the first evaluation on. Catches a cache that gives up for that."""
     scene = tiny("SD15")
