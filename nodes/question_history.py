@@ -4,6 +4,9 @@ Guides and editing samplers ask two prompts in turn at one noise level (source a
 asked along with it, then has a history, and decisions, of its own.
 """
 
+import dataclasses
+from collections.abc import Sequence
+
 import torch
 
 from ..easycache_core import CacheController
@@ -13,23 +16,31 @@ from .steps import Schedule, StepCounter
 
 
 class QuestionHistory:
-    """controller: the engine. steps: counts evaluations of this history by step.
+    """controller: the engine. steps: counts evaluations of this history by step. steps_before: of the same schedule, in
+    runs that this one continues; they count as warm-up. levels: as Switches takes them.
 
     Raises ValueError, RankLost and RanksDiffer as CacheController does.
     """
 
-    def __init__(self, settings: Settings, schedule: Schedule, **controller_options):
-        self._settings, self._schedule = settings, schedule
+    def __init__(
+        self, settings: Settings, schedule: Schedule, steps_before: int = 0, levels: Sequence[float] = (),
+        **controller_options,
+    ):  # fmt: skip
+        self._schedule, self._levels = schedule, levels
         self.steps = StepCounter()
         config = settings.config
+        config = dataclasses.replace(config, warmup_steps=max(1, config.warmup_steps - steps_before))
+        # The engine computes the last step: of an unfinished schedule, one that is still to come.
+        to_come = 1 if schedule.unfinished and not config.target_speedup else 0
         self.controller = CacheController(
             config,
-            schedule.steps,
+            schedule.steps + to_come,
             step_count_known=schedule.steps_known,
             step_lengths=schedule.step_lengths if config.target_speedup else None,
             **controller_options,
         )
         self.cache_miss = False  # whether the last evaluation had a branch that could not be predicted
+        self.moves = 0  # evaluations at which keyframes or strengths were others than at the last computed one
         self._switches: Switches | None = None
         self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
 
@@ -41,6 +52,7 @@ class QuestionHistory:
         computing = self.controller.begin(network_x, sigma=timestep, step=step, force=force, changed=changed)
         if computing:
             self._computed_sigma = timestep[0].clone()
+            self._switches.on_computed()
         return not computing
 
     def _force_and_changed(self, step: int, sigma: torch.Tensor, conds: dict):
@@ -51,15 +63,20 @@ class QuestionHistory:
         Samplers evaluate between the sigmas of the schedule, and some have a schedule of their own. Hence sigma itself
         is compared; it stays on the device, and so do the results.
         """
+        if self._switches is None:
+            self._switches = Switches(conds, sigma.device, self._levels, self._schedule.first_sigma)
+        self._switches.observe(sigma, conds)
         if self._computed_sigma is None:
-            self._switches = Switches(conds, sigma.device)
             return True, False
-        changed = self.cache_miss or self._switches.crossed(self._computed_sigma, sigma)
+        self.moves += self._switches.moved
+        changed = self.cache_miss or self._switches.changed(self._computed_sigma, sigma)
         force = sigma <= self._schedule.last_sigma  # the last evaluation draws the detail
-        if not self._settings.config.target_speedup:  # a budget has no warm-up
+        config = self.controller.config
+        if not config.target_speedup:  # a budget has no warm-up, and would be spent on all of these at once
+            force = force | self._switches.must_compute(sigma)
             if self.steps.ambiguous:  # it may still be warm-up
                 return True, changed
-            if step == self._settings.config.warmup_steps and self.steps.one_per_step:
+            if step == config.warmup_steps and self.steps.one_per_step:
                 # A corrector's second evaluation at the sigma of the last warm-up step still belongs to that step.
                 force = force | (sigma == self._computed_sigma)
         if self._schedule.restricted:

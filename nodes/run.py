@@ -18,13 +18,17 @@ from ..easycache_core import Ranks, Response
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import is_out_of_memory
+from .continuation import Piece
 from .evaluation import Evaluation, Question, question
+from .network_memory import NetworkMemory
 from .other_caches import warn_of_other_caches
 from .parametrisation import Parametrisation
+from .patch_switches import patch_levels
 from .progress_events import ProgressEvents
 from .question_history import QuestionHistory
 from .run_history import WRAPPER_KEY, RunHistory
 from .sampler_response import response_of
+from .schedule_switches import self_switching
 from .settings import Settings
 from .steps import UNKNOWN, Schedule, StepCounter
 from .summary import summarise, totals
@@ -50,19 +54,27 @@ def sample_with_cache(
     guider = executor.class_obj
     options = guider.model_options.get("transformer_options", {})
     warn_of_other_caches(guider.model_options, WRAPPER_KEY)
+    streams = packed_streams(*args, **kwargs)
+    model_sampling = guider.model_patcher.get_model_object("model_sampling")
+    schedule = Schedule(sigmas, model_sampling, sampler, settings)
+    piece = Piece(history.unfinished, schedule, guider, noise, latent_image, streams)
     run = Run(
         settings,
-        Schedule(sigmas, guider.model_patcher.get_model_object("model_sampling"), sampler, settings),
+        schedule,
         guider,
-        packed_streams(*args, **kwargs),
+        streams,
         options.get("easycache_ranks", ALL_RANKS),  # set where not all ranks share this run
         noise.shape,
-        response_of(sampler, sigmas, guider.model_patcher.get_model_object("model_sampling")),
+        piece.steps_before,
+        patch_levels(guider.model_options, WRAPPER_KEY, model_sampling, sigmas),
+        response_of(sampler, sigmas, model_sampling),
     )
+    run.warn_of_self_switching()
     events, state = ProgressEvents(history.node), "stopped"
 
     def after_step(step, denoised, x, total_steps):
         run.on_callback()
+        piece.on_step(denoised)
         events.send("running", run.snapshot)
         if callback is not None:
             callback(step, denoised, x, total_steps)
@@ -76,10 +88,12 @@ def sample_with_cache(
     try:
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
         log.info(run.summary())
+        piece.finish(samples)
         state = "done"
     finally:
         guider.model_options = original_options
         run.close()
+        piece.close()
         events.send(state, run.snapshot)
     history.add(samples, run.report())
     return samples
@@ -108,8 +122,9 @@ class Run:
     none. A branch of the engine is one question. The engine's inputs and outputs are the noisy and the denoised latent,
     or, for predictors that do not follow the denoised latent, those of the network.
 
-    streams: as from packed_streams. ranks, response: as CacheController takes them. shape: of the latent; what has another one is
-    a part of it, which may move, and is computed. None: any.
+    streams: as from packed_streams. ranks, response: as CacheController takes them. shape: of the latent; what has another
+    one is a part of it, which may move, and is computed. None: any. steps_before: of the same schedule, in runs that this
+    one continues. levels: noise levels at which patches change what they do.
     """
 
     MAX_HISTORIES = 4  # each holds tensors
@@ -122,9 +137,12 @@ class Run:
         streams: Sequence[int] = (),
         ranks: Ranks | None = ALL_RANKS,
         shape: torch.Size | None = None,
+        steps_before: int = 0,
+        levels: Sequence[float] = (),
         response: Response | None = None,
     ):
         self.settings, self._shape = settings, shape
+        self._steps_before, self._levels = steps_before, levels
         self._schedule, self._guider = schedule, guider
         self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
         follows_denoised = PREDICTORS[settings.config.predictor].follows_denoised
@@ -137,12 +155,25 @@ class Run:
         self._trace: list[tuple[QuestionHistory, int]] = []  # where the record of each evaluation is
         self._evaluation: Evaluation | None = None
         self._computing = False  # whether a call to calc_cond_batch is being computed
+        self._memory = NetworkMemory()
+        self._parts = 0  # calls about a part of the latent
+        self._self_switching = self_switching(getattr(guider, "conds", {}))
         self._callbacks = 0
         # Other ranks wait for this one from here on.
         self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
 
     def _new_history(self) -> QuestionHistory:
-        return QuestionHistory(self.settings, self._schedule, **self._controller_options)
+        return QuestionHistory(
+            self.settings, self._schedule, self._steps_before, self._levels, **self._controller_options
+        )
+
+    def warn_of_self_switching(self) -> None:
+        """Say what a ControlNet costs that changes at noise levels which nothing tells."""
+        config, means = self.settings.config, "while it is active, everything is computed"
+        if config.target_speedup:
+            means = "with target_speedup, a step after that may still be predicted from before"
+        for name in self._self_switching if config.target_speedup or config.threshold else ():
+            log.warning(f"EasyCache: a ControlNet ({name}) decides by itself at which noise levels it changes; {means}")
 
     def on_callback(self) -> None:
         """The sampler has called back, which it does once per step."""
@@ -178,7 +209,8 @@ class Run:
         asked = [question(cond, i, model_options, model) for i, cond in enumerate(conds) if cond is not None]
         if self._evaluation is None or self._evaluation.ended_by(x, timestep, asked):
             if self._shape not in (None, x.shape):
-                return self._compute_nested(compute)
+                self._parts += 1
+                return self._compute_nested(compute, model, model_options)
             self._end_direct()
             self._evaluation = Evaluation(x, timestep, direct=True)
         return self.predict_or_compute(compute, model, conds, x, timestep, model_options)
@@ -193,15 +225,16 @@ class Run:
         evaluation, positive = self._evaluation, getattr(self._guider, "conds", {}).get("positive")
         asked = {i: question(cond, i, model_options, model) for i, cond in enumerate(conds) if cond is not None}
         if not asked or x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
-            return self._compute_nested(compute)
+            self._parts += 1
+            return self._compute_nested(compute, model, model_options)
         # The branch stored first is the one whose error decides; some guiders list the negative first.
         order = sorted(asked, key=lambda i: conds[i] is not positive)
         if evaluation.history is None:
-            self._open(evaluation, asked[order[0]])
+            self._open(evaluation, asked[order[0]], conds)
         history, branches = evaluation.history, {i: evaluation.branch(asked[i]) for i in order}
         controller = history.controller
         own_x = None if x is evaluation.x else self._network_input(x, timestep)
-        if evaluation.reusing and all(map(controller.has, branches.values())):
+        if evaluation.reusing and not self._memory.found and all(map(controller.has, branches.values())):
             try:
                 predicted = {i: self._predict(branches[i], own_x, x, timestep) for i in order}
                 return [predicted[i] if i in predicted else torch.zeros_like(x) for i in range(len(conds))]
@@ -209,7 +242,7 @@ class Run:
                 if controller.shared or not is_out_of_memory(error):
                     raise
             controller.give_up_cache()
-        denoised = self._compute_nested(compute)
+        denoised = self._compute_nested(compute, model, model_options)
         if evaluation.reusing:
             history.cache_miss = True
             controller.count_as_computed()
@@ -224,8 +257,8 @@ class Run:
         corrected = {i: controller.corrected(branches[i], denoised[i]) for i in order}
         return [corrected.get(i, output) for i, output in enumerate(denoised)]
 
-    def _open(self, evaluation: Evaluation, tracked: Question) -> None:
-        """Decide an evaluation. tracked: the question whose error decides."""
+    def _open(self, evaluation: Evaluation, tracked: Question, asked: list) -> None:
+        """Decide an evaluation. tracked: the question whose error decides. asked: the conditionings of its call."""
         evaluation.opened_by = tracked
         key = tracked.parts, tracked.switches, tracked.network, evaluation.depth
         history = self._histories.pop(key, None)
@@ -244,7 +277,7 @@ class Run:
             self._histories.pop(oldest).close()
         self._histories[key] = evaluation.history = history
         network_x = self._network_input(evaluation.x, evaluation.timestep)
-        conds = getattr(self._guider, "conds", {})
+        conds = getattr(self._guider, "conds", None) or dict(enumerate(asked))
         evaluation.reusing = history.begin(network_x, evaluation.timestep, conds)
         self._trace.append((history, history.controller.computed + history.controller.skipped - 1))
 
@@ -257,13 +290,20 @@ class Run:
         predicted = self._evaluation.history.controller.predict(branch, own_x)
         return predicted if self._conversion is None else self._conversion.denoised(predicted, x, timestep)
 
-    def _compute_nested(self, compute) -> list[torch.Tensor]:
+    def _compute_nested(self, compute, model, model_options) -> list[torch.Tensor]:
         """compute(), with nested calls to calc_cond_batch left alone."""
-        self._computing = True
+        self._computing, knew = True, self._memory.found
         try:
-            return self._retry_on_oom(compute)
+            network, first = getattr(model, "diffusion_model", None), len(self._trace) < 2
+            return self._retry_on_oom(self._memory.call, compute, model_options, network, first)
         finally:
             self._computing = False
+            if self._memory.found != knew:
+                log.warning(f"EasyCache: {self._memory_says}; from here on everything is computed")
+
+    @property
+    def _memory_says(self) -> str:
+        return f"the network keeps what one call leaves for the next, in {self._memory.found}"
 
     @property
     def _controllers(self) -> list:
@@ -310,8 +350,24 @@ class Run:
 
     def summary(self) -> str:
         self._end_direct()
-        all_new = len(self._controllers) == len(self._trace) > 1
-        return summarise(self._totals(), self.settings, self._callbacks or self._steps, all_new)
+        return summarise(
+            self._totals(), self.settings, self._callbacks or self._steps, self._steps_before, self._reason
+        )
+
+    @property
+    def _reason(self) -> str | None:
+        """Why nothing was skipped, where the settings are not to blame."""
+        if self._memory.found:
+            return self._memory_says
+        if self._parts and not self._trace:
+            return "it asks about parts of the latent, one after the other"
+        if len(self._controllers) == len(self._trace) > 1:
+            return "what is asked is new at every evaluation"
+        if self._self_switching and not self.settings.config.target_speedup:
+            return f"a ControlNet ({self._self_switching[0]}) decides by itself at which noise levels it changes"
+        if sum(history.moves for history in self._used) > len(self._trace) / 2:
+            return "keyframes or strengths of what is asked change at nearly every step"
+        return None
 
     def snapshot(self) -> tuple[dict, list, int]:
         """(report without trace, trace so far, how many of its first records have all their numbers).

@@ -7,6 +7,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 
+from .continuation import UnfinishedRuns
+
 WRAPPER_KEY = "easycache_adaptive"
 MAX_RUNS = 16
 
@@ -25,11 +27,12 @@ class RunHistory:
     Several samplers may share the MODEL, and ComfyUI may return an earlier latent from its own cache. So the last run
     is not always the one that is asked for. Interrupted and failed runs return no latent and are not kept.
 
-    node: the node's id in the executed graph ("5", in a subgraph "12:5"), None outside of one.
+    node: the node's id in the executed graph ("5", in a subgraph "12:5"), None outside of one. unfinished: runs that
+    another may continue.
     """
 
     def __init__(self, node: str | None = None):
-        self.node = node
+        self.node, self.unfinished = node, UnfinishedRuns()
         self._runs: deque[FinishedRun] = deque(maxlen=MAX_RUNS)
 
     @property

@@ -1,44 +1,164 @@
-"""Where in the schedule conditionings, ControlNets and hooks start or end.
+"""Where in the schedule a part of what is asked starts, ends or changes: conditionings, ControlNets, hooks, patches.
 
-A cached output is valid only for the conditioning that it was computed with. So the network has to run again once a
-part of the conditioning has started or ended in the course of a run.
+A cached output is valid only for what it was computed with. So the network has to run again once a part of that has
+started, ended or changed in the course of a run.
 """
+
+from collections.abc import Sequence
 
 import torch
 
 
 class Switches:
-    """The sigmas at which a part of the conditioning starts (it is active below) or ends (it is inactive below).
+    """The sigmas at which something starts (it is active below) or ends (it is inactive below), and what only the
+    course of the run tells.
 
-    conds: a guider's conditionings by name, prepared for sampling, so that their starts and ends are sigmas. These are
-    kept on the device, so that `crossed` does not wait for it.
+    conds: a guider's conditionings by name, prepared for sampling, so that their starts and ends are sigmas. levels:
+    sigmas at which something else may change. first_sigma: the highest one of the schedule. What is compared on the
+    device stays there, so that nothing waits for it; keyframes need the noise level on the host.
     """
 
-    def __init__(self, conds: dict[str, list[dict] | None], device: torch.device):
-        starts, ends = [], []
-        for cond in (cond for entries in conds.values() for cond in entries or ()):
+    def __init__(self, conds: dict, device: torch.device, levels: Sequence[float] = (), first_sigma: float = 0.0):
+        starts, ends = list(levels), list(levels)
+        self._keyframes: list[Keyframes] = []
+        self._unknown: list[tuple[float, float]] = []  # where ControlNets are active that switch by themselves
+        seen = set()
+        for cond in _entries(conds):
             spans = [(cond.get("timestep_start"), cond.get("timestep_end"))]
-            spans += [net.timestep_range for net in _controlnets(cond) if net.timestep_range]
+            for net in controlnets(cond):
+                spans += [net.timestep_range] if net.timestep_range else []
+                groups = keyframe_groups(net)
+                if id(net) not in seen:
+                    self._keyframes += [Keyframes(group, -1, first_sigma) for group in groups]
+                    if switches_by_itself(net) and _number(net.strength):
+                        self._unknown.append(net.timestep_range or (float("inf"), 0.0))
+                seen.add(id(net))
             starts += [start for start, _ in spans if start is not None]
             ends += [end for _, end in spans if end is not None]
             for hook in getattr(cond.get("hooks"), "hooks", ()):
-                starts += [keyframe.start_t for keyframe in getattr(hook.hook_keyframe, "keyframes", ())]
+                group = hook.hook_keyframe
+                if id(group) not in seen and getattr(group, "keyframes", None):
+                    self._keyframes.append(Keyframes(group.keyframes, 0, first_sigma))
+                seen.add(id(group))
         self._any = bool(starts or ends)
         # Without non_blocking the copy would wait for the device.
         self._starts, self._ends = (torch.tensor(sigmas).to(device, non_blocking=True) for sigmas in (starts, ends))
+        self._now = self._computed = None
 
-    def crossed(self, before: torch.Tensor, now: torch.Tensor) -> torch.Tensor | bool:
-        """Whether other parts are active at one sigma than at another: one-element tensors on the device, as is the
-        result; False where nothing starts or ends."""
+    def observe(self, sigma: torch.Tensor, conds: dict) -> None:
+        """The next evaluation is at this noise level, a one-element tensor."""
+        level = float(sigma) if self._keyframes else 0.0
+        for keyframes in self._keyframes:
+            keyframes.observe(level)
+        self._now = [keyframes.index for keyframes in self._keyframes], state_of(conds)
+
+    def on_computed(self) -> None:
+        """The network runs at the evaluation that was observed last."""
+        self._computed = self._now
+
+    @property
+    def moved(self) -> bool:
+        """Whether keyframes, strengths or the like are others at the evaluation that was observed last than at the one
+        that was computed last.
+        """
+        return self._now != self._computed
+
+    def changed(self, before: torch.Tensor, now: torch.Tensor) -> torch.Tensor | bool:
+        """Whether other parts are active at the evaluation that was observed last than at the one that was computed
+        last. before, now: their sigmas, one-element tensors on the device, as is the result.
+        """
+        if self.moved:
+            return True
         if not self._any:
             return False
         started = (before > self._starts) != (now > self._starts)
         ended = (before < self._ends) != (now < self._ends)
         return started.any() | ended.any()
 
+    def must_compute(self, sigma: torch.Tensor) -> torch.Tensor | bool:
+        """Whether something has to be called at this evaluation, or may change at any: keyframes that count their
+        calls, and ControlNets that switch by themselves.
+        """
+        force = any(keyframes.counting for keyframes in self._keyframes)
+        for start, end in self._unknown:
+            force = force | ((sigma <= start) & (sigma >= end))
+        return force
 
-def _controlnets(cond: dict):
+
+class Keyframes:
+    """Which of several keyframes is in force, as ComfyUI's hooks and Advanced-ControlNet choose it: the last one that
+    has started, but one after another, each for at least its guaranteed evaluations.
+
+    index: of the present one, -1 before the first. counting: whether it still waits for a guaranteed evaluation, of
+    which a skipped one would be none.
+    """
+
+    def __init__(self, keyframes: Sequence, index: int, first_sigma: float):
+        self._starts = [float(keyframe.start_t) for keyframe in keyframes]
+        guaranteed = [getattr(keyframe, "guarantee_steps", 0) for keyframe in keyframes]
+        # A keyframe that starts before the schedule does is in force already.
+        self._guaranteed = [0 if s > first_sigma else g for s, g in zip(self._starts, guaranteed, strict=True)]
+        self.index, self._used, self._sigma = index, 0, None
+
+    def observe(self, sigma: float) -> None:
+        if sigma == self._sigma:
+            return
+        self._sigma = sigma
+        if self.index < 0 or self._used >= self._guaranteed[self.index]:
+            for i in range(self.index + 1, len(self._starts)):
+                if self._starts[i] < sigma:
+                    break
+                self.index, self._used = i, 0
+                if self._guaranteed[i] > 0:
+                    break
+        self._used += 1
+
+    @property
+    def counting(self) -> bool:
+        return 0 <= self.index < len(self._starts) - 1 and self._used <= self._guaranteed[self.index]
+
+
+def controlnets(cond: dict):
+    """Its ControlNet and those that are chained to it."""
     net = cond.get("control")
     while net is not None:
         yield net
         net = net.previous_controlnet
+
+
+def keyframe_groups(net) -> list[Sequence]:
+    """Lists of keyframes that a ControlNet of another pack holds; each has a noise level at which it starts."""
+    groups = [getattr(value, "__dict__", {}).get("keyframes") for value in vars(net).values()]
+    return [group for group in groups if group and all(hasattr(one, "start_t") for one in group)]
+
+
+def switches_by_itself(net) -> bool:
+    """Whether a ControlNet is not ComfyUI's own and shows no keyframes: nothing tells when it acts in another way."""
+    method = getattr(net.get_control, "__func__", net.get_control)
+    return not str(getattr(method, "__module__", "")).startswith("comfy.") and not keyframe_groups(net)
+
+
+def self_switching(conds: dict) -> list[str]:
+    """Names of the classes of ControlNets that switch by themselves."""
+    nets = [net for cond in _entries(conds) for net in controlnets(cond)]
+    return sorted({type(net).__name__ for net in nets if switches_by_itself(net) and _number(net.strength)})
+
+
+def state_of(conds: dict) -> dict:
+    """What else others may change between evaluations: numbers and parts of conditionings and ControlNets."""
+    state = {}
+    for i, cond in enumerate(_entries(conds)):
+        numbers = [(key, value) for key, value in cond.items() if isinstance(value, int | float)]
+        parts = [(key, id(part)) for key, part in cond.get("model_conds", {}).items()]
+        nets = [(id(net), _number(net.strength), net.timestep_range) for net in controlnets(cond)]
+        state[cond.get("uuid", i)] = numbers, parts, nets
+    return state
+
+
+def _number(strength) -> float:
+    """Other packs' strengths need not be numbers."""
+    return strength if isinstance(strength, int | float) else id(strength)
+
+
+def _entries(conds: dict):
+    return (cond for entries in conds.values() for cond in entries or ())

@@ -33,8 +33,10 @@ class Schedule:
 
     steps: how many there are. Where levels rise within a descending schedule, noise is added and nothing is evaluated:
     a rise is no step. steps_known: whether the sampler takes these steps. step_lengths: as from `step_lengths`.
-    last_sigma: evaluations at it or below are the run's last. sigma_start, sigma_end: between them reuse is allowed;
-    restricted: whether that is less than everything.
+    unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there, so
+    the last evaluation is none of the picture's last. first_sigma, end_sigma: where they begin, and where they stop.
+    last_sigma: evaluations at it or below are the picture's last. sigma_start, sigma_end: between them reuse is
+    allowed; restricted: whether that is less than everything.
 
     sigmas: (steps + 1,), as the sampler gets them. Waits for their device.
     """
@@ -49,12 +51,15 @@ class Schedule:
         self.step_lengths = lengths and [length for length, take in zip(lengths, taken, strict=True) if take]
         self.steps_known = step_count_known(sampler)
         self._max, self._min = (float(values.max()), float(values.min())) if len(values) else (0.0, 0.0)
+        self.first_sigma, self.end_sigma = (float(values[0]), float(values[-1])) if len(values) else (0.0, 0.0)
+        lowest = 1.01 * float(getattr(model_sampling, "sigma_min", 0.0))  # where some schedules end
+        self.unfinished = self.steps_known and self.first_sigma > self.end_sigma > lowest
         self.sigma_start = float(model_sampling.percent_to_sigma(settings.start_percent))
         self.sigma_end = float(model_sampling.percent_to_sigma(settings.end_percent))
         self.restricted = settings.start_percent > 0 or settings.end_percent < 1
         left = [float(sigma) for sigma, take in zip(values[:-1], taken, strict=True) if take] if len(values) else []
         # float16 has eleven bits.
-        self.last_sigma = -1.0 if flipped or not left else left[-1] * (1 + 2**-10)
+        self.last_sigma = -1.0 if flipped or self.unfinished or not left else left[-1] * (1 + 2**-10)
 
     def follow(self, sigma: float, model_sampling) -> bool:
         """Take note of the first noise level that is evaluated; whether it belongs to this schedule.
@@ -64,7 +69,7 @@ class Schedule:
         margin = 0.02 * self._max
         if self._max > 0 and self._min - margin <= sigma <= self._max + margin:
             return True
-        self.steps, self.step_lengths, self.steps_known = UNKNOWN, None, False
+        self.steps, self.step_lengths, self.steps_known, self.unfinished = UNKNOWN, None, False, False
         self.last_sigma = float(getattr(model_sampling, "sigma_min", 0.0)) * (1 + 2**-10)
         return False
 

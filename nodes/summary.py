@@ -22,22 +22,27 @@ def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
     }
 
 
-def summarise(did: dict, settings: Settings, steps: int, all_new: bool = False) -> str:
+def summarise(did: dict, settings: Settings, steps: int, steps_before: int = 0, reason: str | None = None) -> str:
     """The line for the log, with the reason if nothing was skipped.
 
-    did: as from `totals`. steps: that the sampler took. all_new: whether no evaluation asked what another had asked.
+    did: as from `totals`. steps: that the sampler took. steps_before: of the same schedule, in runs that this one
+    continues. reason: why nothing could be skipped, where the settings are not to blame.
     """
     if did["evaluations"] == 0 and steps == 0:
         return "EasyCache: nothing was sampled, the run had no steps"
     if did["evaluations"] == 0:
-        return f"EasyCache: the sampler took {steps} steps and asked nothing that the node sees, so nothing was skipped"
+        asked = reason or "it asked nothing that the node sees"
+        return f"EasyCache: the sampler took {steps} steps; nothing was skipped: {asked}"
     line = (
         f"EasyCache: computed {did['computed']} of {did['evaluations']} evaluations, skipped {did['skipped']} "
         f"({did['evaluations'] / max(did['computed'], 1):.2f}x), {did['predictor']}, {_rule(settings.config)}"
     )
+    if steps_before:
+        line += f"; it goes on from an earlier run, at step {steps_before + 1} of the schedule"
     if did["skipped"]:
         return line
-    reason = "what is asked is new at every evaluation" if all_new else _reason(settings, steps)
+    if reason is None or settings.config.threshold == 0 and not settings.config.target_speedup:
+        reason = _reason(settings, steps, steps_before)
     return f"{line}. Nothing was skipped: {reason}"
 
 
@@ -47,13 +52,20 @@ def _rule(config) -> str:
     return f"threshold {config.threshold:g}, warm-up {config.warmup_steps}"
 
 
-def _reason(settings: Settings, steps: int) -> str:
+def _reason(settings: Settings, steps: int, steps_before: int) -> str:
     config = settings.config
     if config.target_speedup:
         return f"target_speedup {config.target_speedup:g} allows each of them to be computed"
     if config.threshold == 0:
         return "threshold is 0"
-    if steps <= config.warmup_steps + 1:
+    if steps_before and steps <= 2:
+        return (
+            "each run starts with an empty cache, so its first two steps are always computed; sample in fewer, longer "
+            "runs to skip some"
+        )
+    if steps_before + steps <= config.warmup_steps:
+        return f"the schedule is still in its first {config.warmup_steps} steps (warmup_steps)"
+    if not steps_before and steps <= config.warmup_steps + 1:
         return (
             f"the run has {steps} steps, of which the first {config.warmup_steps} (warmup_steps) and the last "
             "are always computed"

@@ -93,7 +93,17 @@ def no_run_left():
 
     def alive():
         gc.collect()
-        names = ("CacheController", "Run", "Forecast", "Reuse", "Snapshot", "Branch", "StepCounter")
+        names = (
+            "CacheController",
+            "Run",
+            "Forecast",
+            "Reuse",
+            "Snapshot",
+            "Branch",
+            "StepCounter",
+            "Piece",
+            "Switches",
+        )
         return [type(thing).__name__ for thing in gc.get_objects() if type(thing).__name__ in names]
 
     return alive

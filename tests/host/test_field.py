@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
 def run(comfy):
     """run(scene, make_guider, **widgets): one sampling run of `make_guider(model)`; without widgets uncached.
 
-    sampler: a name or a function as k-diffusion has them.
+    sampler: a name, a function as k-diffusion has them, or a SAMPLER.
     """
 
     def run(scene, make_guider, sampler="euler", sigmas=None, latent=None, patch=None, **widgets):
@@ -51,7 +51,8 @@ def run(comfy):
         model = patch(scene.model) if patch else scene.model
         model = comfy.cached(model, **widgets) if widgets else model
         sigmas = schedule(comfy, scene) if sigmas is None else sigmas
-        sampler = samplers.KSAMPLER(sampler) if callable(sampler) else samplers.sampler_object(sampler)
+        if not isinstance(sampler, samplers.Sampler):
+            sampler = samplers.KSAMPLER(sampler) if callable(sampler) else samplers.sampler_object(sampler)
         noise, latent = comfy.node("RandomNoise", 5)[0], scene.latent if latent is None else latent
         scene.calls.clear()
         samples = comfy.node("SamplerCustomAdvanced", noise, make_guider(model), sampler, sigmas, latent)[0]["samples"]
@@ -749,6 +750,617 @@ def test_restarts(comfy, tiny, run, name, low, high, restarts, widgets):
         assert math.ceil(evaluations / 4) - 1 <= cached.calls.total() <= math.ceil(evaluations / 4)
     else:
         assert psnr(cached.latent, plain.latent) > 10
+
+
+# A schedule that is cut into several runs.
+
+
+class Noise:
+    """A NOISE node's output; None is no noise."""
+
+    def __init__(self, seed):
+        self.seed = seed or 0
+
+    def generate_noise(self, latent):
+        import comfy.sample
+
+        samples = latent["samples"]
+        if self.seed:
+            return comfy.sample.prepare_noise(samples, self.seed)
+        return comfy.sample.prepare_noise(samples, 0) * 0  # of whatever kind the latent is
+
+
+@pytest.fixture
+def run_pieces(comfy, caplog):
+    """run_pieces(scene, model, pieces): runs one after the other. Returns (latent, noise levels computed, log lines).
+
+    A piece is a dict: sigmas; seed (of its noise, None: no noise); output: what the next one gets, 0 for the noisy
+    latent or 1 for the picture in it; between: what is done to that; positive; latent.
+    """
+
+    def run_pieces(scene, model, pieces, sampler="euler"):
+        caplog.clear()
+        scene.calls.clear()
+        latent, sampler = scene.latent, comfy.node("KSamplerSelect", sampler)[0]
+        with caplog.at_level(logging.INFO):
+            for piece in pieces:
+                guider = comfy.node("CFGGuider", model, piece.get("positive", scene.positive), scene.negative, 4.0)[0]
+                latent = piece.get("latent", latent)
+                noise = Noise(piece.get("seed"))
+                outputs = comfy.node("SamplerCustomAdvanced", noise, guider, sampler, piece["sigmas"], latent)
+                latent = outputs[piece.get("output", 0)]
+                latent = {**latent, "samples": piece.get("between", lambda samples: samples)(latent["samples"])}
+        return latent["samples"], {sigma for _, sigma, _ in scene.calls}, log_of(caplog)
+
+    return run_pieces
+
+
+def cut(sigmas, *ends, **of_each):
+    """Pieces of a schedule: the first one with noise."""
+    starts = [0, *ends[:-1]]
+    pieces = [{"sigmas": sigmas[a : b + 1], **of_each} for a, b in zip(starts, ends, strict=True)]
+    return [{"seed": 5, **pieces[0]}, *pieces[1:]]
+
+
+def goes_on(lines):
+    """For each run that was logged, the step at which it goes on, None if it does not."""
+    seen = [line for line in lines if "evaluations, skipped" in line]
+    return [int(line.split("at step ")[1].split()[0]) if "goes on" in line else None for line in seen]
+
+
+def of_twenty_steps(comfy, scene):
+    """Evenly for video models."""
+    return schedule(comfy, scene, 20) if scene.latent["samples"].ndim == 4 else torch.linspace(1, 0, 21)
+
+
+def rescale(samples):
+    """As a sampler that keeps video and sound within bounds: each stream in its own way."""
+    streams = getattr(samples, "tensors", [samples])
+    streams = [samples * 0.25 + 0.1 if i else samples * 0.9 for i, samples in enumerate(streams)]
+    if len(streams) == 1:
+        return streams[0]
+    from comfy.nested_tensor import NestedTensor
+
+    return NestedTensor(streams)
+
+
+@pytest.mark.parametrize("handed_on", ["the noisy latent", "the picture, rescaled, with the same noise anew"])
+@pytest.mark.parametrize("name", ["Flux", "LTXV", "LTXAV", "SD15"])
+def test_a_schedule_cut_into_runs(comfy, tiny, run_pieces, name, handed_on):
+    """Of 3, 3 and 14 steps. Catches a warm-up in each of them: half of what could be skipped is then computed."""
+    from comfy import supported_models
+
+    if not hasattr(supported_models, name):
+        pytest.skip(f"this ComfyUI has no {name}")
+    scene = tiny(name)
+    sigmas = of_twenty_steps(comfy, scene)
+    again = {} if handed_on == "the noisy latent" else dict(seed=5, output=1, between=rescale)
+    pieces, widgets = cut(sigmas, 3, 6, 20, **again), dict(threshold=0.3, warmup_steps=5)
+    plain, everywhere, _ = run_pieces(scene, scene.model, pieces)
+    exact, _, lines = run_pieces(scene, comfy.cached(scene.model, threshold=0.0), pieces)
+    streams = [getattr(samples, "tensors", [samples]) for samples in (plain, exact)]
+    assert all(torch.equal(*pair) for pair in zip(*streams, strict=True)) and len(everywhere) == 20
+    _, whole, _ = run_pieces(scene, comfy.cached(scene.model, **widgets), cut(sigmas, 20))
+    _, computed, lines = run_pieces(scene, comfy.cached(scene.model, **widgets), pieces)
+    assert goes_on(lines) == [None, 4, 7]
+    assert 20 - len(computed) >= 0.75 * (20 - len(whole))
+    levels = sorted(everywhere, reverse=True)
+    assert {*levels[:5], *levels[6:8], levels[-1]} <= computed
+
+
+def test_stages_of_a_schedule_and_their_report(comfy, tiny, run_pieces):
+    """Two stages, the first one with noise left. The second one's report counts its own steps. Catches a stage of which
+    the last step is taken for the picture's.
+    """
+    scene = tiny("SD15")
+    sigmas = schedule(comfy, scene, 20)
+    model = comfy.cached(scene.model, threshold=1.0, warmup_steps=6)
+    latent, computed, lines = run_pieces(scene, model, cut(sigmas, 10, 20))
+    assert goes_on(lines) == [None, 11]
+    report = json.loads(comfy.node("EasyCacheReport", model, {"samples": latent})[2])
+    assert report["steps"] == report["evaluations"] == 10 and report["warmup_steps"] == 6
+    assert [record["step"] for record in report["trace"]] == list(range(10))
+    assert [record["computed"] for record in report["trace"]][:3] == [True, True, False]
+    assert report["trace"][-1]["computed"]
+    levels = [round(float(sigma), 2) for sigma in sigmas]
+    assert levels[9] not in [round(sigma, 2) for sigma in computed]
+
+
+def test_one_step_at_a_time(comfy, tiny, run_pieces):
+    """Runs of one step. The cache starts anew in each, so there is nothing to predict from. Catches a log that blames
+    the threshold or the warm-up, which would not help.
+    """
+    scene = tiny("SD15")
+    pieces = cut(schedule(comfy, scene, 12), *range(1, 13))
+    plain, _, _ = run_pieces(scene, scene.model, pieces)
+    cached, _, lines = run_pieces(scene, comfy.cached(scene.model, threshold=1.0), pieces)
+    assert torch.equal(cached, plain)
+    assert goes_on(lines) == [None, *range(2, 13)]
+    assert all("each run starts with an empty cache" in line for line in lines[4:]), lines
+
+
+def not_continued(sigmas, scene, what):
+    first, second = cut(sigmas, 8, 16)
+    if what == "another latent":
+        second["latent"] = {"samples": torch.randn(scene.latent["samples"].shape)}
+    elif what == "noise of another seed":
+        first["output"], second["seed"] = 1, 6
+    elif what == "more noise on what is noisy":
+        second["seed"] = 5
+    elif what == "another noise level":
+        second["sigmas"] = sigmas[9:]
+    elif what == "another prompt":
+        second["positive"] = plain_prompt(1)
+    elif what == "a picture that was finished in between":
+        first["sigmas"] = torch.cat([first["sigmas"][:-1], torch.zeros(1)])
+    elif what == "a crop":
+        first["between"] = lambda samples: samples[..., :12]
+    return [first, second]
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["another latent", "noise of another seed", "more noise on what is noisy", "another noise level", "another prompt",
+     "a picture that was finished in between", "a crop"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["SD15", "Flux"])
+def test_what_does_not_continue_a_run(comfy, tiny, run_pieces, name, what):
+    """Catches a run without a warm-up that is none that goes on."""
+    scene = tiny(name)
+    pieces = not_continued(schedule(comfy, scene), scene, what)
+    _, computed, lines = run_pieces(scene, comfy.cached(scene.model, threshold=1.0, warmup_steps=5), pieces)
+    assert goes_on(lines) == [None, None]
+    second = [round(float(sigma), 4) for sigma in pieces[1]["sigmas"]]
+    assert set(second[:5]) <= {round(sigma, 4) for sigma in computed}
+
+
+def test_a_stage_with_another_model(comfy, tiny, run_pieces, caplog):
+    """One model for high and one for low noise, and a LoRA behind the node. Catches another one's warm-up."""
+    high, low = tiny("WAN21_T2V"), tiny_models.build("WAN21_T2V", seed=1)
+    first, second = cut(schedule(comfy, high), 8, 16)
+    cached = comfy.cached(high.model, threshold=1.0)
+    latent, _, lines = run_pieces(high, cached, [first])
+    for other in (comfy.cached(low.model, threshold=1.0), comfy.cached(high.model, threshold=1.0), cached.clone()):
+        if other.model is high.model.model:
+            weight = next(key for key in other.model.state_dict() if key.endswith("ffn.0.weight"))
+            other.add_patches({weight: ("diff", (torch.ones_like(other.model.state_dict()[weight]) * 1e-3,))})
+        _, _, lines = run_pieces(high, other, [{**second, "latent": {"samples": latent}}])
+        assert goes_on(lines) == [None]
+    _, _, lines = run_pieces(high, cached, [{**second, "latent": {"samples": latent}}])
+    assert goes_on(lines) == [9]
+
+
+def test_stages_are_executed_again(comfy, tiny, run_pieces):
+    """Twice in full; then the second stage alone, as ComfyUI has the first one's latent, after another seed's first
+    stage. Catches a picture that depends on what ran in between.
+    """
+    scene = tiny("Flux")
+    first, second = cut(schedule(comfy, scene), 8, 16)
+    model = comfy.cached(scene.model, threshold=1.0, warmup_steps=5)
+    noisy, _, _ = run_pieces(scene, model, [first])
+    second["latent"] = {"samples": noisy}
+    once, computed, lines = run_pieces(scene, model, [second])
+    for pieces in ([first, second], [{**first, "seed": 6}, second], [second]):
+        again, _, lines = run_pieces(scene, model, pieces)
+        assert goes_on(lines)[-1] == 9 and goes_on(lines)[0] in (None, 9)
+        assert torch.equal(again, once)
+
+
+# What changes by itself at noise levels of its own.
+
+
+def levels_and_what_held(record):
+    """{noise level: what was in force at it}, of calls in order; the first call at a level counts."""
+    held = {}
+    for level, what in record:
+        held.setdefault(level, what)
+    return held
+
+
+def check_held(everywhere, computed):
+    """everywhere: as from levels_and_what_held, of the uncached run. computed: of the cached one.
+
+    What is predicted is predicted from a computed evaluation at which the same was in force.
+    """
+    assert 3 < len(computed) < len(everywhere)
+    last = None
+    for level, what in everywhere.items():
+        if level in computed:
+            last = what
+            assert computed[level] == what, level
+        assert last == what, f"at noise level {level:.3f}"
+
+
+class Keyframe:
+    def __init__(self, start_percent, strength, guarantee_steps=1):
+        self.start_percent, self.strength, self.guarantee_steps = start_percent, strength, guarantee_steps
+        self.start_t = 0.0
+
+
+class KeyframeGroup:
+    def __init__(self, keyframes):
+        self.keyframes = keyframes
+
+
+@pytest.fixture
+def controlled(comfy, tiny):
+    """controlled(strength_at, **attributes): (positive, negative, net, record of (noise level, strength)).
+
+    A ControlNet of another pack for the tiny SD 1.5, of which `strength_at(net, sigma)` is the strength in force.
+    """
+    import comfy.cldm.cldm as cldm
+    import comfy.controlnet as controlnet
+    import comfy.model_management as management
+
+    scene, record = tiny("SD15"), []
+    network = cldm.ControlNet(hint_channels=3, **scene.model.model.model_config.unet_config)
+    tiny_models.fill(network, torch.Generator().manual_seed(7))
+    picture = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(1))
+
+    def controlled(strength_at=None, start=0.0, end=1.0, **attributes):
+        class Controlled(controlnet.ControlNet):
+            def __init__(self, network):
+                super().__init__(network, load_device=management.get_torch_device())
+                self.__dict__.update(attributes)
+
+            def pre_run(self, model, percent_to_timestep_function):
+                super().pre_run(model, percent_to_timestep_function)
+                for group in attributes.values():
+                    for keyframe in group.keyframes:
+                        keyframe.start_t = percent_to_timestep_function(keyframe.start_percent)
+
+            def copy(self):
+                net = Controlled(None)
+                net.control_model, net.control_model_wrapped = self.control_model, self.control_model_wrapped
+                self.copy_to(net)
+                return net
+
+        if strength_at is not None:
+
+            def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+                sigma = float(t[0])
+                strength = strength_at(self, sigma)
+                record.append((sigma, strength))
+                answers = controlnet.ControlNet.get_control(self, x_noisy, t, cond, batched_number, transformer_options)
+                return answers and {key: [None if one is None else one * strength for one in part]
+                                    for key, part in answers.items()}  # fmt: skip
+
+            Controlled.get_control = get_control
+        net = Controlled(network)
+        conds = comfy.node("ControlNetApplyAdvanced", scene.positive, scene.negative, net, picture, 1.0, start, end)
+        return *conds, record
+
+    return controlled
+
+
+@pytest.mark.parametrize("at", [6, 9, 13])
+def test_a_controlnet_that_switches_by_itself(comfy, tiny, controlled, caplog, at):
+    """Nothing tells at which noise level. Catches a step after the switch that is predicted from before it, and a log
+    that blames the threshold.
+    """
+    scene = tiny("SD15")
+    sigmas = schedule(comfy, scene)
+    switch = float(sigmas[at - 1] + sigmas[at]) / 2
+    positive, negative, record = controlled(lambda net, sigma: float(sigma > switch))
+    conds = dict(positive=positive, negative=negative)
+    plain = comfy.sample(scene, **conds)
+    assert not torch.equal(comfy.sample(scene), plain)
+    with caplog.at_level(logging.INFO):
+        cached, computed = scene.counting(lambda: comfy.sample(scene, comfy.cached(scene.model, **THRESHOLD), **conds))
+    assert torch.equal(cached, plain) and len(computed) == STEPS
+    warning, summary = log_of(caplog)
+    assert "ControlNet (Controlled) decides by itself" in warning and "everything is computed" in warning
+    assert "decides by itself" in summary and "raise threshold" not in summary
+    caplog.clear()
+    _, computed = scene.counting(lambda: comfy.sample(scene, comfy.cached(scene.model, **BUDGET), **conds))
+    assert len(computed) <= math.ceil(STEPS / 4)
+    assert "may still be predicted" in log_of(caplog)[0]
+
+
+def test_a_controlnet_that_switches_by_itself_while_it_is_active(comfy, tiny, controlled):
+    """Catches a run that is computed to its end for what acted at its beginning only."""
+    scene = tiny("SD15")
+    end = scene.model.get_model_object("model_sampling").percent_to_sigma(0.3)
+    positive, negative, _ = controlled(lambda net, sigma: sigma, end=0.3)
+    conds = dict(positive=positive, negative=negative)
+    _, computed = scene.counting(lambda: comfy.sample(scene, comfy.cached(scene.model, **THRESHOLD), **conds))
+    everywhere = [float(sigma) for sigma in schedule(comfy, scene)[:-1]]
+    rounded = [round(sigma, 3) for sigma in computed]
+    assert all(round(sigma, 3) in rounded for sigma in everywhere if sigma >= end) and len(computed) < STEPS
+
+
+KEYFRAMES = {
+    "two": [(0.0, 1.0, 0), (0.5, 0.0, 1)],
+    "several in one step": [(0.0, 1.0, 0), (0.4, 0.2, 1), (0.401, 0.4, 1), (0.402, 0.6, 1), (0.403, 0.0, 1)],
+    "guaranteed for longer": [(0.0, 1.0, 4), (0.1, 0.5, 3), (0.15, 0.0, 1), (0.9, 1.0, 1)],
+}
+
+
+@pytest.mark.parametrize("keyframes", KEYFRAMES)
+def test_keyframes_of_a_controlnet(comfy, tiny, controlled, keyframes):
+    """Catches a strength that lasts beyond its keyframe: in what is predicted, or as its count of steps missed some."""
+    from comfy.hooks import HookKeyframeGroup
+
+    scene, groups = tiny("SD15"), []
+
+    def strength_at(net, sigma):
+        groups[-1].prepare_current_keyframe(sigma, {"sample_sigmas": sigmas})
+        return groups[-1].strength
+
+    sigmas = schedule(comfy, scene, 24)
+    given = KeyframeGroup([Keyframe(*one) for one in KEYFRAMES[keyframes]])
+    for keyframe in given.keyframes:  # ComfyUI's own choice among them
+        keyframe.get_effective_guarantee_steps = functools.partial(
+            lambda one, highest: 0 if one.start_t > highest else one.guarantee_steps, keyframe
+        )
+    positive, negative, record = controlled(strength_at, schedule_of_strength=given)
+
+    def sample(model):
+        record.clear()
+        groups.append(HookKeyframeGroup())
+        groups[-1].keyframes = given.keyframes
+        groups[-1].reset()
+        comfy.sample(scene, model, steps=24, positive=positive, negative=negative)
+        return levels_and_what_held(record)
+
+    everywhere = sample(scene.model)
+    assert len(everywhere) == 24 and len(set(everywhere.values())) > 1
+    check_held(everywhere, sample(comfy.cached(scene.model, threshold=1.0, max_consecutive_skips=2)))
+
+
+def test_a_keyframe_for_each_step(comfy, tiny, controlled, caplog):
+    """Catches a log that blames the threshold, which would not help."""
+    scene = tiny("SD15")
+    group = KeyframeGroup([Keyframe(i / 48, 1 - i / 48) for i in range(48)])
+    positive, negative, _ = controlled(lambda net, sigma: 1.0, schedule_of_strength=group)
+    with caplog.at_level(logging.INFO):
+        comfy.sample(scene, comfy.cached(scene.model, **THRESHOLD), positive=positive, negative=negative)
+    (line,) = log_of(caplog)
+    assert "skipped 0" in line and "keyframes or strengths" in line and "raise threshold" not in line
+
+
+def test_keyframes_are_chosen_as_comfyui_does(comfy):
+    """Catches a keyframe that is taken for over, or for begun, at any noise level of any schedule."""
+    from comfy.hooks import HookKeyframe, HookKeyframeGroup
+
+    switches = sys.modules[comfy.classes["EasyCacheAdaptive"].__module__.replace(".adaptive", ".schedule_switches")]
+    rng = torch.Generator().manual_seed(1)
+
+    def between(low, high):
+        return int(torch.randint(low, high + 1, (1,), generator=rng))
+
+    for _ in range(200):
+        group = HookKeyframeGroup()
+        for _ in range(between(1, 5)):
+            keyframe = HookKeyframe(1.0, 0.0, between(0, 3))
+            keyframe.start_t = between(0, 24) / 20
+            group.keyframes.append(keyframe)
+        group.keyframes.sort(key=lambda keyframe: -keyframe.start_t)
+        group.reset()
+        sigmas = torch.linspace(1, 0, between(3, 21))
+        ours = switches.Keyframes(group.keyframes, 0, 1.0)
+        for sigma in sigmas[:-1].repeat_interleave(2).tolist():
+            group.prepare_current_keyframe(sigma, {"sample_sigmas": sigmas})
+            ours.observe(sigma)
+            assert ours.index == group._current_index
+
+
+def test_the_strength_of_a_controlnet_is_changed_from_outside(comfy, tiny, controlled):
+    """By another pack's wrapper, at a noise level that only it knows. Catches a strength that is no longer set."""
+    from comfy.patcher_extension import WrappersMP
+
+    scene = tiny("SD15")
+    middle = float(schedule(comfy, scene)[9])
+    positive, negative, record = controlled(None)
+
+    def set_strength(executor, x, timestep, *args, **kwargs):
+        for entries in executor.class_obj.conds.values():
+            for cond in entries:
+                cond["control"].strength = 1.0 if timestep[0] > middle else 0.25
+                record.append((float(timestep[0]), cond["control"].strength))
+        return executor(x, timestep, *args, **kwargs)
+
+    model = scene.model.clone()
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "strength", set_strength)
+    conds = dict(positive=positive, negative=negative)
+    comfy.sample(scene, model, **conds)
+    everywhere = levels_and_what_held(record)
+    _, computed = scene.counting(lambda: comfy.sample(scene, comfy.cached(model, **THRESHOLD), **conds))
+    ran = {level: what for level, what in everywhere.items() if any(abs(level - one) < 1e-3 for one in computed)}
+    check_held(everywhere, ran)
+
+
+def by_noise_level(kind, at):
+    """A patch that acts at this noise level and above, as other packs write them; it knows the level by a name."""
+
+    def patch(model):
+        model = model.clone()
+        start_sigma = at
+
+        def wrapper(network, given):
+            output = network(given["input"], given["timestep"], **given["c"])
+            return output * 3.0 if given["timestep"][0] >= start_sigma else output
+
+        class Attention:
+            def __init__(self):
+                self.sigma_end = at
+
+            def __call__(self, q, k, v, extra):
+                return q, k, v * 3.0 if extra["sigmas"][0] >= self.sigma_end else v
+
+        if kind == "a wrapper":
+            model.set_model_unet_function_wrapper(wrapper)
+        elif kind == "a wrapper around another one":
+            model.set_model_unet_function_wrapper(lambda network, given: wrapper(network, given))
+        else:
+            model.set_model_attn1_patch(Attention())
+        return model
+
+    return patch
+
+
+@pytest.mark.parametrize("at", [5, 8, 11])
+@pytest.mark.parametrize("kind", ["a wrapper", "a wrapper around another one", "an attention patch"])
+def test_a_patch_that_acts_by_noise_level(comfy, tiny, run, kind, at):
+    """Catches the step after it, predicted from before."""
+    scene = tiny("SD15")
+    sigmas = schedule(comfy, scene)
+    switch = float(sigmas[at - 1] + sigmas[at]) / 2
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    patch = by_noise_level(kind, switch)
+    plain, exact = run(scene, make_guider, patch=patch), run(scene, make_guider, patch=patch, threshold=0.0)
+    assert torch.equal(exact.latent, plain.latent)
+    cached = run(scene, make_guider, patch=patch, **THRESHOLD)
+    assert max(level for level in plain.levels if level < switch) in cached.levels
+    assert len(cached.levels) < STEPS
+
+
+# Networks with a memory.
+
+
+@torch.no_grad()
+def block_by_block(model, x, sigmas, extra_args=None, callback=None, disable=None, blocks=1):
+    """Each block of rows from noise to picture, then once more at no noise, for the network to remember it."""
+    options = extra_args["model_options"]["transformer_options"]
+    kept, done = [{"sums": [], "end": 0} for _ in range(2)], []
+    try:
+        for block in x.chunk(blocks, 2):
+            options["state"] = {"start": len(done), "layers": kept}
+            one = x.new_ones([len(x)])
+            for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+                denoised = model(block, sigma * one, **extra_args)
+                if callback is not None:
+                    callback({"x": block, "i": 0, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+                block = block + (following - sigma) * (block - denoised) / sigma
+            model(block, 0 * one + 1e-3, **extra_args)
+            done.append(block)
+    finally:
+        options.pop("state", None)
+    return torch.cat(done, 2)
+
+
+def remembering(where):
+    """A network that adds something of the calls before to each answer."""
+
+    def patch(model):
+        model = model.clone()
+
+        def wrapper(network, given):
+            output = network(given["input"], given["timestep"], **given["c"])
+            if where == "options":
+                memory = given["c"]["transformer_options"]["state"]["layers"][0]
+                before = memory["sums"]
+                memory["end"] += 1
+            else:
+                before = network.__self__.diffusion_model.__dict__.setdefault("kv_cache", [])
+            output = output + 0.1 * sum(before[-4:])
+            before.append(output.mean())
+            return output
+
+        model.set_model_unet_function_wrapper(wrapper)
+        return model
+
+    return patch
+
+
+@pytest.mark.parametrize("widgets", [THRESHOLD, dict(target_speedup=2.0)], ids=["threshold", "budget"])
+@pytest.mark.parametrize(("where", "blocks"), [("options", 1), ("options", 2), ("an attribute", 1)])
+def test_a_network_that_remembers(tiny, run, caplog, where, blocks, widgets):
+    """What a call leaves behind changes the next answer. Catches calls that are skipped, and a log that blames the
+    settings. An attribute shows from the second computed step on, which a budget may leave out.
+    """
+    scene, network = tiny("SD15"), tiny("SD15").model.model.diffusion_model
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    sampler = functools.partial(block_by_block, blocks=blocks)
+
+    def sample(**widgets):
+        network.__dict__.pop("kv_cache", None)
+        caplog.clear()
+        try:
+            with caplog.at_level(logging.INFO):
+                return run(scene, make_guider, sampler, patch=remembering(where), **widgets)
+        finally:
+            network.__dict__.pop("kv_cache", None)
+
+    plain, cached = sample(), sample(**widgets)
+    lines = log_of(caplog)
+    assert "the network keeps what one call leaves for the next" in lines[0] and "everything is computed" in lines[0]
+    if where == "an attribute" and widgets != THRESHOLD:
+        assert cached.calls.total() >= plain.calls.total() - 2
+    else:
+        assert torch.equal(cached.latent, plain.latent)
+        assert cached.calls == plain.calls
+        assert "for the next, in" in lines[-1] and "raise threshold" not in lines[-1]
+        assert cached.report["skipped"] == 0
+
+
+@pytest.mark.parametrize("widgets", [dict(threshold=1.0), dict(target_speedup=2.0)], ids=["threshold", "budget"])
+@pytest.mark.parametrize("frames_per_block", [1, 2, 4])
+def test_video_drawn_block_after_block(comfy, tiny, run, caplog, frames_per_block, widgets):
+    """With ComfyUI's own sampler, which keeps keys and values of earlier blocks. Catches a call that is skipped."""
+    from comfy import samplers, supported_models
+
+    if not hasattr(supported_models, "WAN21_CausalAR_T2V"):
+        pytest.skip("this ComfyUI has no video model that draws block after block")
+    scene = tiny("WAN21_CausalAR_T2V")
+    sampler = samplers.ksampler("ar_video", {"num_frame_per_block": frames_per_block})
+
+    def predict(guider, x, timestep, options):
+        return ask(guider, ["positive"], x, timestep, options)[0]
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=predict)
+    sigmas = schedule(comfy, scene, 8)
+    plain = run(scene, make_guider, sampler, sigmas)
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, make_guider, sampler, sigmas, **widgets)
+    assert torch.equal(cached.latent, plain.latent) and cached.calls == plain.calls
+    assert "keeps what one call leaves for the next" in log_of(caplog)[0]
+
+
+def test_notes_in_the_options_are_no_memory(tiny, run):
+    """Another pack's windows note there which frames a call is about. Catches a cache that gives up for that."""
+    from comfy.patcher_extension import WrappersMP
+
+    scene = tiny("SD15")
+
+    def patch(model):
+        def note(executor, network, conds, x, timestep, options):
+            notes = options["transformer_options"]["frames"]
+            notes["now"], notes["calls"] = [len(notes["now"])] * (notes["calls"] % 3), notes["calls"] + 1
+            return executor(network, conds, x, timestep, options)
+
+        model = model.clone()
+        model.model_options["transformer_options"]["frames"] = {"now": [], "calls": 0, "mask": (torch.ones(1),)}
+        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "windows", note)
+        return model
+
+    cached = run(scene, functools.partial(guiding, conds=pair(scene), predict=both), patch=patch, **THRESHOLD)
+    assert len(cached.levels) < STEPS - 3
+
+
+def test_a_cache_of_what_never_changes_is_no_memory(tiny, run):
+    """A network keeps the keys of its prompt, from the first evaluation on. Catches a cache that gives up for that."""
+    scene = tiny("SD15")
+
+    def patch(model):
+        kept = []
+
+        def wrapper(network, given):
+            network.__self__.diffusion_model.__dict__["kv_cache_of_prompts"] = kept
+            if not kept:
+                kept.append({"keys": torch.ones(2)})
+            return network(given["input"], given["timestep"], **given["c"])
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(wrapper)
+        return model
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    try:
+        cached = run(scene, make_guider, patch=patch, **THRESHOLD)
+    finally:
+        scene.model.model.diffusion_model.__dict__.pop("kv_cache_of_prompts", None)
+    assert len(cached.levels) < STEPS - 3
 
 
 # Evaluations in which nothing is asked.

@@ -341,6 +341,7 @@ RECIPES = {
         cond=PADDED,
     ),
     "WAN21_T2V": Recipe(WAN, VIDEO),
+    "WAN21_CausalAR_T2V": Recipe(WAN, (1, 16, 4, 8, 8)),
     "WAN21_I2V": Recipe(WAN | dict(in_dim=36), VIDEO, cond=START | CLIP_IMAGE),
     "WAN21_FunControl2V": Recipe(
         WAN | dict(in_dim=48), VIDEO, cond=CLIP_IMAGE | dict(concat_latent_image=(1, 32, 2, 8, 8))

@@ -1,0 +1,66 @@
+"""Networks that remember: a call changes what the next one answers, so a skipped call would break it.
+
+Video networks that draw block after block keep the keys and values of earlier blocks. They keep them in
+transformer_options, which their sampler hands to each call, or in an attribute that is named after them.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+# ComfyUI's own entries, and ours.
+_KNOWN_OPTIONS = {
+    "wrappers", "callbacks", "patches", "patches_replace", "sample_sigmas", "sigmas", "uuids", "cond_or_uncond",
+    "easycache_ranks",
+}  # fmt: skip
+_NAMES = ("kv_cache", "kvcache", "past_key", "memory", "hidden_state", "recurrent")
+_DEPTH = 5
+
+
+class NetworkMemory:
+    """Looks for a memory at each computed call.
+
+    found: where it is, None as long as none was seen.
+    """
+
+    def __init__(self):
+        self.found: str | None = None
+
+    def call(self, compute, model_options: dict, network, first: bool):
+        """compute(). first: whether this is the first evaluation, in which caches of what never changes are filled."""
+        if self.found is not None:
+            return compute()
+        places = {f"transformer_options[{key!r}]": value for key, value in _unknown_options(model_options)}
+        if not first:
+            places |= {f"its {name}": value for name, value in _named_attributes(network)}
+        before = {place: _contents(value, _DEPTH) for place, value in places.items()}
+        result = compute()
+        if not first:  # where the attribute may have another value by now
+            places |= {f"its {name}": value for name, value in _named_attributes(network)}
+        changed = (place for place, value in places.items() if before.get(place) != _contents(value, _DEPTH))
+        self.found = next(changed, None)
+        return result
+
+
+def _unknown_options(model_options: dict) -> Iterator[tuple[str, object]]:
+    options = model_options.get("transformer_options", {})
+    return ((key, value) for key, value in options.items() if key not in _KNOWN_OPTIONS)
+
+
+def _named_attributes(network) -> Iterator[tuple[str, object]]:
+    attributes = getattr(network, "__dict__", {})
+    return ((name, value) for name, value in attributes.items() if any(word in name.lower() for word in _NAMES))
+
+
+def _contents(value, depth: int) -> list:
+    """The tensors that it holds, and the numbers beside them: equal as long as nobody has put in others.
+
+    Numbers alone are no memory: packs note there which frames or which prompt a call is about.
+    """
+    if isinstance(value, torch.Tensor):
+        return [(id(value), None if value.is_inference() else value._version)]
+    parts = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list | tuple) else []
+    held = [one for part in parts if depth for one in _contents(part, depth - 1)]
+    if any(isinstance(part, torch.Tensor) for part in parts):
+        held += [part for part in parts if isinstance(part, int | float)]
+    return held

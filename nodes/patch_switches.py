@@ -1,0 +1,70 @@
+"""Noise levels at which patches change what they do, as far as their own variables tell.
+
+Patches that act in a part of the schedule only (Kohya's deep shrink, say) hold its ends in variables that are named
+after what they are: sigma_start, end_sigma, start_percent.
+"""
+
+import contextlib
+import functools
+import types
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from comfy.patcher_extension import WrappersMP
+
+_DEPTH = 3  # of functions that call functions
+_INSIDE = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+
+
+def patch_levels(model_options: dict, own_key: str, model_sampling, sigmas: torch.Tensor) -> list[float]:
+    """Sigmas. A percent counts both as ComfyUI means it and as a part of the steps. own_key: of our wrappers."""
+    levels, steps = [], sigmas.detach().double().cpu().tolist()
+    for name, value in _numbers(_patches(model_options, own_key), _DEPTH, set()):
+        if "sigma" in name:
+            levels.append(float(value))
+        elif 0 < value < 1 and steps:
+            levels.append(float(model_sampling.percent_to_sigma(value)))
+            levels.append(float(np.interp(value * (len(steps) - 1), range(len(steps)), steps)))
+    return sorted({level for level in levels if steps and min(steps) <= level <= max(steps)})
+
+
+def _patches(model_options: dict, own_key: str) -> Iterator:
+    """Functions and objects that are called within the cached part of an evaluation."""
+    options = model_options.get("transformer_options", {})
+    yield model_options.get("model_function_wrapper")
+    yield from (patch for patches in options.get("patches", {}).values() for patch in patches)
+    yield from (patch for patches in options.get("patches_replace", {}).values() for patch in patches.values())
+    yield options.get("optimized_attention_override")
+    for level in _INSIDE:
+        by_key = options.get("wrappers", {}).get(level, {})
+        yield from (wrapper for key, wrappers in by_key.items() if key != own_key for wrapper in wrappers)
+
+
+def _numbers(values, depth: int, seen: set[int]) -> Iterator[tuple[str, float]]:
+    """(name, value) of the numbers in the variables of functions and objects, named after a noise level or percent."""
+    for value in values:
+        if value is None or id(value) in seen:
+            continue
+        seen.add(id(value))
+        variables = _variables(value)
+        for name, number in variables.items():
+            if isinstance(number, int | float) and ("sigma" in name.lower() or "percent" in name.lower()):
+                yield name.lower(), number
+        if depth:
+            yield from _numbers((one for one in variables.values() if callable(one)), depth - 1, seen)
+
+
+def _variables(value) -> dict:
+    """Of a function those that it takes from around it, of an object its attributes."""
+    if isinstance(value, functools.partial):
+        return {**value.keywords, "called": value.func}
+    if isinstance(value, types.MethodType):
+        return _variables(value.__self__) | {"called": value.__func__}
+    if isinstance(value, types.FunctionType):
+        found = {}
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # not assigned yet
+                found[name] = cell.cell_contents
+        return found
+    return {} if isinstance(value, torch.nn.Module | type) else dict(getattr(value, "__dict__", {}))
