@@ -82,6 +82,7 @@ def measure(host: Host, case: Case, log: Log):
         return case.sample(model).clone(), len(calls)
 
     try:
+        sampled(case.model)  # loading a model draws random numbers, which some samplers then lack
         plain, uncached_calls = sampled(case.model)
         yield dict(setting="uncached", network_calls=uncached_calls)
         for setting, widgets in {"threshold 0": dict(threshold=0.0), **SETTINGS}.items():
