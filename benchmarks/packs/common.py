@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+import torch
+from torch.nn import functional
+
 STEPS, CFG, SEED = 20, 4.0, 5
 
 
@@ -58,3 +61,31 @@ def custom(host, scene: Scene, make_guider=None, sampler="euler", sigmas=None, l
         return host.node("SamplerCustomAdvanced", noise, guider, kind, levels, latent or scene.latent)[0]["samples"]
 
     return scene.model, sample
+
+
+def answering(scene: Scene, share: float = 0.3) -> Scene:
+    """The same with a network whose answer follows its input, as a trained one's does, and says this share itself."""
+
+    def follow(network, args, kwargs, answer):
+        x = args[0]
+        if isinstance(x, list):  # streams
+            return [(1 - share) * one + share * said for one, said in zip(x, answer, strict=True)]
+        return (1 - share) * x[:, : answer.shape[1]] + share * answer
+
+    scene.model.model.diffusion_model.register_forward_hook(follow, with_kwargs=True)
+    return scene
+
+
+class PixelVAE:
+    """Pictures from latents of four channels and back, without a network: for nodes that work on both."""
+
+    def encode(self, pixels):
+        latent = functional.avg_pool2d(pixels[..., :3].movedim(-1, 1), 8)
+        return torch.cat([latent, latent.mean(1, keepdim=True)], 1) * 4 - 2
+
+    def decode(self, latent):
+        pixels = ((latent[:, :3] + 2) / 4).clamp(0, 1)
+        return functional.interpolate(pixels, scale_factor=8, mode="bilinear").movedim(1, -1)
+
+    def spacial_compression_encode(self):
+        return 8

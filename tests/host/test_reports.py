@@ -40,18 +40,170 @@ def test_a_pack_that_samples_several_times_in_one_run(comfy, tiny, caplog, widge
     scene = tiny("SD15")
     plain = comfy.sample(scene, sampling_three_times(scene.model))
     results = []
-    for order in ("cache last", "cache first"):
-        def make(**given):
-            if order == "cache first":
-                return sampling_three_times(comfy.cached(scene.model, **given))
-            return comfy.cached(sampling_three_times(scene.model), **given)
+    for cache_first in (False, True):
 
-        assert torch.equal(comfy.sample(scene, make(threshold=0.0)), plain)
+        def sample(cache_first=cache_first, **given):
+            if cache_first:
+                return comfy.sample(scene, sampling_three_times(comfy.cached(scene.model, **given)))
+            return comfy.sample(scene, comfy.cached(sampling_three_times(scene.model), **given))
+
+        assert torch.equal(sample(threshold=0.0), plain)
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            latent, levels = scene.counting(lambda: comfy.sample(scene, make(**widgets)))
+            results.append(sample(**widgets))
         lines = summaries(caplog)
         assert len(lines) == 3 and all(" of 16 evaluations, skipped " in line for line in lines), lines
-        assert psnr(latent, plain) > 15
-        results.append(latent)
+        assert psnr(results[-1], plain) > 15
     assert torch.equal(*results)
+
+
+FORECAST = dict(threshold=0.5, warmup_steps=3)
+SETTINGS = [FORECAST, dict(FORECAST, predictor="reuse"), dict(target_speedup=2.5)]
+EVERY_SETTING = pytest.mark.parametrize("widgets", SETTINGS, ids=["threshold", "reuse", "budget"])
+
+
+class Guidance:
+    """CFG as another pack's guider has it: a scale for each step, and none where it is 1."""
+
+    def __init__(self, model, scene, scales):
+        from comfy.samplers import CFGGuider, sampling_function
+
+        steps = iter(scales)
+
+        class PerStep(CFGGuider):
+            def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+                negative, positive = self.conds["negative"], self.conds["positive"]
+                return sampling_function(self.inner_model, x, timestep, negative, positive, next(steps), model_options)
+
+        self.guider = PerStep(model)
+        self.guider.set_conds(scene.positive, scene.negative)
+
+
+@EVERY_SETTING
+@pytest.mark.parametrize("scales", [[1.0] * 6 + [4.0] * 10, [4.0] * 6 + [1.0] * 10], ids=["later", "at first"])
+def test_guidance_that_begins_or_ends_on_the_way(comfy, tiny, scales, widgets):
+    """KJNodes #262. Catches a negative that is answered from an earlier picture's, as at first nobody asks for it."""
+    scene = tiny("Flux")
+    sigmas = comfy.node("BasicScheduler", scene.model, "simple", 16, 1.0)[0]
+    euler = comfy.node("KSamplerSelect", "euler")[0]
+
+    def sample(model, seed=5):
+        noise, guider = comfy.node("RandomNoise", seed)[0], Guidance(model, scene, scales).guider
+        return comfy.node("SamplerCustomAdvanced", noise, guider, euler, sigmas, scene.latent)[0]["samples"]
+
+    plain = sample(scene.model)
+    assert torch.equal(sample(comfy.cached(scene.model, threshold=0.0)), plain)
+    model = comfy.cached(scene.model, **widgets)
+    first, levels = scene.counting(lambda: sample(model))
+    assert len(levels) < 16
+    assert scales[0] > 1 or float(sigmas[6]) in levels, "there the negative is asked for the first time"
+    assert psnr(first, plain) > 15
+    sample(model, seed=6)
+    assert torch.equal(sample(model), first), "another picture in between must leave no trace"
+
+
+@EVERY_SETTING
+def test_prompts_that_are_asked_apart_as_memory_is_short(comfy, tiny, monkeypatch, widgets):
+    """Comfy-WaveSpeed #57: ComfyUI then asks for positive and negative in two calls, at some steps only. Catches the
+    positive's past as the negative's answer, and steps that are counted twice.
+    """
+    scene, calls = tiny("SD15"), []
+
+    def short_of_memory(*args, **kwargs):
+        calls.append(None)
+        return 1e18 if len(calls) % 3 else 0
+
+    together, levels = scene.counting(lambda: comfy.sample(scene, comfy.cached(scene.model, **widgets)))
+    assert {kinds for _, _, kinds in scene.calls} == {(1, 0)} and len(levels) < 16
+    monkeypatch.setattr(scene.model.model, "memory_required", short_of_memory)
+    apart, same_levels = scene.counting(lambda: comfy.sample(scene, comfy.cached(scene.model, **widgets)))
+    assert {(0,), (1,)} < {kinds for _, _, kinds in scene.calls}
+    assert same_levels == levels and psnr(apart, together) > 60
+
+
+@EVERY_SETTING
+@pytest.mark.parametrize("where", ["pre_cfg", "cfg", "post_cfg"])
+def test_functions_that_write_into_what_they_are_given(comfy, tiny, where, widgets):
+    """Comfy-WaveSpeed #149, where the network itself does. Catches a cache that keeps what others write to."""
+    scene = tiny("SD15")
+
+    def patched(in_place):
+        model = scene.model.clone()
+
+        def keep(tensor):
+            return tensor if in_place else tensor.clone()
+
+        def pre_cfg(given):
+            return [keep(answer).mul_(0.9) for answer in given["conds_out"]]
+
+        def cfg(given):
+            cond, uncond = keep(given["cond"]), keep(given["uncond"])
+            return cond.mul_(3.0).sub_(uncond.mul_(2.0))
+
+        def post_cfg(given):
+            denoised, cond, uncond = (keep(given[n]) for n in ("denoised", "cond_denoised", "uncond_denoised"))
+            return denoised.add_(cond.sub_(uncond).mul_(0.1))
+
+        if where == "cfg":
+            model.set_model_sampler_cfg_function(cfg)
+        else:
+            getattr(model, f"set_model_sampler_{where}_function")(locals()[where])
+        return model
+
+    careful, levels = scene.counting(lambda: comfy.sample(scene, comfy.cached(patched(False), **widgets)))
+    assert len(levels) < 16
+    assert torch.equal(comfy.sample(scene, comfy.cached(patched(True), **widgets)), careful)
+
+
+@pytest.mark.parametrize("widgets", [{}, *SETTINGS], ids=["default", "threshold", "reuse", "budget"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_very_few_steps(comfy, tiny, caplog, steps, widgets):
+    """MagCache #15 fails at 2 steps, as distilled models take them. Catches a run that dies, and one that a threshold
+    changes although it is all warm-up.
+    """
+    scene = tiny("Flux")
+    plain = comfy.sample(scene, steps=steps, cfg=1.0)
+    with caplog.at_level(logging.INFO):
+        cached, levels = scene.counting(
+            lambda: comfy.sample(scene, comfy.cached(scene.model, **widgets), steps=steps, cfg=1.0)
+        )
+    assert f"computed {len(levels)} of {steps} evaluations" in summaries(caplog)[0]
+    assert cached.isfinite().all()
+    if "target_speedup" not in widgets:
+        assert torch.equal(cached, plain)
+
+
+@EVERY_SETTING
+def test_a_pack_that_replaces_a_part_of_the_network(comfy, tiny, widgets):
+    """ComfyUI-TeaCache #11: PuLID has no effect any longer, not even without the cache, until a restart. Catches a
+    replaced method that the cache displaces, in one order of nodes or for good.
+    """
+    scene = tiny("Flux")
+    network = scene.model.model.diffusion_model
+    before = comfy.sample(scene)
+
+    def replace(model):
+        model = model.clone()
+
+        def forward(*args, **kwargs):
+            return 0.5 * type(network).forward_orig(network, *args, **kwargs)
+
+        model.add_object_patch("diffusion_model.forward_orig", forward)
+        return model
+
+    plain = comfy.sample(scene, replace(scene.model))
+    assert not torch.equal(plain, before)
+    first = comfy.sample(scene, comfy.cached(replace(scene.model), **widgets))
+    assert torch.equal(comfy.sample(scene, replace(comfy.cached(scene.model, **widgets))), first)
+    assert psnr(first, plain) > 15
+    assert torch.equal(comfy.sample(scene, replace(scene.model)), plain)
+    assert torch.equal(comfy.sample(scene), before)
+
+
+def test_a_prompt_that_was_saved_before_a_widget_was_there(comfy, tiny):
+    """SwarmUI #788: "missing 2 required positional arguments". Catches an input that old prompts cannot leave out."""
+    cls = comfy.classes["EasyCacheAdaptive"]
+    required = cls.INPUT_TYPES()["required"]
+    assert list(required) == ["model"]
+    (patched,) = cls.execute(tiny("SD15").model).result
+    assert comfy.sample(tiny("SD15"), patched, steps=2).isfinite().all()
