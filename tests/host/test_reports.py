@@ -3,6 +3,8 @@
 A test names the report that it goes by. They sample with ComfyUI's own nodes, on tiny models.
 """
 
+import asyncio
+import inspect
 import logging
 
 import pytest
@@ -200,10 +202,27 @@ def test_a_pack_that_replaces_a_part_of_the_network(comfy, tiny, widgets):
     assert torch.equal(comfy.sample(scene), before)
 
 
-def test_a_prompt_that_was_saved_before_a_widget_was_there(comfy, tiny):
-    """SwarmUI #788: "missing 2 required positional arguments". Catches an input that old prompts cannot leave out."""
-    cls = comfy.classes["EasyCacheAdaptive"]
-    required = cls.INPUT_TYPES()["required"]
-    assert list(required) == ["model"]
-    (patched,) = cls.execute(tiny("SD15").model).result
-    assert comfy.sample(tiny("SD15"), patched, steps=2).isfinite().all()
+@pytest.mark.parametrize("saved", [{}, {"threshold": 0.2, "warmup_steps": 3, "predictor": "reuse"}], ids=str)
+def test_a_prompt_that_was_saved_before_a_widget_was_there(comfy, saved):
+    """SwarmUI #788: "missing 2 required positional arguments". Catches an input that saved prompts and other front ends
+    cannot leave out, and one that then means something else than its widget shows.
+    """
+    import execution
+
+    scene = dict(zip(widgets_of(comfy, "EasyCacheDemoModel"), ["red", "circle", "right", "sea", 1], strict=True))
+    prompt = {
+        "1": {"class_type": "EasyCacheDemoModel", "inputs": scene},
+        "2": {"class_type": "EasyCacheAdaptive", "inputs": {"model": ["1", 0], **saved}},
+    }
+    valid, errors, _ = asyncio.run(execution.validate_inputs("id", prompt, "2", {}))
+    assert valid, errors
+    arguments = inspect.signature(comfy.classes["EasyCacheAdaptive"].execute).parameters
+    for name, widget in widgets_of(comfy, "EasyCacheAdaptive").items():
+        assert arguments[name].default == widget.get("default", widget.get("options", [None])[0]), name
+
+
+def widgets_of(comfy, node):
+    """Options of a node's widgets, by name."""
+    given = comfy.classes[node].INPUT_TYPES()
+    inputs = given.get("required", {}) | given.get("optional", {})
+    return {name: options[0] for name, (kind, *options) in inputs.items() if kind != "MODEL"}
