@@ -4,7 +4,7 @@
 
 FOLDER holds clones of the packs, each in a folder named as its repository. packs/ has a file per pack, whose cases are
 sampled uncached, with threshold 0, and as SETTINGS say. Each pack has a process of its own, as some change ComfyUI. Its
-rows in benchmarks/results/works_with.csv are replaced when it is done; those of other packs stay.
+rows in benchmarks/results/works_with.csv are replaced as they come; those of other packs stay.
 """
 
 import argparse
@@ -159,8 +159,9 @@ def main():
             subprocess.run(command, check=False)
         return
     sys.path.append(str(ROOT / "tests" / "support"))  # tiny_models
-    rows = list(measure_pack(args.only[0], args.packs.resolve()))
-    if rows:
+    rows = []
+    for row in measure_pack(args.only[0], args.packs.resolve()):
+        rows.append(row)
         replace(rows, args.results)
 
 
