@@ -58,6 +58,23 @@ def cases(host):
 
     yield Case("LTXVPerStepStatNormPatcher", *common.ksampler(host, scene, patch=normalised))
 
+    class Scales:
+        """What the sampler of long videos asks of a VAE where no picture is given."""
+
+        downscale_index_formula = (8, 32, 32)
+
+    def looping(model):
+        return host.node(
+            "LTXVLoopingSampler", model=model, vae=Scales(), noise=host.node("RandomNoise", common.SEED)[0],
+            sampler=host.node("KSamplerSelect", "euler")[0], guider=simple(model),
+            sigmas=host.node("BasicScheduler", model, "simple", common.STEPS, 1.0)[0],
+            latents={"samples": torch.zeros(1, 128, 7, 4, 4)}, temporal_tile_size=32, temporal_overlap=16,
+            guiding_strength=1.0, temporal_overlap_cond_strength=0.5, cond_image_strength=1.0, adain_factor=0.0,
+            horizontal_tiles=1, vertical_tiles=1, spatial_overlap=1,
+        )[0]["samples"]  # fmt: skip
+
+    yield Case("LTXVLoopingSampler, three pieces, STGGuider", scene.model, looping)
+
     both = common.answering(common.tiny("LTXAV"), 0.6)
 
     def streams(latent):
