@@ -29,6 +29,21 @@ class Host:
         asyncio.run(load())
         self._classes, self._inference_mode = nodes.NODE_CLASS_MAPPINGS, torch.inference_mode
 
+    @staticmethod
+    def load(folder: Path) -> None:
+        """Load another pack, as ComfyUI does at its start."""
+        import server
+
+        import nodes
+
+        async def load():
+            if getattr(server.PromptServer, "instance", None) is None:  # packs add routes to it
+                server.PromptServer(asyncio.get_running_loop())
+            return await nodes.load_custom_node(str(folder), ignore=set(nodes.NODE_CLASS_MAPPINGS))
+
+        if not asyncio.run(load()):
+            raise RuntimeError(f"ComfyUI could not load {folder}")
+
     def node_class(self, kind: str) -> type:
         """The class of a node, as ComfyUI loaded it."""
         return self._classes[kind]

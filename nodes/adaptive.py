@@ -26,6 +26,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "threshold",
+                    optional=True,
                     default=0.05,
                     min=0.0,
                     max=1.0,
@@ -37,6 +38,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "warmup_steps",
+                    optional=True,
                     default=5,
                     min=1,
                     max=50,
@@ -48,6 +50,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 io.Combo.Input(
                     "predictor",
                     options=list(PREDICTORS),
+                    optional=True,
                     default="forecast",
                     tooltip="How skipped steps are filled in. forecast: follow the denoised picture along the noise "
                     "levels and correct the accumulated error of earlier forecasts; mostly much closer to the uncached "
@@ -56,6 +59,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "target_speedup",
+                    optional=True,
                     default=0.0,
                     min=0.0,
                     max=10.0,
@@ -67,6 +71,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "max_consecutive_skips",
+                    optional=True,
                     default=0,
                     min=0,
                     max=50,
@@ -75,6 +80,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "start_percent",
+                    optional=True,
                     default=0.0,
                     min=0.0,
                     max=1.0,
@@ -84,6 +90,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "end_percent",
+                    optional=True,
                     default=1.0,
                     min=0.0,
                     max=1.0,
@@ -94,12 +101,14 @@ class EasyCacheAdaptive(io.ComfyNode):
                 io.Combo.Input(
                     "cache_device",
                     options=list(CACHE_DEVICES),
+                    optional=True,
                     default="gpu",
                     tooltip="Where cached tensors live. gpu: next to the latent, fastest. cpu: in main memory, which "
                     "saves a few latents' worth of video memory and costs copies at every step.",
                 ),
                 io.Boolean.Input(
                     "verbose",
+                    optional=True,
                     default=False,
                     tooltip="Write one line per evaluation to the log: computed or skipped, and why. It makes the "
                     "sampler wait for the GPU at each step.",
@@ -115,8 +124,8 @@ class EasyCacheAdaptive(io.ComfyNode):
     def execute(
         cls,
         model,
-        threshold: float,
-        warmup_steps: int,
+        threshold: float = 0.05,
+        warmup_steps: int = 5,
         predictor: str = "forecast",
         target_speedup: float = 0.0,
         max_consecutive_skips: int = 0,

@@ -2,7 +2,7 @@
 
 import logging
 
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from .run import sample_with_cache
 from .run_history import WRAPPER_KEY, RunHistory
@@ -18,6 +18,11 @@ class CachedSampling:
         self.settings, self.history = settings, history
 
     def __call__(self, executor, *args, **kwargs):
+        inner = executor.wrappers[executor.idx + 1 :]
+        if inner:  # Some sample several times in one call, and each time is a run: so this one goes innermost.
+            wrappers = [*inner, self]
+            executor = WrapperExecutor.new_class_executor(executor.original, executor.class_obj, wrappers)
+            return executor.execute(*args, **kwargs)
         return sample_with_cache(self.settings, self.history, executor, *args, **kwargs)
 
 

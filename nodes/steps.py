@@ -78,9 +78,10 @@ class StepCounter:
     """Finds the step of each evaluation from the sampler's callbacks, so that no device tensor has to be read.
 
     Samplers call back once per step, after the step's first evaluation (k-diffusion), its only one (UniPC) or its last
-    one (DPM adaptive, of three). With m evaluations per step, the m - 1 after a callback still belong to its step. m is
-    known from the second callback on; between the first two, the step is `ambiguous`. A sampler that has not called
-    back within _LATEST_CALLBACK evaluations is taken to evaluate once per step.
+    one (DPM adaptive, of three). Several evaluations before the first callback show that it comes last; a step then
+    ends with it, however many evaluations it has. Else, with m evaluations per step, the m - 1 after a callback still
+    belong to its step. m is known from the second callback on; between the first two, the step is `ambiguous`. A
+    sampler that has not called back within _LATEST_CALLBACK evaluations is taken to evaluate once per step.
     """
 
     _LATEST_CALLBACK = 4  # evaluations
@@ -91,13 +92,14 @@ class StepCounter:
         self._callback_step: int | None = callbacks - 1 if callbacks else None  # step of the last callback
         self._since_callback = 0  # evaluations
         self._per_step: int | None = None  # m, once known
+        self._callback_last = False  # whether a callback follows the last evaluation of its step
         self.steps = 0  # how many steps there have been
 
     def next_evaluation(self) -> int:
         """Count one evaluation and return its step, from 0."""
         if self._callback_step is None:
             step = self._evaluations if self._evaluations >= self._LATEST_CALLBACK else 0
-        elif self._since_callback < (self._per_step or 1) - 1:
+        elif not self._callback_last and self._since_callback < (self._per_step or 1) - 1:
             step = self._callback_step
         else:
             step = self._callback_step + 1
@@ -118,7 +120,9 @@ class StepCounter:
 
     def on_callback(self) -> None:
         """The sampler has called back. Callbacks are counted: some samplers number them otherwise."""
-        if self._callback_step is not None and self._since_callback:
+        if self._callback_step is None:
+            self._callback_last = self._since_callback > 1
+        elif self._since_callback:
             self._per_step = self._since_callback
         self._callback_step = 0 if self._callback_step is None else self._callback_step + 1
         self._since_callback = 0

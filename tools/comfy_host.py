@@ -103,6 +103,7 @@ def import_comfy(base: Path) -> Path:
 
         comfy.options.enable_args_parsing()
         import comfy.cli_args  # noqa: F401  parses argv now
+        import utils.extra_config  # noqa: F401  as main.py does: `nodes` puts comfy/utils.py before it
     finally:
         sys.argv = argv
     return base / "custom_nodes" / PACK_NAME

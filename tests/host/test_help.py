@@ -63,8 +63,8 @@ def test_every_node_has_a_help_page(info, node, page):
     assert text.startswith(f"# {titles[node, 'display_name']}\n")
     assert bool(CHINESE.search(text)) is chinese
     assert "<" not in text and "](http" not in text, "neither HTML nor anything from elsewhere"
-    names = [name for name, spec in info[node]["input"]["required"].items() if name not in ("model", "latent")]
-    for name in names:
+    inputs = info[node]["input"]
+    for name in {*inputs["required"], *inputs.get("optional", ())} - {"model", "latent"}:
         assert name in text or titles[node, "inputs", name, "name"] in text, name
 
 
