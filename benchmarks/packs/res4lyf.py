@@ -39,7 +39,7 @@ def cases(host):
     yield case("res_2m, cycles", sampler_name="res_2m", steps_to_run=6, options=cycles)
 
     picture = {"samples": common.ksampler(host, scene, seed=7)[1](scene.model)}
-    for mode in ("epsilon", "data", "flow", "sync"):
+    for mode in ("epsilon", "flow", "sync"):
         guides = host.node(
             "ClownGuide_Beta", guide_mode=mode, channelwise_mode=True, projection_mode=True, weight=0.5, cutoff=1.0,
             weight_scheduler="constant", start_step=0, end_step=12, invert_mask=False, guide=picture,
