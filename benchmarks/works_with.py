@@ -1,6 +1,7 @@
 """Other packs beside this one: the figures of docs/works_with.md.
 
-    python benchmarks/works_with.py --packs FOLDER [--only NAG restart ...]
+    python benchmarks/works_with.py --packs FOLDER [--only nag lanpaint ...]
+    python benchmarks/works_with.py --table
 
 FOLDER holds clones of the packs, each in a folder named as its repository. packs/ has a file per pack, whose cases are
 sampled uncached, with threshold 0, and as SETTINGS say. Each pack has a process of its own, as some change ComfyUI. Its
@@ -146,13 +147,44 @@ def replace(rows: list[dict], path: Path) -> None:
         writer.writerows(sorted(kept + rows, key=lambda row: (row["pack"].lower(), row["comfyui"])))
 
 
+def table(path: Path) -> str:
+    """The figures as docs/works_with.md has them."""
+    cases: dict[tuple, dict] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            cases.setdefault((row["pack"], row["comfyui"], row["case"]), {})[row["setting"]] = row
+    lines = [
+        "| pack, ComfyUI | case | skipped, budget | dB (reuse) | skipped, threshold | dB |",
+        "|---|---|---|---|---|---|",
+    ]
+    before = None
+    for (pack, comfyui, case), found in cases.items():
+        if not SETTINGS.keys() <= found.keys():  # not measured to the end
+            continue
+        budget, threshold, reuse = (found[setting] for setting in SETTINGS)
+        skipped = [int(one["evaluations"]) - int(one["computed"]) for one in (budget, threshold)]
+        where = "" if (pack, comfyui) == before else f"{pack}, {comfyui}"
+        before = pack, comfyui
+        lines.append(
+            f"| {where} | {case} | {skipped[0]} of {budget['evaluations']} | {budget['psnr']} ({reuse['psnr']}) | "
+            f"{skipped[1]} of {threshold['evaluations']} | {threshold['psnr']} |"
+        )
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packs", type=Path, required=True, help="folder with the packs' clones")
+    parser.add_argument("--packs", type=Path, help="folder with the packs' clones")
+    parser.add_argument("--table", action="store_true", help="measure nothing, print the table of what is there")
     everything = sorted(path.stem for path in (HERE / "packs").glob("[!_]*.py"))
     parser.add_argument("--only", nargs="+", choices=everything, default=everything)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    if args.table:
+        print(table(args.results))
+        return
+    if args.packs is None:
+        parser.error("--packs is missing")
     if len(args.only) > 1:
         for name in args.only:
             command = [sys.executable, __file__, "--packs", args.packs, "--results", args.results, "--only", name]

@@ -44,7 +44,7 @@ class Schedule:
     def __init__(self, sigmas: torch.Tensor, model_sampling, sampler, settings):
         values = sigmas.detach().float().cpu()
         rising = (values[1:] > values[:-1]).tolist()
-        flipped = bool(rising) and all(rising)
+        flipped = any(rising) and not bool((values[1:] < values[:-1]).any())
         taken = [not rise or flipped for rise in rising]
         lengths = step_lengths(model_sampling, sigmas)
         self.steps = sum(taken)

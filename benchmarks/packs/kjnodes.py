@@ -30,8 +30,6 @@ def cases(host):
         yield Case(f"CFGZeroStarAndInit, zero init {zero_init}", model, sample)
     model = host.node("WanVideoEnhanceAVideoKJ", model=scene.model, latent=scene.latent, weight=2.0)[0]
     yield Case("WanVideoEnhanceAVideoKJ", model, sample)
-    model = host.node("WanVideoNAG", model=scene.model, conditioning=scene.negative, nag_scale=5.0)[0]
-    yield Case("WanVideoNAG", model, sample)
     model = host.node("ApplyRifleXRoPE_WanVideo", model=scene.model, latent=scene.latent, k=2)[0]
     yield Case("ApplyRifleXRoPE_WanVideo", model, sample)
 
@@ -51,20 +49,20 @@ def cases(host):
     yield Case("DifferentialDiffusionAdvanced", model, common.ksampler(host, scene._replace(latent=latent))[1])
     model = host.node("LatentInpaintTTM", model=scene.model, steps=7, mask=mask)[0]
     latent = {"samples": picture}
-    yield Case("LatentInpaintTTM", model, common.ksampler(host, scene._replace(latent=latent), denoise=0.8)[1])
+    yield Case("LatentInpaintTTM", model, common.ksampler(host, scene._replace(latent=latent), denoise=0.8, cfg=1.0)[1])
     yield Case(
         "LatentInpaintTTM after ours",
         scene.model,
         common.ksampler(
-            host, scene._replace(latent=latent), denoise=0.8,
+            host, scene._replace(latent=latent), denoise=0.8, cfg=1.0,
             patch=lambda model: host.node("LatentInpaintTTM", model=model, steps=7, mask=mask)[0],
         )[1],
     )  # fmt: skip
     flipped = host.node("FlipSigmasAdjusted", sigmas=sigmas, divide_by_last_sigma=False, divide_by=1.0, offset_by=1)[0]
-    unsampling = common.custom(host, scene, scheduled(1.0), "euler", flipped, latent)
+    unsampling = common.custom(host, scene, None, "euler", flipped, latent)
     yield Case("FlipSigmasAdjusted: a picture is unsampled", *unsampling)
     own = host.node(
-        "CustomSigmas", sigmas_string="14.6, 6.5, 3.9, 2.7, 1.9, 1.3, 0.9, 0.5, 0.1, 0.0", interpolate_to_steps=20
+        "CustomSigmas", sigmas_string="14.6, 6.5, 3.9, 2.7, 1.9, 1.3, 0.9, 0.5, 0.1, 0.03", interpolate_to_steps=20
     )[0]
-    flux = common.tiny("SD15")
-    yield Case("SD15, CustomSigmas", *common.custom(host, flux, None, "euler", own))
+    unet = common.tiny("SD15")
+    yield Case("SD15, CustomSigmas", *common.custom(host, unet, None, "euler", own))

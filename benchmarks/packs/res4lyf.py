@@ -39,7 +39,7 @@ def cases(host):
     yield case("res_2m, cycles", sampler_name="res_2m", steps_to_run=6, options=cycles)
 
     picture = {"samples": common.ksampler(host, scene, seed=7)[1](scene.model)}
-    for mode in ("epsilon", "data", "flow", "sync"):
+    for mode in ("epsilon", "flow", "sync"):
         guides = host.node(
             "ClownGuide_Beta", guide_mode=mode, channelwise_mode=True, projection_mode=True, weight=0.5, cutoff=1.0,
             weight_scheduler="constant", start_step=0, end_step=12, invert_mask=False, guide=picture,
@@ -57,14 +57,5 @@ def cases(host):
     clown = host.node("ClownSampler_Beta", sampler_name="res_2s", eta=0.5, seed=common.SEED, bongmath=True)[0]
     yield Case("ClownSampler res_2s in SamplerCustomAdvanced", *common.custom(host, scene, None, clown))
     yield Case("KSampler res_2s, bong_tangent", *common.ksampler(host, scene, "res_2s", scheduler="bong_tangent"))
-    bong = dict(steps=common.STEPS, cfg=common.CFG, sampler_name="res_2s_sde", scheduler="beta57", denoise=1.0)
-
-    def bongsampler(model):
-        return host.node(
-            "BongSampler", model=model, positive=scene.positive, negative=scene.negative, latent_image=scene.latent,
-            seed=common.SEED, **bong,
-        )[0]["samples"]  # fmt: skip
-
-    yield Case("BongSampler res_2s_sde", scene.model, bongsampler)
     flux = common.tiny("Flux")
     yield Case("Flux, KSampler res_2m", *common.ksampler(host, flux, "res_2m"))

@@ -18,7 +18,7 @@ THRESHOLD_OR_BUDGET = pytest.mark.parametrize("widgets", [THRESHOLD, BUDGET], id
 def run(comfy):
     """run(scene, sampler function, guider class, **widgets): (latent, noise levels of the network's calls, report)."""
 
-    def run(scene, sampler, kind=None, **widgets):
+    def run(scene, sampler, kind=None, flip=None, **widgets):
         import comfy.samplers as samplers
 
         model = comfy.cached(scene.model, **widgets) if widgets else scene.model
@@ -26,6 +26,7 @@ def run(comfy):
         guider.inner_set_conds({"positive": scene.positive, "negative": scene.negative})
         guider.set_cfg(4.0)
         noise, sigmas = comfy.node("RandomNoise", 5)[0], comfy.node("BasicScheduler", model, "simple", STEPS, 1.0)[0]
+        sigmas = sigmas if flip is None else flip(sigmas)
         given = noise, guider, samplers.KSAMPLER(sampler), sigmas, scene.latent
         latent, levels = scene.counting(lambda: comfy.node("SamplerCustomAdvanced", *given)[0]["samples"])
         calls = [sigma for _, sigma, _ in scene.calls]
@@ -164,4 +165,26 @@ def test_steps_of_several_evaluations_that_end_with_a_callback(tiny, run, number
     assert computed[-1] <= calls[-numbers[-1]], "the last step draws the detail"
     if widgets == BUDGET:
         assert len(computed) == math.ceil(sum(numbers) / 2)
+    assert psnr(cached, latent) > 10
+
+
+@THRESHOLD_OR_BUDGET
+def test_a_flipped_schedule_with_a_level_that_repeats(tiny, run, widgets):
+    """A picture is unsampled, from a level near 0 that is there twice. Catches a schedule whose rises are all taken for
+    added noise: it then has one step, and a threshold skips nothing in it.
+    """
+    from comfy.k_diffusion.sampling import sample_euler
+
+    def flip(sigmas):
+        upwards = sigmas.flip(0)
+        return torch.cat([upwards.new_full([2], 1e-4), upwards[1:-1]])
+
+    given = tiny("Flux"), sample_euler
+    latent, calls, _ = run(*given, flip=flip)
+    assert torch.equal(run(*given, flip=flip, threshold=0.0)[0], latent)
+    cached, computed, report = run(*given, flip=flip, **widgets)
+    assert report["steps"] == report["evaluations"] == len(calls) == STEPS
+    assert report["computed"] == len(computed) < STEPS
+    if widgets == BUDGET:
+        assert len(computed) == STEPS / 2
     assert psnr(cached, latent) > 10
