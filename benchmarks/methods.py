@@ -57,7 +57,7 @@ class Method:
 
 def node(name: str, setting: str, kind: str, dtype: str = "fp32", **widgets) -> Method:
     def patch(subject, model):
-        return subject.host.node(kind, model, **widgets)[0]
+        return subject.host.node(kind, model=model, **widgets)[0]  # by name: then defaults are filled in
 
     return Method(name, setting, patch, dtype=dtype)
 

@@ -33,7 +33,7 @@ def test_vde_computes_as_many_steps_as_its_authors_say(interval, computed):
 
 
 def test_foca_by_hand():
-    """F_(k-1) = 1, F_k = 2, F'_full = 0.5: P = 8/3 - 1/3 + 2/3 = 3, its derivative is 1, and 2 + (0.5 + 1) / 2 = 2.75."""
+    """F_(k-1) = 1, F_k = 2, F'_full = 0.5: P = 8/3 - 1/3 + 2/3 = 3, its derivative 1; 2 + (0.5 + 1) / 2 = 2.75."""
     newest, before, full = torch.tensor(2.0), torch.tensor(1.0), torch.tensor(0.5)
     assert float(calibrated_forecast(newest, before, full)) == pytest.approx(2.75)
 
