@@ -148,28 +148,32 @@ SHORT_PEERS = dict(
 def peers(calibration: Callable[[], Calibration], knobs: dict) -> list[Method]:
     """calibration: asked for when first needed."""
 
-    def over_trunk(name, setting, make):
-        return Method(name, setting, lambda subject, model: with_policy(model, make))
-
     def teacache(threshold):
-        def make(steps):
-            return TeaCache(steps, threshold, calibration().polynomial)
+        def patch(subject, model):
+            polynomial = calibration().polynomial
+            return with_policy(model, lambda steps: TeaCache(steps, threshold, polynomial))
 
-        return over_trunk(TEACACHE, f"threshold {threshold:g}", make)
+        return Method(TEACACHE, f"threshold {threshold:g}", patch)
 
     def magcache(threshold, retention, longest):
-        def make(steps):
-            return MagCache(steps, threshold, longest, retention, calibration().ratios)
+        def patch(subject, model):
+            ratios = calibration().ratios
+            return with_policy(model, lambda steps: MagCache(steps, threshold, longest, retention, ratios))
 
-        return over_trunk(MAGCACHE, f"retention {retention:g}, K {longest}, threshold {threshold:g}", make)
+        return Method(MAGCACHE, f"retention {retention:g}, K {longest}, threshold {threshold:g}", patch)
 
     def spectrum(growth, weight, warmup):
-        family = f"weight {weight:g}" + (f", warm-up {warmup}" if warmup != 5 else "")
-        setting = f"{family}, growth {growth:g}"
-        return over_trunk(SPECTRUM, setting, lambda steps: Spectrum(steps, growth, weight, warmup))
+        def patch(subject, model):
+            return with_policy(model, lambda steps: Spectrum(steps, growth, weight, warmup))
+
+        family = f"weight {weight:g}" if warmup == 5 else f"weight {weight:g}, warm-up {warmup}"
+        return Method(SPECTRUM, f"{family}, growth {growth:g}", patch)
 
     def foca(interval, warmup):
-        return over_trunk(FOCA, f"warm-up {warmup}, interval {interval}", lambda steps: FoCa(steps, interval, warmup))
+        def patch(subject, model):
+            return with_policy(model, lambda steps: FoCa(steps, interval, warmup))
+
+        return Method(FOCA, f"warm-up {warmup}, interval {interval}", patch)
 
     def vde(interval, stable):
         def patch(subject, model):
