@@ -3,13 +3,13 @@
     python benchmarks/grid.py --pairwise       cells in which every two values meet: minutes
     python benchmarks/grid.py                  all 1,638 cells: about an hour
     python benchmarks/grid.py --shard 1/2      half of them, and `--shard 2/2` in another process
-    python benchmarks/grid.py --picture        only the picture and the summary, of what is there
+    python benchmarks/grid.py --publish        only the page, of what is there
 
 In each cell the node is sampled at four target speed-ups with `forecast`, with `reuse`, and without the node in as many
 steps as take no more evaluations. Closeness is the PSNR of the pictures against the uncached run, in dB. Everything
 goes through ComfyUI's KSampler node. Rows go to benchmarks/results/grid.csv as they come; cells that are there are not
 measured again. The model is a perceptron (sheet/), with which an evaluation takes a few milliseconds, nearly all of it
-ComfyUI's and the node's; `--subject` takes one of the others. docs/grid.png is drawn at the end.
+ComfyUI's and the node's; `--subject` takes one of the others. At the end docs/grid.md is written, with a picture.
 """
 
 import argparse
@@ -30,7 +30,20 @@ from configurations import Configuration
 from host import ROOT, Host
 
 RESULTS = Path(__file__).resolve().parent / "results" / "grid.csv"
-PICTURE = ROOT / "docs" / "grid.png"
+DOCS = ROOT / "docs"
+PAGE = """# Every sampler, scheduler, number of steps and CFG scale
+
+Written by `python benchmarks/grid.py`. {cells} of {all_cells} cells, {seeds} per cell, of the model `{subject}`.
+
+A cell is a sampler, a scheduler, a number of steps and a CFG scale. In each, `forecast` with a target speed-up is held
+against `reuse` with the same, and against the same sampler without the node in as many steps as take no more
+evaluations. Closeness is the PSNR of the pictures against the uncached run. A cell is below another method if its
+forecast is more than {tolerance:g} dB further from the uncached run; the margin is the difference to the better one.
+
+![How much closer forecasts are than the better of reuse and fewer steps](grid.png)
+
+{summary}
+"""
 SPEEDUPS = (1.3, 1.5, 2.0, 3.0)
 TOLERANCE = 0.3  # dB by which a cell may be below the better of the others
 MOST = 100.0  # dB; beyond it is float32's rounding
@@ -231,7 +244,7 @@ def arguments():
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--subject", default="sheet", help="sheet, or a model of run.py")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--picture", nargs="?", type=Path, const=PICTURE, help="only draw it; a path")
+    parser.add_argument("--publish", action="store_true", help="measure nothing")
     return parser.parse_args()
 
 
@@ -260,16 +273,27 @@ def run(args) -> None:
             )
 
 
+def publish(rows: list[Row], folder: Path) -> None:
+    """The page and its picture."""
+    import grid_plot
+
+    seeds = len({row.seed for row in rows})
+    page = PAGE.format(
+        cells=len({row.cell for row in rows}), all_cells=len(product()), seeds=f"{seeds} seed{'s' * (seeds > 1)}",
+        subject=rows[0].subject, tolerance=TOLERANCE, summary=summary(rows),
+    )  # fmt: skip
+    (folder / "grid.md").write_text(page, encoding="utf-8")
+    grid_plot.draw(compared(rows), folder / "grid.png")
+    print(page)
+
+
 def main():
     args = arguments()
-    if args.picture is None:
+    if not args.publish:
         run(args)
     rows = [row for row in read(args.results) if row.subject == args.subject]
     if rows:
-        import plots
-
-        print(summary(rows))
-        plots.grid(compared(rows), args.picture or args.results.with_suffix(".png"))
+        publish(rows, DOCS if args.results == RESULTS else args.results.parent)
 
 
 if __name__ == "__main__":
