@@ -20,7 +20,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -99,16 +99,24 @@ def product(factors: Cell = FACTORS) -> list[Cell]:
 
 
 def pairwise(cells: list[Cell]) -> list[Cell]:
-    """A part of the cells in which every two values meet that meet anywhere; each time the cell with most new pairs."""
+    """A part of the cells in which every two values meet that meet anywhere.
+
+    Each time the cell with most new pairs is taken, of several the one whose values were taken least often.
+    """
 
     def pairs(cell):
         return set(itertools.combinations(enumerate(cell), 2))
 
     by_cell = {cell: pairs(cell) for cell in cells}
-    left, chosen = set().union(*by_cell.values()), []
+    left, taken, chosen = set().union(*by_cell.values()), Counter(), []
+
+    def worth(cell):
+        return len(by_cell[cell] & left), -sum(taken[place] for place in enumerate(cell))
+
     while left:
-        chosen.append(max(by_cell, key=lambda cell: len(by_cell[cell] & left)))
+        chosen.append(max(by_cell, key=worth))
         left -= by_cell.pop(chosen[-1])
+        taken.update(enumerate(chosen[-1]))
     return chosen
 
 
