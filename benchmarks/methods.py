@@ -169,11 +169,12 @@ def peers(calibration: Callable[[], Calibration], knobs: dict) -> list[Method]:
         family = f"weight {weight:g}" if warmup == 5 else f"weight {weight:g}, warm-up {warmup}"
         return Method(SPECTRUM, f"{family}, growth {growth:g}", patch)
 
-    def foca(interval, warmup):
+    def foca(interval, warmup, recursive):
         def patch(subject, model):
-            return with_policy(model, lambda steps: FoCa(steps, interval, warmup))
+            return with_policy(model, lambda steps: FoCa(steps, interval, warmup, recursive))
 
-        return Method(FOCA, f"warm-up {warmup}, interval {interval}", patch)
+        reading = "recursive" if recursive else "computed"
+        return Method(FOCA, f"{reading}, warm-up {warmup}, interval {interval}", patch)
 
     def vde(interval, stable):
         def patch(subject, model):
@@ -185,7 +186,12 @@ def peers(calibration: Callable[[], Calibration], knobs: dict) -> list[Method]:
         *(teacache(threshold) for threshold in knobs["teacache"]),
         *(magcache(threshold, *family) for family, values in knobs["magcache"].items() for threshold in values),
         *(spectrum(growth, *family) for family, values in knobs["spectrum"].items() for growth in values),
-        *(foca(interval, warmup) for warmup, values in knobs["foca"].items() for interval in values),
+        *(
+            foca(interval, warmup, recursive)
+            for recursive in (True, False)
+            for warmup, values in knobs["foca"].items()
+            for interval in values
+        ),
         *(vde(interval, stable) for stable, values in knobs["vde"].items() for interval in values),
     ]
 

@@ -1,14 +1,17 @@
 """FoCa (arXiv 2508.16211), from the paper's formulas: a predictor-corrector on features.
 
-A feature F is taken for the solution of an ODE over the steps. Every N-th step is computed; in between, from the values
-of the last two steps k and k - 1, be they computed or forecast:
+A feature F is taken for the solution of an ODE over the steps. Every N-th step is computed; in between, h steps on from
+the values at k and k - 1:
 
-    forecast    P     = 4/3 F_k - 1/3 F_(k-1) + 2/3 F'_k                    BDF2, made explicit
-    calibrated  F_k+1 = F_k + (F'_full + (3 P - 4 F_k + F_(k-1)) / 2) / 2   Heun's rule
+    forecast    P   = 4/3 F_k - 1/3 F_(k-1) + 2/3 h F'_k                     BDF2, made explicit
+    calibrated  F_c = F_k + h/2 (F'_full + (3 P - 4 F_k + F_(k-1)) / (2 h))  Heun's rule
 
-F'_full is the derivative at the last computed step. The paper leaves open how derivatives come about, and no code of
-its authors could be had. Assumed here: F'_k = F_k - F_(k-1), and F'_full is the difference of the last two computed
-values divided by the steps between them; with one computed value only, it is F'_k.
+F'_full is the derivative at the last computed step. No code of the authors could be had, and the formulas can be read
+in two ways, which are both measured, and the closer one at each count of evaluations stands in the tables:
+
+recursive   k and k - 1 are the last two steps, be they computed or forecast, and h is 1. Assumed: F'_k is
+            F_k - F_(k-1), and F'_full the change between the last two computed values per step between them.
+computed    k and k - 1 are the last two computed steps. With F'_k = F'_full, all this is the line through both.
 
 The paper forecasts what each attention and each MLP adds to the tokens. Formulas that are linear in F give the same for
 their sum: what all blocks together add. The first steps are computed, as in the works it builds on (here 5 of 50 or 3),
@@ -19,7 +22,7 @@ import torch
 
 
 def calibrated_forecast(newest: torch.Tensor, before: torch.Tensor, full_derivative: torch.Tensor) -> torch.Tensor:
-    """F_(k+1) from F_k, F_(k-1) and F'_full."""
+    """F_c from F_k, F_(k-1) and F'_full, where h is 1."""
     derivative = newest - before
     forecast = 4 / 3 * newest - before / 3 + 2 / 3 * derivative
     derivative_ahead = (3 * forecast - 4 * newest + before) / 2
@@ -27,9 +30,9 @@ def calibrated_forecast(newest: torch.Tensor, before: torch.Tensor, full_derivat
 
 
 class FoCa:
-    def __init__(self, total_steps: int, interval: int, warmup: int):
-        """interval: N. warmup: steps computed at the start, 2 or more."""
-        self._total_steps, self._interval, self._warmup = total_steps, interval, warmup
+    def __init__(self, total_steps: int, interval: int, warmup: int, recursive: bool):
+        """interval: N. warmup: steps computed at the start, 2 or more. recursive: or from computed values only."""
+        self._total_steps, self._interval, self._warmup, self._recursive = total_steps, interval, warmup, recursive
         self._values: dict[int, list[torch.Tensor]] = {}  # of the last two steps
         self._full: dict[int, tuple[int, torch.Tensor]] = {}  # last computed step, and its value
         self._derivative: dict[int, torch.Tensor] = {}  # F'_full
@@ -50,6 +53,9 @@ class FoCa:
         self._values[branch] = [*self._values.get(branch, [])[-1:], value]
 
     def predict(self, step: int, branch: int, entering: torch.Tensor) -> torch.Tensor:
+        if not self._recursive:
+            computed, full = self._full[branch]
+            return entering + full + (step - computed) * self._derivative[branch]
         before, newest = self._values[branch]
         value = calibrated_forecast(newest, before, self._derivative[branch])
         self._values[branch] = [newest, value]

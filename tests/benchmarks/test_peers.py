@@ -38,9 +38,10 @@ def test_foca_by_hand():
     assert float(calibrated_forecast(newest, before, full)) == pytest.approx(2.75)
 
 
-def test_foca_follows_a_line():
+@pytest.mark.parametrize("recursive", [True, False])
+def test_foca_follows_a_line(recursive):
     """Catches forecasts that drift where features change evenly, and steps that are counted wrongly."""
-    policy, entering = FoCa(total_steps=12, interval=4, warmup=2), torch.tensor(10.0)
+    policy, entering = FoCa(total_steps=12, interval=4, warmup=2, recursive=recursive), torch.tensor(10.0)
     computed = []
     for step in range(12):
         if policy.wants(step, 0, entering):
