@@ -43,11 +43,10 @@ def main():
         from subjects import SUBJECTS
 
         names = args.subjects or list(SUBJECTS)
-        for name in names:
+        sampled = names if set(args.parts) - {"tables"} else []
+        for name in sampled:
             SUBJECTS[name].require_weights()
-        for name in names:
-            if not set(args.parts) - {"tables"}:
-                break
+        for name in sampled:
             subject = SUBJECTS[name](host)
             if "fidelity" in args.parts:
                 fidelity(subject, args)
