@@ -1,14 +1,13 @@
 """How close to the uncached run, for how many network evaluations: every method over configurations and seeds."""
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import measures
 import methods
 import records
-from configurations import CALIBRATION_SEEDS, DEVELOPMENT_SEEDS, Configuration
-from peers.calibration import calibrate
+from configurations import CALIBRATION_SEEDS, DEVELOPMENT_SEEDS, SHORT, Configuration
+from peers.calibration import Calibration, calibrate
 from subjects import Sampled, Subject
 
 
@@ -18,21 +17,24 @@ class Fidelity:
     def __init__(self, subject: Subject, path: Path):
         self._subject, self._path = subject, path
         self._known = {run.key for run in records.read(path)}
+        self._calibrations: dict[str, Calibration] = {}
 
-    @functools.cached_property
-    def _calibration(self):
-        return calibrate(self._subject, self._subject.configurations[0], CALIBRATION_SEEDS)
+    def _calibration(self, configuration: Configuration) -> Calibration:
+        name = configuration.name
+        if name not in self._calibrations:
+            self._calibrations[name] = calibrate(self._subject, configuration, CALIBRATION_SEEDS)
+        return self._calibrations[name]
 
     def missing(self, configuration: Configuration, seed: int, names: list[str] | None) -> list[methods.Method]:
         """names: of methods, None for all of them."""
         subject = self._subject
         place = subject.name, configuration.name
         # With all of them the benchmark would take a day.
-        main_only = configuration.name != "base" or seed not in DEVELOPMENT_SEEDS
+        main_only = configuration.name not in ("base", SHORT) or seed not in DEVELOPMENT_SEEDS
         return [
             method
             for method in methods.of_configuration(
-                configuration, main_only, subject.transformer, lambda subject: self._calibration
+                configuration, main_only, subject.transformer, lambda: self._calibration(configuration)
             )
             if (names is None or method.name in names)
             and (*place, method.name, method.setting, seed) not in self._known

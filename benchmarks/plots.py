@@ -7,7 +7,8 @@ import numpy as np
 import tables
 from records import Run
 
-SHOWN = (8, 30)  # evaluations
+# Evaluations by steps: the fewest and the most, and how finely lines are drawn. Of 20, knobs reach whole numbers only.
+SHOWN = {50: (8, 30, 0.25), 20: (6, 17, 1)}
 INK, GRID = "#333333", "#e4e4e4"
 COLOURS = {
     methods.OURS: "#c2410c",
@@ -20,6 +21,8 @@ COLOURS = {
     methods.TEACACHE: "#15803d",
     methods.MAGCACHE: "#84a83a",
     methods.SPECTRUM: "#9333ea",
+    methods.FOCA: "#db2777",
+    methods.VDE_NAME: "#0f766e",
 }
 
 
@@ -31,7 +34,8 @@ def quality(runs: list[Run], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), dpi=110)
-    counts = np.arange(SHOWN[0], SHOWN[1] + 0.01, 0.25)
+    fewest, most, apart = SHOWN[runs[0].steps]
+    counts = np.arange(fewest, most + 0.01, apart)
     groups = tables.by_method(runs)
     for name, colour in COLOURS.items():
         own = groups.get(name)
@@ -51,7 +55,7 @@ def quality(runs: list[Run], path: Path) -> None:
     )
     axes.set_xlabel(f"network evaluations (of {run.reference_evaluations})", color=INK)
     axes.set_ylabel("PSNR against the uncached run, dB", color=INK)
-    axes.set_xlim(*SHOWN)
+    axes.set_xlim(fewest, most)
     lines = np.concatenate([line.get_ydata() for line in axes.lines if len(line.get_xdata()) == len(counts)])
     axes.set_ylim(np.nanmin(lines) - 1, np.nanmax(lines) + 1)
     axes.xaxis.set_major_locator(pyplot.MultipleLocator(2))

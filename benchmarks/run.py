@@ -4,8 +4,8 @@
     python3 -m nox -s benchmark -- --quick         seed 0 in the base configuration: does it work?
 
 fidelity: each subject (subjects.py) is sampled uncached and with the methods (methods.py), with the development seeds 0
-to 7 in each configuration (configurations.py), all methods in the base and the main ones in the others, and with seeds
-5000 to 5007, on which nothing was tuned, in the base and the held-out configuration. Rows go to
+to 7 in each configuration (configurations.py), all methods in the base and with 20 steps and the main ones in the
+others, and with seeds 5000 to 5007, on which nothing was tuned, in these two and the held-out configuration. Rows go to
 benchmarks/results/fidelity.csv as they come; without the file it starts anew. frechet: distance of sets of generated
 digits to the real ones. overhead: what the node itself costs. At the end tables.md and the plots beside them are made
 of what is there.
@@ -43,11 +43,10 @@ def main():
         from subjects import SUBJECTS
 
         names = args.subjects or list(SUBJECTS)
-        for name in names:
+        sampled = names if set(args.parts) - {"tables"} else []
+        for name in sampled:
             SUBJECTS[name].require_weights()
-        for name in names:
-            if not set(args.parts) - {"tables"}:
-                break
+        for name in sampled:
             subject = SUBJECTS[name](host)
             if "fidelity" in args.parts:
                 fidelity(subject, args)
@@ -64,10 +63,11 @@ def main():
 
 
 def fidelity(subject, args):
-    from configurations import DEVELOPMENT_SEEDS, HELD_OUT_SEEDS
+    from configurations import DEVELOPMENT_SEEDS, HELD_OUT_SEEDS, SHORT
     from fidelity import Fidelity
 
-    published = {"base": DEVELOPMENT_SEEDS + HELD_OUT_SEEDS, "held out": HELD_OUT_SEEDS}
+    both = DEVELOPMENT_SEEDS + HELD_OUT_SEEDS
+    published = {"base": both, SHORT: both, "held out": HELD_OUT_SEEDS}
     fidelity = Fidelity(subject, args.results / "fidelity.csv")
     for configuration in subject.configurations:
         if configuration.name not in (args.configurations or (["base"] if args.quick else [configuration.name])):
@@ -94,7 +94,7 @@ def publish(results: Path):
     import plots
     import records
     import tables
-    from configurations import DEVELOPMENT_SEEDS
+    from configurations import DEVELOPMENT_SEEDS, SHORT
 
     runs = records.read(results / "fidelity.csv")
     text = tables.everything(runs)
@@ -104,10 +104,11 @@ def publish(results: Path):
     (results / "tables.md").write_text(text)
     print(text)
     for subject in dict.fromkeys(run.subject for run in runs):
-        base = [run for run in runs if (run.subject, run.configuration) == (subject, "base")]
-        base = [run for run in base if run.seed in DEVELOPMENT_SEEDS] or base
-        if base:
-            plots.quality(base, results / f"{subject}.png")
+        for configuration, suffix in (("base", ""), (SHORT, "-20-steps")):
+            here = [run for run in runs if (run.subject, run.configuration) == (subject, configuration)]
+            here = [run for run in here if run.seed in DEVELOPMENT_SEEDS] or here
+            if here:
+                plots.quality(here, results / f"{subject}{suffix}.png")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 video         the demo model that comes with the pack: Wan 2.1's architecture, a scene of four words a seed
 digits        handwritten digits in FLUX's architecture (digits/): ten pictures a seed, one of each digit
 digits-unet   the same digits in Stable Diffusion 1.5's architecture, which predicts noise
+sheet         smaller digits by a perceptron that takes less than a millisecond, for grid.py alone (sheet/)
 """
 
 import abc
@@ -16,6 +17,7 @@ import torch
 from configurations import Configuration, configurations
 from digits import model as digits
 from host import Host
+from sheet import model as sheet
 
 
 class Scene(NamedTuple):
@@ -73,6 +75,11 @@ class Subject(abc.ABC):
     @abc.abstractmethod
     def shifted(self, model, shift: float):
         """The model with that shift of its noise levels."""
+
+    @property
+    def shift(self) -> float:
+        """Of its noise levels in the base configuration."""
+        return self.configurations[0].shift
 
     def prepared(self, configuration: Configuration, dtype: str):
         """The model as the configuration has it, computing in that dtype ("fp32", "bf16")."""
@@ -174,6 +181,25 @@ class DigitsUnet(Digits):
     @staticmethod
     def _ends(network) -> tuple[torch.nn.Module, torch.nn.Module]:
         return network.input_blocks[0][0], network.out
+
+    def shifted(self, model, shift: float):
+        return model
+
+
+class Sheet(Subject):
+    name = "sheet"
+    configurations = [Configuration("base", 20, "euler", "simple", 0.0, 4.0)]
+    transformer = False
+
+    def __init__(self, host: Host):
+        model = sheet.load()
+        super().__init__(host, model, model.model.diffusion_model.inlet, model.model.diffusion_model.outlet)
+
+    def scene(self, seed: int) -> Scene:
+        return Scene(*sheet.scene(seed))
+
+    def decode(self, latents: dict) -> np.ndarray:
+        return sheet.pictures(latents["samples"]).flatten(0, 1)[..., None].numpy()
 
     def shifted(self, model, shift: float):
         return model

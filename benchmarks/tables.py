@@ -12,10 +12,10 @@ from itertools import pairwise
 
 import methods
 import numpy as np
-from configurations import DEVELOPMENT_SEEDS, HELD_OUT_SEEDS
+from configurations import DEVELOPMENT_SEEDS, HELD_OUT_SEEDS, SHORT
 from records import Run
 
-COUNTED = (23, 15, 11)  # of 50 evaluations
+COUNTED = {"base": (23, 15, 11), SHORT: (14, 10, 8)}  # evaluations
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def variations_table(runs: list[Run]) -> str:
     }
     head = [f"{speedup:g}x: {name}" for speedup in methods.SPEEDUPS for name in compared]
     lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    for configuration in dict.fromkeys(run.configuration for run in runs if run.configuration != "held out"):
+    own_table = SHORT, "held out"
+    for configuration in dict.fromkeys(run.configuration for run in runs if run.configuration not in own_table):
         here = [run for run in runs if run.configuration == configuration and run.dtype == "fp32"]
         cells = []
         for speedup in methods.SPEEDUPS:
@@ -137,6 +138,8 @@ def everything(runs: list[Run]) -> str:
         for configuration, seeds, title in (
             ("base", DEVELOPMENT_SEEDS, "development seeds"),
             ("base", HELD_OUT_SEEDS, "held-out seeds"),
+            (SHORT, DEVELOPMENT_SEEDS, "development seeds"),
+            (SHORT, HELD_OUT_SEEDS, "held-out seeds"),
             ("held out", HELD_OUT_SEEDS, "held-out seeds"),
         ):
             here = [
@@ -145,8 +148,8 @@ def everything(runs: list[Run]) -> str:
                 if (run.subject, run.configuration) == (subject, configuration) and run.seed in seeds
             ]
             if here:
-                counted = [round(n * here[0].steps / 50) for n in COUNTED]
-                if configuration != "base":
+                counted = COUNTED.get(configuration)
+                if counted is None:
                     counted = sorted({run.evaluations for run in here if run.method == methods.OURS}, reverse=True)
                 n = len({run.seed for run in here})
                 parts += [f"### {subject}, {described(here[0])}, {n} {title}", methods_table(here, counted)]

@@ -5,8 +5,9 @@ interval with ridge regression (lambda 0.1) over all computed steps, and forecas
 is to mix it with the linear extrapolation through the last two computed steps: weight 1 is the paper's forecast, 0.5
 their scripts' mixture.
 
-After 5 warm-up steps the blocks run at every floor(w)-th step; w starts at 2 and grows by `growth` (the paper's alpha,
-their flex_window) each time they do. Nothing is calibrated. Computed in fp32, where the authors' code rounds to bf16.
+After the warm-up (their 5 steps of 50) the blocks run at every floor(w)-th step; w starts at 2 and grows by `growth`
+(the paper's alpha, their flex_window) each time they do. Nothing is calibrated. Computed in fp32, where the authors'
+code rounds to bf16.
 """
 
 import math
@@ -15,14 +16,13 @@ import torch
 
 DEGREE = 4
 RIDGE = 0.1
-WARMUP = 5
 WINDOW = 2.0
 
 
 class Spectrum:
-    def __init__(self, total_steps: int, growth: float, weight: float):
-        """weight: of the Chebyshev forecast, the rest is linear extrapolation."""
-        self._total_steps, self._growth, self._weight = total_steps, growth, weight
+    def __init__(self, total_steps: int, growth: float, weight: float, warmup: int):
+        """weight: of the Chebyshev forecast, the rest is linear extrapolation. warmup: steps, 2 or more."""
+        self._total_steps, self._growth, self._weight, self._warmup = total_steps, growth, weight, warmup
         self._window: dict[int, float] = {}
         self._left_out: dict[int, int] = {}
         self._steps: dict[int, list[int]] = {}
@@ -30,7 +30,7 @@ class Spectrum:
         self._coefficients: dict[int, torch.Tensor] = {}
 
     def wants(self, step: int, branch: int, modulated: torch.Tensor) -> bool:
-        if step < WARMUP or branch not in self._steps or step == self._total_steps - 1:
+        if step < self._warmup or branch not in self._steps or step == self._total_steps - 1:
             return True
         window = self._window.setdefault(branch, WINDOW)
         if (self._left_out[branch] + 1) % math.floor(window) != 0:

@@ -1,7 +1,7 @@
 """A transformer's blocks as one piece that a policy runs or leaves out, through ComfyUI's block replacement.
 
 Before the blocks lies the embedding of the latent, behind them the output layer with the current noise level; both are
-cheap, and the three peers run them at every evaluation.
+cheap, and the peers run them at every evaluation.
 """
 
 from collections.abc import Callable
