@@ -11,8 +11,8 @@ from .response import Response
 # How much denser than even evaluations lie at both ends of a run: 0 is even, 1 as the extrema of a Chebyshev
 # polynomial. A forecast has little to go on at the start, and the end draws the detail.
 END_CLUSTERING = 0.5
-# How far off a forecast usually is, as a part of the network's output and in the time of a whole run. More than that makes
-# the evaluations that follow worth more, and the less the further they are, in parts of the run.
+# How far off a forecast usually is, as a part of the network's output and in the time of a whole run. More than that
+# makes the evaluations that follow worth more, and the less the further they are, in parts of the run.
 USUAL_MISS = 0.65
 MEMORY = 0.15
 
@@ -29,11 +29,11 @@ class Budget:
     With the sampler's response, they lie where skips cost most (placement.py), as long as the sampler does as the
     response says (`forget_plan`).
 
-    Otherwise N is not known beforehand: a sampler may evaluate several times per step. It is at least what has been seen
-    and one for each step to come, and as this bound grows, so does what may be spent. The density of computed
+    Otherwise N is not known beforehand: a sampler may evaluate several times per step. It is at least what has been
+    seen and one for each step to come, and as this bound grows, so does what may be spent. The density of computed
     evaluations is then the square root of the step length, END_CLUSTERING aside: half way between evenly over steps and
-    evenly over their length. Evenly over steps, the long ones that some schedulers have (beta, linear_quadratic) get too
-    few.
+    evenly over their length. Evenly over steps, the long ones that some schedulers have (beta, linear_quadratic) get
+    too few.
     """
 
     def __init__(self, target_speedup: float, step_lengths: Sequence[float], response: Response | None = None):
@@ -57,10 +57,8 @@ class Budget:
         weight = self._weights[step] if step < len(self._weights) else 1.0
         self._evaluations += 1
         self._position += weight
-        if self._costs is not None:
-            to_come = len(self._costs) - now
-        else:
-            to_come = max(1, len(self._weights) - step)  # this one included
+        # This one included.
+        to_come = max(1, len(self._weights) - step) if self._costs is None else len(self._costs) - now
         budget = budget_of(now + to_come, self._target_speedup)
         left = budget - self._spent
         if left < 1:

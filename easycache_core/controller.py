@@ -196,7 +196,8 @@ class CacheController(contextlib.AbstractContextManager):
     def _decide(self, step: int, now: Reading, finite: bool) -> tuple[bool, list[float] | None]:
         """(whether to skip, E per part where it was estimated)."""
         config = self.config
-        forced = now.force or now.changed or not finite or self._predictor.jumped or 0 < config.max_consecutive_skips <= self._gap_length
+        forced = now.force or now.changed or not finite or self._predictor.jumped
+        forced = forced or 0 < config.max_consecutive_skips <= self._gap_length
         if self._budget is not None:
             # Nothing is predicted from, or for, what is not finite: not even where the budget is spent.
             must = not finite or self._predictor.empty
@@ -267,8 +268,8 @@ class CacheController(contextlib.AbstractContextManager):
             self._sums.append(self._predictor.store(branch, output, kept_x, tracked))
 
     def corrected(self, branch: str, output: torch.Tensor) -> torch.Tensor:
-        """What to hand to the sampler in place of the output that was just stored: it makes up for what forecasts before
-        it got wrong (correction.py). A new tensor, or `output` itself where nothing is to be made up for.
+        """What to hand to the sampler in place of the output that was just stored: it makes up for what forecasts
+        before it got wrong (correction.py). A new tensor, or `output` itself where nothing is to be made up for.
         """
         if self._x is None or not self._predictor.has(branch) or (self._conversion is not None and not self._sigma):
             return output

@@ -1,20 +1,20 @@
 """Correction: answers after a gap make up for what the forecasts in it got wrong.
 
-The computed evaluation b that ends a gap shows what would have been right for the skipped evaluations k in it: values on
-the line from D_i to D_b. As steps go, forecasts lie on a line, too, so that they were off by a part of one tensor, the
-gap's defect d, which is by how much a forecast at b would have been off (theta aside, which uses the actual x):
+The computed evaluation b that ends a gap shows what would have been right for the skipped evaluations k in it: values
+on the line from D_i to D_b. Forecasts lie on a line, too, so that they were off by a part of one tensor, the gap's
+defect d, which is by how much a forecast at b would have been off (theta aside, which uses the actual x):
 
     off_k = a_k d      a_k = (t_k - t_i) / (t_b - t_i)      d = D_i + g r (D_i - D_j) - D_b
 
-with r = sum |w_k| r_k / sum |w_k| a_k, where w_k = W[b+1][k], so that what the gap did to x at b + 1 is right even where the
+with r = sum |w_k| r_k / sum |w_k| a_k and w_k = W[b+1][k]: so what the gap did to x at b + 1 is right even where the
 r_k are limited.
 
-Samplers are linear in D. With W their impulse response (response.py), x at evaluation n + 1 is right if c_n d is added to
-the answer at n, where
+Samplers are linear in D. With W their impulse response (response.py), x at evaluation n + 1 is right if c_n d is added
+to the answer at n, where
 
     c_n = - sum over k < n of W[n+1][k] a_k / W[n+1][n]
 
-and a payment is itself off from then on: a_n = c_n. Those samplers that use earlier answers again (multistep ones) are so
+and a payment is itself off from then on: a_n = c_n. So samplers that use earlier answers again (multistep ones) are
 paid over several evaluations. The network's own output stays in the cache as it is.
 """
 

@@ -51,9 +51,7 @@ class Branch(NamedTuple):
     defects: Sequence[torch.Tensor] = ()
 
 
-def forecast(
-    x: torch.Tensor, i: Branch, ratios: StepRatios, gains: "Gains", payments: Sequence[float]
-) -> torch.Tensor:
+def forecast(x: torch.Tensor, i: Branch, ratios: StepRatios, gains: "Gains", payments: Sequence[float]) -> torch.Tensor:
     """D_n, a new tensor in at least float32 on x's device. x: x_n. payments: c_n per gap."""
     theta_s = gains.theta * ratios.sigma_ratio
     denoised = upcast(i.denoised.to(x.device)) * (1 - gains.theta + theta_s)
@@ -112,6 +110,7 @@ class Forecast(Predictor):
         self._correction = Correction(self._steps)
         self._error_rate: list[float] | None = None  # ||error of a forecast of D|| per t, per part
         self._moved: list[float] | None = None  # by how much x moved at repeated noise levels, since i
+        self._error_per_move: list[float] | None = None  # ||error of a forecast of D|| per ||change of x|| there
         self._gap_length, self._max_gap = 0, 1  # evaluations of this gap, and how many they may become
         self._payments: Sequence[float] = ()  # of this evaluation, if it is skipped
         # At the last computed evaluation, as seen from the one before:
@@ -139,7 +138,10 @@ class Forecast(Predictor):
             distance = self._steps.computed[-1] - self._steps.computed[-2]
             misses = zip(measured.miss, measured.output_norm, strict=True)
             self.miss = max(ratio(miss * self._steps.sigmas[-1], norm) for miss, norm in misses) / distance
-            if self._offset_at_i:
+            if not self._offset_at_i:
+                pairs = zip(measured.miss, measured.input_change, strict=True)
+                self._error_per_move = [ratio(miss, moved) for miss, moved in pairs]
+            else:
                 self._error_rate = [miss / abs(self._offset_at_i) for miss in measured.miss]
 
     def advance(self, sigma: float | None, comparable: bool) -> None:
@@ -162,13 +164,16 @@ class Forecast(Predictor):
         return self._influence is None or self._influence[len(self._steps.sigmas) - 1] < DECISIVE
 
     def errors(self, input_change: Sequence[float]) -> list[float]:
-        """That of D grows with the distance in t; where x moves at one noise level, as in the paper's rule."""
+        """That of D grows with the distance in t, and where x moves at one noise level, with how far it moves: as was
+        seen there, or else as in the paper's rule.
+        """
         distance, sigma = abs(self._steps.offset()), self._steps.sigmas[-1]
         moved = self._moved or [0.0] * len(input_change)
         if sigma == self._steps.sigmas[-2]:
             moved = self._moved = [sum(pair) for pair in zip(moved, input_change, strict=True)]
-        terms = zip(self._error_rate, self.rate, moved, self.output_norm, strict=True)
-        change = [(rate * distance + (k * sigma * by if by else 0.0), sigma * norm) for rate, k, by, norm in terms]
+        per_move = self._error_per_move or [k * sigma for k in self.rate]
+        terms = zip(self._error_rate, per_move, moved, self.output_norm, strict=True)
+        change = [(rate * distance + (per * by if by else 0.0), sigma * norm) for rate, per, by, norm in terms]
         return [error / norm if norm > 0 else math.inf for error, norm in change]
 
     def commit(self, skipping: bool) -> None:

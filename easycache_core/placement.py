@@ -1,8 +1,9 @@
 """Where a given number of evaluations is computed best, for a run whose every evaluation is known beforehand.
 
-A skipped evaluation k costs what its forecast is off times what the sampler makes of that until the end. How far forecasts
-are off grows with the distance to the last computed evaluation. Their size differs from model to model, but seems to fall
-towards the end about as the influence on the final latent grows (docs/method.md), so that what is left of both is
+A skipped evaluation k costs what its forecast is off times what the sampler makes of that until the end. How far
+forecasts are off grows with the distance to the last computed evaluation i. How far that is differs from model to
+model, but it falls during the run about as the influence on the final latent grows (docs/method.md), until the
+influence wins at the end. What is left of both is
 
     cost of k = (1 + (INFLUENCE T_k)^2) (k - i)^GROWTH
 
@@ -29,8 +30,8 @@ def costs_of_skips(influence: Sequence[float]) -> np.ndarray:
 
 
 def place(costs: np.ndarray, count: int) -> list[int]:
-    """Which evaluations to compute, so that the gaps between them cost least: the first, the last and count - 2 more, as
-    indices. costs: as from costs_of_skips, of two evaluations or more. count: 2 to len(costs).
+    """Which evaluations to compute, so that the gaps between them cost least: the first, the last and count - 2 more,
+    as indices. costs: as from costs_of_skips, of two evaluations or more. count: 2 to len(costs).
     """
     size = len(costs)
     distance = np.maximum(np.arange(size)[None] - np.arange(size)[:, None], 0.0)  # from i (row) to k (column)

@@ -20,8 +20,8 @@ class Predictor(abc.ABC):
     network answers.
     rate, output_norm: k and ||v_i|| of the tracked branch, one number per part of the latent; None until known.
     measured: of the evaluation before, not read yet. miss: how far off a forecast of v_i would have been, as a part of
-    it, per evaluation since the computed one before; None if unknown. jumped: whether noise was added before n, so that it
-    had better be computed.
+    it, per evaluation since the computed one before; None if unknown. jumped: whether noise was added before n, so that
+    it had better be computed.
     """
 
     follows_denoised: ClassVar[bool]

@@ -34,6 +34,7 @@ class StepHistory:
         self.sigmas: list[float] = []
         self.computed: list[int] = []
         self.response = response
+        self._stays = False  # whether it was seen to evaluate more than twice at one level
 
     def advance(self, sigma: float) -> None:
         """Go on to evaluation n. A level that is the last one but for rounding is the last one: nothing can be said per
@@ -41,6 +42,7 @@ class StepHistory:
         """
         last = self.sigmas[-1] if self.sigmas else sigma
         self.sigmas.append(last if abs(sigma - last) <= ROUNDING * abs(last) else sigma)
+        self._stays = self._stays or len(self.sigmas) > 2 and len(set(self.sigmas[-3:])) == 1
 
     def offset(self, k: int = -1) -> float:
         """t_k - t_i; 0 where nothing was computed yet."""
@@ -71,7 +73,8 @@ class StepHistory:
         """By how much D at each of these evaluations k < n changes x at n + 1, relative to D at n.
 
         Without a response, as Euler's method has it: by w_k / w_n, the changes of u. Of two evaluations at one level
-        each counts in full: half of it, as Heun's rule has it, was 0.3 to 1.9 dB worse (docs/method.md).
+        each counts in full (Heun's rule has half of it, which was 0.3 to 1.9 dB worse), of more the last alone: those
+        before it moved x at that level (Langevin steps).
         """
         if self.response is not None:
             row = self.response.weights[len(self.sigmas)]
@@ -81,7 +84,8 @@ class StepHistory:
 
     def _du(self, k: int) -> float:
         """The change of u that D_k stands for in Euler's sum; k > 0."""
-        return _change_of_u(*self.sigmas[k : k + 2]) or _change_of_u(*self.sigmas[k - 1 : k + 1])
+        onward = _change_of_u(*self.sigmas[k : k + 2])
+        return onward if onward or self._stays else _change_of_u(*self.sigmas[k - 1 : k + 1])
 
     @property
     def _expected_du(self) -> float:

@@ -122,9 +122,9 @@ class Run:
     none. A branch of the engine is one question. The engine's inputs and outputs are the noisy and the denoised latent,
     or, for predictors that do not follow the denoised latent, those of the network.
 
-    streams: as from packed_streams. ranks, response: as CacheController takes them. shape: of the latent; what has another
-    one is a part of it, which may move, and is computed. None: any. steps_before: of the same schedule, in runs that this
-    one continues. levels: noise levels at which patches change what they do.
+    streams: as from packed_streams. ranks, response: as CacheController takes them. shape: of the latent; what has
+    another one is a part of it, which may move, and is computed. None: any. steps_before: of the same schedule, in runs
+    that this one continues. levels: noise levels at which patches change what they do.
     """
 
     MAX_HISTORIES = 4  # each holds tensors

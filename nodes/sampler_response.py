@@ -53,8 +53,8 @@ class _Impulses:
 def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | None:
     """The sampler's impulse response over a run; None where it is not one of ComfyUI's own that are linear.
 
-    sigmas: (steps + 1,), as the sampler gets them; waits for their device. Injected noise is left out, and nobody's random
-    numbers are used up.
+    sigmas: (steps + 1,), as the sampler gets them; waits for their device. Injected noise is left out, and nobody's
+    random numbers are used up.
     """
     function = getattr(sampler, "sampler_function", None)
     steps = len(sigmas) - 1

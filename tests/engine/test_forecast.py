@@ -9,8 +9,7 @@ import torch
 from closeness import psnr
 from memory import Allocations
 
-from easycache_core import CacheConfig, CacheController, Response, euler_response
-from easycache_core import forecast
+from easycache_core import CacheConfig, CacheController, Response, euler_response, forecast
 from easycache_core.budget import Budget
 from easycache_core.correction import Correction
 from easycache_core.predictors import PREDICTORS
@@ -135,8 +134,8 @@ def test_the_defect_is_what_was_forecast_wrong():
 @pytest.mark.parametrize("memory", [0.0, 0.4], ids=["Euler", "two steps"])
 @pytest.mark.parametrize("gap", [1, 3])
 def test_x_is_where_it_should_be_after_a_gap(memory, gap, monkeypatch):
-    """Catches a correction that is paid in other weights than the sampler's: with the true D from the end of the gap on, x
-    at the next evaluation, and at all after it, is the uncached run's, whether or not the sampler uses D once more.
+    """Catches a correction that is paid in other weights than the sampler's: with the true D from the end of the gap
+    on, x at the next evaluation, and at all after it, is the uncached run's, whether or not the sampler uses D twice.
     """
     monkeypatch.setattr(forecast.Gains, "update", lambda *_: None)  # theta stays 0: its term is no error
     sigmas = [1.0 - 0.05 * n for n in range(12)]
