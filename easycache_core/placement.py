@@ -19,7 +19,7 @@ INFLUENCE = 4.0
 # How fast forecasts get worse over a gap.
 GROWTH = 1.25
 # Before a second computed evaluation nothing is known of how D moves.
-FIRST = 4.0
+FIRST = 2.0
 
 
 def costs_of_skips(influence: Sequence[float]) -> np.ndarray:

@@ -27,7 +27,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 io.Float.Input(
                     "threshold",
                     optional=True,
-                    default=0.05,
+                    default=0.15,
                     min=0.0,
                     max=1.0,
                     step=0.005,
@@ -39,7 +39,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 io.Int.Input(
                     "warmup_steps",
                     optional=True,
-                    default=5,
+                    default=2,
                     min=1,
                     max=50,
                     display_mode=io.NumberDisplay.slider,
@@ -54,8 +54,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                     default="forecast",
                     tooltip="How skipped steps are filled in. forecast: follow the denoised picture along the noise "
                     "levels and correct the accumulated error of earlier forecasts; mostly much closer to the uncached "
-                    "result, but not with multistep samplers such as deis over uneven steps. reuse: the EasyCache "
-                    "paper's rule, decision for decision.",
+                    "result. reuse: the EasyCache paper's rule, decision for decision.",
                 ),
                 io.Float.Input(
                     "target_speedup",
@@ -66,8 +65,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                     step=0.1,
                     tooltip="Compute at most one in this many evaluations: 2 for half of them, 3 for a third. Higher: "
                     "faster, and further from the uncached result. 0: off, the threshold decides. When it is on, "
-                    "threshold and warmup_steps are ignored, and computed steps lie denser at both ends of the run and "
-                    "where the scheduler takes long steps.",
+                    "threshold and warmup_steps are ignored, and steps are computed where skipping them would cost most.",
                 ),
                 io.Int.Input(
                     "max_consecutive_skips",
@@ -124,8 +122,8 @@ class EasyCacheAdaptive(io.ComfyNode):
     def execute(
         cls,
         model,
-        threshold: float = 0.05,
-        warmup_steps: int = 5,
+        threshold: float = 0.15,
+        warmup_steps: int = 2,
         predictor: str = "forecast",
         target_speedup: float = 0.0,
         max_consecutive_skips: int = 0,

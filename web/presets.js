@@ -6,8 +6,8 @@
 export const CUSTOM = "custom";
 
 const DEFAULT = {
-  threshold: 0.05,
-  warmup_steps: 5,
+  threshold: 0.15,
+  warmup_steps: 2,
   predictor: "forecast",
   target_speedup: 0,
   max_consecutive_skips: 0,
@@ -19,7 +19,7 @@ const UNKNOWN = { about: "The defaults: nothing was published or measured for it
 
 /** name: in the drop-down. about: where the settings come from, two lines at most. widgets: values by widget. */
 export const PRESETS = [
-  { name: "default", about: "Forecasts with an error of up to 0.05.", widgets: DEFAULT },
+  { name: "default", about: "Forecasts with an error of up to 0.15.", widgets: DEFAULT },
   { name: "faithful", about: `23 of 50 steps. ${MEASURED}`, widgets: { ...DEFAULT, target_speedup: 2.2 } },
   { name: "fast", about: `15 of 50 steps. ${MEASURED}`, widgets: { ...DEFAULT, target_speedup: 3.4 } },
   { name: "preview", about: `11 of 50 steps. ${MEASURED}`, widgets: { ...DEFAULT, target_speedup: 4.6 } },
