@@ -2,9 +2,9 @@
 
     python benchmarks/ablation.py
 
-The models of the other figures (subjects.py), 20 and 50 steps, seeds 0 to 7: Euler with CFG, and another sampler and
-scheduler for the parts that only matter there. Rows go to benchmarks/results/ablation.csv as they come; those that are
-there already are not measured again. The table is printed at the end.
+The models of the other figures (subjects.py), 20 and 50 steps, seeds 0 to 7, Euler and DPM++ 2M with CFG. Rows go to
+benchmarks/results/ablation.csv as they come; those that are there already are not measured again. The table is printed
+at the end.
 """
 
 import argparse
@@ -25,15 +25,15 @@ from host import Host
 RESULTS = Path(__file__).resolve().parent / "results" / "ablation.csv"
 COLUMNS = ("subject", "sampler", "scheduler", "steps", "target_speedup", "part", "seed", "evaluations", "psnr")
 SPEEDUPS = (2.0, 3.4)
-SCHEDULES = [(sampler, scheduler, steps) for steps in (20, 50) for sampler, scheduler in (
-    ("euler", "simple"), ("heun", "simple"), ("euler", "beta"),
-)]  # fmt: skip
+SCHEDULES = [(sampler, "simple", steps) for steps in (20, 50) for sampler in ("euler", "dpmpp_2m")]
 
 
 def parts(engine):
     """Name of each part, and what to put in its place to leave it out. engine(name): a module of easycache_core."""
-    forecast, steps, correction, budget = map(engine, ("forecast", "steps", "correction", "budget"))
-    gains, deferred, history = forecast.Gains, correction.Correction, steps.StepHistory
+    forecast, steps, correction, budget, response = map(
+        engine, ("forecast", "steps", "correction", "budget", "response")
+    )
+    gains, payments = forecast.Gains, correction.Correction
 
     def without_theta(self, products):
         update(self, products)
@@ -43,24 +43,15 @@ def parts(engine):
         update(self, products)
         self.gain = forecast.MAX_GAIN
 
-    def any_pace(self, gain):
-        weights = close_gap(self, gain)
-        self._max_weight_before = 0.0
-        return weights
+    def eulers(self, indices):
+        """Euler's weights, whatever the sampler."""
+        mine, self.response = self.response, response.euler_response([*self.response.sigmas, 0.0])
+        try:
+            return weights(self, indices)
+        finally:
+            self.response = mine
 
-    def half_weight(self, k):
-        before, after = (steps._change_of_u(*self.sigmas[n : n + 2]) for n in (k - 1, k))
-        return before / 2 if after == 0 else after / 2 if before == 0 else after
-
-    def never(self):
-        skip(self)
-        return 0.0
-
-    def all_alike(self, target_speedup, step_lengths):
-        init(self, target_speedup, [1.0] * len(step_lengths))
-
-    init = budget.Budget.__init__
-    update, close_gap, skip = gains.update, deferred.close_gap, deferred.skip
+    init, update, weights = budget.Budget.__init__, gains.update, steps.StepHistory.weights
     return {
         "nothing": [],
         "extrapolation (g = 0)": [(forecast, "MAX_GAIN", 0.0)],
@@ -69,21 +60,19 @@ def parts(engine):
         "sensitivity to the input (theta = 0)": [(gains, "update", without_theta)],
         "ridge of the regression for theta": [(forecast, "RIDGE", 0.0)],
         "forgetting in the regression for theta": [(forecast, "FORGETTING_FACTOR", 1.0)],
-        "deferred correction (c = 0)": [(deferred, "skip", never)],
-        "correction no faster than the defect arose": [(deferred, "close_gap", any_pace)],
-        "full weights of evaluations at one level": [(history, "weight", half_weight)],
-        "more evaluations at the ends of a run": [(budget, "END_CLUSTERING", 0.0)],
-        "more evaluations on long steps": [(budget.Budget, "__init__", all_alike)],
+        "correction (c = 0)": [(payments, "pay", lambda self: [])],
+        "correction where the network runs": [(forecast.Forecast, "correction", lambda self, branch: None)],
+        "the sampler's weights (Euler's instead)": [(steps.StepHistory, "weights", eulers)],
+        "places by cost (by counting instead)": [
+            (budget.Budget, "__init__", lambda self, speedup, lengths, response=None: init(self, speedup, lengths))
+        ],
+        "a look at what was missed": [(budget.Budget, "look", lambda self, miss: None)],
     }
 
 
-def matters(part: str, sampler: str, scheduler: str) -> bool:
+def matters(part: str, sampler: str) -> bool:
     """Whether a part can make a difference there: elsewhere it is not measured."""
-    if part == "full weights of evaluations at one level":
-        return sampler == "heun"
-    if part == "more evaluations on long steps":
-        return scheduler == "beta"
-    return (sampler, scheduler) == ("euler", "simple")
+    return sampler != "euler" or part != "the sampler's weights (Euler's instead)"
 
 
 @contextlib.contextmanager
@@ -105,8 +94,7 @@ def rows(host: Host, subject, seeds, known: set):
             for speedup in SPEEDUPS:
                 for part, replacements in candidates.items():
                     key = (subject.name, sampler, scheduler, steps, speedup, part, seed)
-                    used = part == "nothing" or matters(part, sampler, scheduler)
-                    if not used or tuple(map(str, key)) in known:
+                    if not matters(part, sampler) or tuple(map(str, key)) in known:
                         continue
                     model, scene = subject.prepared(configuration, "fp32"), subject.scene(seed)
                     exact = exact or subject.sample(model, scene, configuration, seed)

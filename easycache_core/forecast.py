@@ -119,6 +119,7 @@ class Forecast(Predictor):
         self._offset_at_i = 0.0
         self._gap_closed: tuple[float, float | None] = 0.0, None  # gain and r of the gap between the two
         self._comparable = True
+        self._another_x = False  # whether noise was added since i: no line leads on from there
 
     def subsample(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._norms.subsample(tensor)
@@ -149,6 +150,7 @@ class Forecast(Predictor):
         self.jumped = self._steps.risen
         if self.jumped:
             self._correction.forget()
+            self._another_x = True
         self._comparable = comparable and not self.jumped
 
     def forget_response(self) -> None:
@@ -179,7 +181,8 @@ class Forecast(Predictor):
     def commit(self, skipping: bool) -> None:
         steps = self._steps
         if skipping:
-            self._correction.skip()
+            if not self._another_x:
+                self._correction.skip()
             self._payments = self._correction.pay()
             self._gap_length += 1
             self._before = {}  # of branches that the network no longer computes
@@ -188,6 +191,7 @@ class Forecast(Predictor):
             self._gap_closed = self._gains.gain, self._correction.close_gap()
             steps.computed.append(len(steps.sigmas) - 1)
             self._gap_length, self._max_gap, self._moved = 0, self._gap_length + 1, None
+            self._another_x = False
             self._before, self._branches = self._branches, {}
 
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:
@@ -232,5 +236,7 @@ class Forecast(Predictor):
         return sum(terms[1:], terms[0]) if terms else None
 
     def predict(self, branch: str, x: torch.Tensor) -> torch.Tensor:
-        held = self._branches[branch]
-        return forecast(x, held, self._steps.ratios, self._gains, self._payments).to(held.denoised.dtype)
+        held, ratios = self._branches[branch], self._steps.ratios
+        if self._another_x:
+            ratios = ratios._replace(step_ratio=0.0)
+        return forecast(x, held, ratios, self._gains, self._payments).to(held.denoised.dtype)

@@ -141,7 +141,7 @@ def wan_21_t2v(graph: Graph) -> None:
     positive, negative = prompts(graph, clip, LIGHTHOUSE)
     latent = graph.node("EmptyHunyuanLatentVideo", "Empty latent", width=832, height=480, length=81)
     shifted = graph.node("ModelSamplingSD3", model=model, shift=8.0)
-    cached = easycache(graph, shifted, threshold=0.05, warmup_steps=5)
+    cached = easycache(graph, shifted, threshold=0.15, warmup_steps=2)
     sampled = graph.node("KSampler", model=cached, positive=positive, negative=negative, latent_image=latent, seed=1,
                          steps=30, cfg=6.0, sampler_name="uni_pc", scheduler="simple")  # fmt: skip
     decoded = graph.node("VAEDecode", samples=sampled, vae=vae)
@@ -151,12 +151,12 @@ def wan_21_t2v(graph: Graph) -> None:
         ## Wan 2.1 text to video, with EasyCache
 
         **EasyCache (Adaptive)** stands between the shift and the sampler. It is set to forecast steps as long as the
-        error stays below **threshold** 0.05, after a warm-up of 5 of the 30 steps. The chart on the node and the log
-        tell how many were computed.
+        error stays below **threshold** 0.15, after a warm-up of 2 steps. The chart on the node and the log tell how
+        many were computed.
 
-        - Not fast enough: **threshold** up to 0.1, or **target_speedup** 2 for 15 of the 30 steps, whatever the
+        - Not fast enough: **threshold** up to 0.25, or **target_speedup** 2.5 for 12 of the 30 steps, whatever the
           picture. Past 2.5 look closely at hands, faces and fast motion.
-        - Composition differs from the uncached video: **warmup_steps** up to 8.
+        - Composition differs from the uncached video: **threshold** down to 0.1, or **warmup_steps** up to 5.
         - To compare, set **threshold** to 0 and run again: every step is computed, with the same seed.
 
         The paper's own settings for Wan 2.1 are made for 50 steps: **steps** 50, **predictor** reuse, **threshold**
@@ -190,7 +190,7 @@ def wan_21_i2v(graph: Graph) -> None:
     start = graph.node("WanImageToVideo", positive=positive, negative=negative, vae=vae, clip_vision_output=seen,
                        start_image=image, width=832, height=480, length=81)  # fmt: skip
     shifted = graph.node("ModelSamplingSD3", model=model, shift=3.0)
-    cached = easycache(graph, shifted, threshold=0.05, warmup_steps=6)
+    cached = easycache(graph, shifted, threshold=0.15, warmup_steps=2)
     sampled = graph.node("KSampler", model=cached, positive=start["positive"], negative=start["negative"],
                          latent_image=start["latent"], seed=1, steps=40, cfg=5.0, sampler_name="uni_pc",
                          scheduler="simple")  # fmt: skip
@@ -201,11 +201,11 @@ def wan_21_i2v(graph: Graph) -> None:
         ## Wan 2.1 image to video, with EasyCache
 
         Choose your picture in **First frame**. **EasyCache (Adaptive)** is set to forecast steps as long as the error
-        stays below **threshold** 0.05, after a warm-up of 6 of the 40 steps, in which the motion is laid out.
+        stays below **threshold** 0.15, after a warm-up of 2 steps.
 
-        - Not fast enough: **threshold** up to 0.1, or **target_speedup** 2 for 20 of the 40 steps, whatever the
+        - Not fast enough: **threshold** up to 0.25, or **target_speedup** 3 for 14 of the 40 steps, whatever the
           picture. Past 2.5 look closely at faces and fast motion.
-        - Motion differs from the uncached video: **warmup_steps** up to 10.
+        - Motion differs from the uncached video: **threshold** down to 0.1, or **warmup_steps** up to 6.
         - To compare, set **threshold** to 0 and run again: every step is computed, with the same seed.
 
         With **predictor** reuse, the paper's rule, start from **steps** 50, **threshold** 0.05 and **warmup_steps** 10,
@@ -256,9 +256,9 @@ def wan_22_t2v(graph: Graph) -> None:
         lays out composition and motion, the others to the low-noise network, which draws the detail. Each has its own
         **EasyCache (Adaptive)**, as nothing that is cached of one is of use to the other.
 
-        Ten steps are few, and a warm-up would take half of them. So both are given a budget instead: **target_speedup**
-        1.4 lets the first compute at most 8 of its 10 steps, 2.0 the second 5, together 13 of 20. The first and the
-        last step of each half are always computed.
+        Ten steps are few, so both are given a budget, by which one knows what is skipped: **target_speedup** 1.4 lets
+        the first compute at most 8 of its 10 steps, 2.0 the second 5, together 13 of 20. The first and the last step
+        of each half are always computed.
 
         - Not fast enough: **low noise** up to 2.5 (4 of 10). Only then **high noise** up to 2.
         - Composition or motion differ from the uncached video: **high noise** down to 1.2 (9 of 10), or to 1, which
@@ -308,7 +308,7 @@ def hunyuan_video(graph: Graph) -> None:
         GPUs.
 
         - Not fast enough: **threshold** up to 0.05, in small steps. The video moves away from the uncached one.
-        - Nearer to the uncached video: **predictor** forecast with **threshold** 0.05. It holds two more latents in
+        - Nearer to the uncached video: **predictor** forecast with **threshold** 0.05. It holds three more latents in
           memory, and was closer in all our comparisons, which were made with small models.
         - For an even run time: **predictor** forecast with **target_speedup** 2, for 25 of the 50 steps.
         - With 30 steps each one moves further: for reuse start from **threshold** 0.05 and **warmup_steps** 3.
@@ -345,13 +345,13 @@ def flux(graph: Graph) -> None:
         """
         ## FLUX.1 dev text to image, with EasyCache
 
-        **EasyCache (Adaptive)** has a budget here: **target_speedup** 2 computes at most 14 of the 28 steps, denser at
-        both ends of the run, and forecasts the others. With a budget, **threshold** and **warmup_steps** have no say.
+        **EasyCache (Adaptive)** has a budget here: **target_speedup** 2 computes at most 14 of the 28 steps, where a
+        skip would cost most, and forecasts the others. With a budget, **threshold** and **warmup_steps** have no say.
 
         - Not fast enough: **target_speedup** up to 2.5 (12 of 28); 3 and more for previews. Look closely
           at lettering then.
         - Nearer to the uncached picture: **target_speedup** down to 1.5 (19 of 28).
-        - To let the picture decide: **target_speedup** 0, **threshold** 0.05 and **warmup_steps** 5 of the 28.
+        - To let the picture decide: **target_speedup** 0, **threshold** 0.15 and **warmup_steps** 2.
         - To compare, set **target_speedup** to 1 and run again: every step is computed, with the same seed.
 
         FLUX.1 schnell with its 4 steps leaves nothing to skip.
@@ -375,7 +375,7 @@ def sdxl(graph: Graph) -> None:
         slopes, mossy boulders, soft light, fine detail
     """, "blurry, low quality, oversaturated, painting, frame, text, watermark")  # fmt: skip
     latent = graph.node("EmptyLatentImage", "Empty latent", width=1024, height=1024)
-    cached = easycache(graph, loaded["MODEL"], threshold=0.05, warmup_steps=5)
+    cached = easycache(graph, loaded["MODEL"], threshold=0.15, warmup_steps=2)
     sampled = graph.node("KSampler", model=cached, positive=positive, negative=negative, latent_image=latent, seed=1,
                          steps=30, cfg=7.0, sampler_name="dpmpp_2m", scheduler="karras")  # fmt: skip
     decoded = graph.node("VAEDecode", samples=sampled, vae=loaded["VAE"])
@@ -385,12 +385,12 @@ def sdxl(graph: Graph) -> None:
         """
         ## SDXL text to image, with EasyCache
 
-        **EasyCache (Adaptive)** is set to forecast steps as long as the error stays below **threshold** 0.05, after a
-        warm-up of 5 of the 30 steps. The chart on the node and the log tell how many were computed.
+        **EasyCache (Adaptive)** is set to forecast steps as long as the error stays below **threshold** 0.15, after a
+        warm-up of 2 steps. The chart on the node and the log tell how many were computed.
 
-        - Not fast enough: **threshold** up to 0.1, or **target_speedup** 2 for 15 of the 30 steps, whatever the
+        - Not fast enough: **threshold** up to 0.25, or **target_speedup** 2.5 for 12 of the 30 steps, whatever the
           picture.
-        - Composition differs from the uncached picture: **warmup_steps** up to 8.
+        - Composition differs from the uncached picture: **threshold** down to 0.1, or **warmup_steps** up to 5.
         - To compare, set **threshold** to 0 and run again: every step is computed, with the same seed.
 
         Samplers that inject noise (names with *ancestral* or *sde*) leave little to forecast: few steps or none are
