@@ -130,7 +130,7 @@ def test_latents_in_turn_are_told_apart(sample, config):
     """Catches a tile that is answered with what was known of another, and one that is hardly ever asked about."""
     evaluations = 2 * STEPS - 1 if sample is heun_tiles else STEPS
     cache, off = compare(sample, config, evaluations)
-    assert max(off) < 0.015 and cache.skipped > len(cache.trace) / 3
+    assert max(off) < 0.03 and cache.skipped > len(cache.trace) / 3
 
 
 def tiles_that_move(network):
