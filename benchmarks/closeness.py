@@ -88,11 +88,10 @@ def fit(rows: list[tuple], constants) -> tuple[float, float]:
 
 def describe(title: str, rows: list[tuple]) -> None:
     misses = sorted(row[9] - row[10] for row in rows)
-    good = sum(miss > 8 for miss in misses) / len(misses)
+    good, half = sum(miss > 8 for miss in misses) / len(misses), statistics.median(map(abs, misses))
     print(
-        f"{title}: {len(misses)} runs, {share(misses, 3):.0%} within 3 dB, {share(misses, 6):.0%} within 6 dB, half within "
-        f"{statistics.median(map(abs, misses)):.1f} dB; mean {statistics.mean(misses):+.1f} dB; {good:.0%} more than 8 dB "
-        f"too good, {misses[-1]:.1f} dB at most"
+        f"{title}: {len(misses)} runs, {share(misses, 3):.0%} within 3 dB, {share(misses, 6):.0%} within 6, half in "
+        f"{half:.1f}, mean {statistics.mean(misses):+.1f}; {good:.0%} more than 8 dB too good, {misses[-1]:.1f} at most"
     )
 
 
