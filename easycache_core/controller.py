@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from .budget import Budget
+from .closeness import decibels
 from .config import CacheConfig
 from .norms import Norms, upcast
 from .prediction import Prediction
@@ -81,6 +82,8 @@ class CacheController(contextlib.AbstractContextManager):
         self._response = response
         self._records: list[Record] = []
         self._warnings: set[str] = set()
+        self._final_error: float | None = None  # once the run is over
+        self._recomputed = False  # whether the network ran where the predictor did not know of it
         self.reset_cache()
         self._cache_lost = False
 
@@ -299,6 +302,7 @@ class CacheController(contextlib.AbstractContextManager):
 
     def count_as_computed(self) -> None:
         """The network had to run after all, for a branch that could not be predicted."""
+        self._recomputed = True
         if not self._records[-1]["computed"]:
             self._records[-1].update(computed=True, error=0.0)
             if self._budget is not None:
@@ -326,6 +330,19 @@ class CacheController(contextlib.AbstractContextManager):
         if self._predictor.measured is not None:
             self._learn(self._read_device(self._device))
 
+    def closeness(self, extent: float, guidance: float = 1.0) -> float | None:
+        """How close the final latent is to that of the same run without skips, in dB: an estimate (closeness.py), once
+        all evaluations are through or the controller is released. Waits for the device if the last one was computed.
+
+        extent: peak-to-peak of the final latent. guidance: cfg. None if it is not known, or nothing was skipped.
+        """
+        if not self.skipped or self._recomputed:
+            return None
+        if not self.shared:
+            self._learn_at_once()
+        error = self._predictor.final_error if self._final_error is None else self._final_error
+        return decibels(error, extent, guidance)
+
     shared = property(lambda self: self._ranks is not None, doc="Whether other ranks decide, and compute, along.")
     holds_tensors = property(lambda self: self._x is not None, doc="Whether there is anything to free.")
     computed = property(
@@ -340,4 +357,5 @@ class CacheController(contextlib.AbstractContextManager):
             self._ranks.leave("it has finished" if error is None else f"{type(error).__name__}: {error}"[:300])
         elif error is None:
             self._learn_at_once()
+        self._final_error = self._predictor.final_error if self._final_error is None else self._final_error
         self.reset_cache()

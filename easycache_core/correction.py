@@ -53,16 +53,21 @@ class Correction:
         weights = [abs(w) for w in self._steps.weights(list(off))]
         extrapolated = sum(w * r for w, r in zip(weights, self._gap.values(), strict=True))
         step_ratio = ratio(extrapolated, sum(w * a for w, a in zip(weights, off.values(), strict=True)))
-        self._off = [off, *self._off[: GAPS - 1]]
+        self._off.insert(0, off)
         self._gap = {}
         return step_ratio
 
     def pay(self) -> list[float]:
         """c_n per gap, once they are added to the answer; the same if it is asked again."""
-        for off in self._off:
+        for off in self._off[:GAPS]:
             if self._n not in off:
                 off[self._n] = self._owed(off)
-        return [off[self._n] for off in self._off]
+        return [off[self._n] for off in self._off[:GAPS]]
+
+    @property
+    def gaps(self) -> list[dict[int, float]] | None:
+        """a_k of all gaps, payments among them; None while one is open."""
+        return None if self._gap else self._off
 
     @property
     def _n(self) -> int:

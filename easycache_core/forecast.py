@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 
+from .closeness import Seen, final_error, seen
 from .correction import GAPS, Correction
 from .norms import Norms, upcast
 from .predictor import Predictor
@@ -120,6 +121,7 @@ class Forecast(Predictor):
         self._gap_closed: tuple[float, float | None] = 0.0, None  # gain and r of the gap between the two
         self._comparable = True
         self._another_x = False  # whether noise was added since i: no line leads on from there
+        self._seen: dict[int, Seen] | None = {}  # at computed evaluations; None once something else made a difference
 
     def subsample(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._norms.subsample(tensor)
@@ -134,7 +136,10 @@ class Forecast(Predictor):
             return
         output_change = [change * per_sigma for change in measured.output_change]
         self.rate = transformation_rate(measured._replace(output_change=output_change), self.rate)
-        if comparable:
+        if not comparable:
+            self._seen = None
+        else:
+            self._look(measured.products)
             self._gains.update(measured.products)
             distance = self._steps.computed[-1] - self._steps.computed[-2]
             misses = zip(measured.miss, measured.output_norm, strict=True)
@@ -145,12 +150,31 @@ class Forecast(Predictor):
             else:
                 self._error_rate = [miss / abs(self._offset_at_i) for miss in measured.miss]
 
+    def _look(self, products: Sequence[float]) -> None:
+        """What the last computed evaluation says about the gap before it, and about those beside it."""
+        if self._seen is None:
+            return
+        times, (i, b) = self._steps.times, self._steps.computed[-2:]
+        j = self._steps.computed[-3] if len(self._steps.computed) > 2 else i
+        gain, gap_ratio = self._gap_closed
+        ratios = self._ratios_at_i.step_ratio, gap_ratio or 0.0
+        self._seen[b] = seen(products, gain, ratios, (times[j], times[i], times[b]))
+
+    @property
+    def final_error(self) -> float | None:
+        response, gaps = self._steps.response, self._correction.gaps
+        done = response is not None and len(self._steps.sigmas) == len(response.sigmas)
+        if self._seen is None or gaps is None or not done or response.adds_noise:
+            return None
+        return final_error(response, self._steps.times, self._steps.computed, gaps, self._seen)
+
     def advance(self, sigma: float | None, comparable: bool) -> None:
         self._steps.advance(sigma)
         self.jumped = self._steps.risen
         if self.jumped:
             self._correction.forget()
             self._another_x = True
+            self._seen = None
         self._comparable = comparable and not self.jumped
 
     def forget_response(self) -> None:

@@ -17,11 +17,12 @@ class Response(NamedTuple):
     """The impulse response of a sampler over one run of N evaluations.
 
     sigmas: noise level of each evaluation, (N,). weights: (N + 1, N), by how much x at evaluation n changes with D at
-    evaluation k < n; the last row is the final latent.
+    evaluation k < n; the last row is the final latent. adds_noise: whether the sampler does, on its way.
     """
 
     sigmas: tuple[float, ...]
     weights: np.ndarray
+    adds_noise: bool = False
 
     def expects(self, n: int, sigma: float | None) -> bool:
         """Whether evaluation n of the run is at this noise level; None stands for any."""
@@ -33,14 +34,18 @@ class Response(NamedTuple):
         """By how much an error of D at evaluation k changes the final latent, (N,), with the answers in between
         following x as those of data with unit variance would.
         """
+        sensitivity = self.sensitivity()
+        errors = np.eye(len(self.sigmas))  # of D at evaluation n (row) after an error at k (column)
+        for n in range(1, len(self.sigmas)):
+            errors[n] += sensitivity[n] * (self.weights[n, :n] @ errors[:n])
+        return np.abs(self.weights[-1] @ errors)
+
+    def sensitivity(self, variance: float = 1.0) -> np.ndarray:
+        """By how much D follows x at each evaluation, (N,), for data with that variance."""
         sigmas = np.asarray(self.sigmas)
         # Flow models have x = (1 - sigma) D + sigma noise and sigmas up to 1; all others x = D + sigma noise.
         signal = 1 - sigmas if sigmas.max(initial=0) <= 1 else np.ones_like(sigmas)
-        sensitivity = signal / np.maximum(signal**2 + sigmas**2, 1e-12)
-        errors = np.eye(len(sigmas))  # of D at evaluation n (row) after an error at k (column)
-        for n in range(1, len(sigmas)):
-            errors[n] += sensitivity[n] * (self.weights[n, :n] @ errors[:n])
-        return np.abs(self.weights[-1] @ errors)
+        return signal / np.maximum(signal**2 + sigmas**2 / variance, 1e-12)
 
 
 def euler_response(sigmas: Sequence[float]) -> Response:

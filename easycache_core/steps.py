@@ -49,6 +49,11 @@ class StepHistory:
         return self._t(k) - self._t(self.computed[-1]) if self.computed else 0.0
 
     @property
+    def times(self) -> list[float]:
+        """t of each evaluation so far."""
+        return [self._t(k) for k in range(len(self.sigmas))]
+
+    @property
     def ratios(self) -> StepRatios:
         """Of evaluation n, before it is computed."""
         if not self.computed:

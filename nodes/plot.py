@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from ..easycache_core.budget import budget_of
 from .pictures import font
+from .summary import close
 
 SCALE = 2
 WIDTH, HEIGHT = 512, 384
@@ -29,6 +30,8 @@ def draw_report(report: dict) -> Image.Image:
     counts = f"{report['computed']} of {report['evaluations']} evaluations computed"
     page.text((14, 10), f"{report['speedup']:.2f}x, {counts}", 18)
     page.text((14, 35), _rule(report), TEXT, FAINT)
+    if report["closeness"] is not None:
+        page.text((14, 49), close(report["closeness"]), TEXT, FAINT)
     if report["target_speedup"]:
         _draw_budget(page, 84, 192, trace, report)
     else:

@@ -73,7 +73,7 @@ def sample_with_cache(
     events, state = ProgressEvents(history.node), "stopped"
 
     def after_step(step, denoised, x, total_steps):
-        run.on_callback()
+        run.on_callback(denoised)
         piece.on_step(denoised)
         events.send("running", run.snapshot)
         if callback is not None:
@@ -159,6 +159,8 @@ class Run:
         self._parts = 0  # calls about a part of the latent
         self._self_switching = self_switching(getattr(guider, "conds", {}))
         self._callbacks = 0
+        self._denoised: torch.Tensor | None = None  # at the last callback
+        self._closeness: float | None = None  # known once the sampler is through
         # Other ranks wait for this one from here on.
         self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
 
@@ -175,9 +177,10 @@ class Run:
         for name in self._self_switching if config.target_speedup or config.threshold else ():
             log.warning(f"EasyCache: a ControlNet ({name}) decides by itself at which noise levels it changes; {means}")
 
-    def on_callback(self) -> None:
-        """The sampler has called back, which it does once per step."""
+    def on_callback(self, denoised: torch.Tensor | None = None) -> None:
+        """The sampler has called back, which it does once per step, with its denoised latent."""
         self._callbacks += 1
+        self._denoised = denoised
         for history in self._histories.values():
             history.steps.on_callback()
 
@@ -349,10 +352,20 @@ class Run:
         return self._schedule.steps if self._schedule.steps < UNKNOWN else self._callbacks
 
     def summary(self) -> str:
+        """The line for the log, once the sampler is through."""
         self._end_direct()
+        self._closeness = self._estimate_closeness()
         return summarise(
-            self._totals(), self.settings, self._callbacks or self._steps, self._steps_before, self._reason
-        )
+            self._totals(), self.settings, self._callbacks or self._steps, self._steps_before, self._reason,
+            self._closeness,
+        )  # fmt: skip
+
+    def _estimate_closeness(self) -> float | None:
+        """In dB, of the final latent in the sampler's own terms; waits for the device."""
+        if self._denoised is None or len(self._used) != 1 or not self._used[0].controller.skipped:
+            return None
+        low, high = self._denoised.aminmax()
+        return self._used[0].controller.closeness(float(high - low), float(getattr(self._guider, "cfg", None) or 1.0))
 
     @property
     def _reason(self) -> str | None:
@@ -382,7 +395,8 @@ class Run:
     def report(self) -> dict:
         """The report with its trace; waits for the device."""
         traces = {id(history): history.controller.trace for history in self._used}
-        return {**self._totals(), "trace": [traces[id(history)][index] for history, index in self._trace]}
+        totals = {**self._totals(), "closeness": self._closeness}
+        return {**totals, "trace": [traces[id(history)][index] for history, index in self._trace]}
 
     def _totals(self) -> dict:
         computed = sum(controller.computed for controller in self._controllers)
@@ -391,7 +405,7 @@ class Run:
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
-        self._evaluation = self._guider = None
+        self._evaluation = self._guider = self._denoised = None
         for history in self._used:
             history.close()
         if self._unused is not None:

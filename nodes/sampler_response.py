@@ -30,6 +30,11 @@ class _Impulses:
         self._rows = rows
         self.sigmas: list[float] = []
         self.latents: list[torch.Tensor] = []
+        self.adds_noise = False
+
+    def noise_sampler(self, *_) -> torch.Tensor:
+        self.adds_noise = True
+        return torch.zeros(self._rows, 1, 1, 1)
 
     def get_model_object(self, name: str):
         return getattr(self, name)
@@ -65,7 +70,7 @@ def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | Non
     model = _Impulses(model_sampling, EVALUATIONS_PER_STEP * steps + 4)
     options = dict(sampler.extra_options)
     if "noise_sampler" in inspect.signature(function).parameters:
-        options["noise_sampler"] = lambda *_: torch.zeros(model._rows, 1, 1, 1)
+        options["noise_sampler"] = model.noise_sampler
     start = torch.zeros(model._rows, 1, 1, 1)
     arguments = dict(extra_args={"model_options": {}, "seed": 0}, callback=None, disable=True)
     try:
@@ -79,4 +84,4 @@ def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | Non
     weights, untouched = weights[:, :count], weights[:, count:]
     if not count or not np.isfinite(weights).all() or untouched.any():  # noise from elsewhere
         return None
-    return Response(tuple(model.sigmas), weights)
+    return Response(tuple(model.sigmas), weights, model.adds_noise)

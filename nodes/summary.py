@@ -22,11 +22,14 @@ def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
     }
 
 
-def summarise(did: dict, settings: Settings, steps: int, steps_before: int = 0, reason: str | None = None) -> str:
+def summarise(
+    did: dict, settings: Settings, steps: int, steps_before: int = 0, reason: str | None = None,
+    closeness: float | None = None,
+) -> str:  # fmt: skip
     """The line for the log, with the reason if nothing was skipped.
 
     did: as from `totals`. steps: that the sampler took. steps_before: of the same schedule, in runs that this one
-    continues. reason: why nothing could be skipped, where the settings are not to blame.
+    continues. reason: why nothing could be skipped, where the settings are not to blame. closeness: in dB, if known.
     """
     if did["evaluations"] == 0 and steps == 0:
         return "EasyCache: nothing was sampled, the run had no steps"
@@ -39,11 +42,18 @@ def summarise(did: dict, settings: Settings, steps: int, steps_before: int = 0, 
     )
     if steps_before:
         line += f"; it goes on from an earlier run, at step {steps_before + 1} of the schedule"
+    if closeness is not None:
+        line += f"; {close(closeness)}"
     if did["skipped"]:
         return line
     if reason is None or settings.config.threshold == 0 and not settings.config.target_speedup:
         reason = _reason(settings, steps, steps_before)
     return f"{line}. Nothing was skipped: {reason}"
+
+
+def close(closeness: float) -> str:
+    """In words. closeness: in dB."""
+    return f"about {closeness:.0f} dB of the uncached run (estimate)"
 
 
 def _rule(config) -> str:

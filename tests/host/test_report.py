@@ -1,6 +1,7 @@
 """EasyCache Report: which run it shows, its JSON, its plot."""
 
 import json
+import logging
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import ImageDraw
 
 KEYS = ["steps", "evaluations", "computed", "skipped", "speedup", "threshold", "warmup_steps", "predictor",
-        "target_speedup", "trace"]  # fmt: skip
+        "target_speedup", "closeness", "trace"]  # fmt: skip
 RECORD = ["step", "sigma", "computed", "input_change", "rate", "error", "output_norm"]
 
 
@@ -159,7 +160,7 @@ def made_up(evaluations, **changes):
     computed = len(trace[::3])
     totals = dict(steps=evaluations, evaluations=evaluations, computed=computed, skipped=evaluations - computed,
                   speedup=evaluations / computed, threshold=0.05, warmup_steps=5, predictor="forecast",
-                  target_speedup=0.0)  # fmt: skip
+                  target_speedup=0.0, closeness=41.3)  # fmt: skip
     return {**totals, "trace": trace, **changes}
 
 
@@ -217,3 +218,28 @@ def test_the_plot_follows_the_numbers(nodes):
         for record in report["trace"]:
             record[name] = None
         nodes.plot.draw_report(report)  # a number may not be known at any evaluation
+
+
+def test_how_close_a_run_is_comes_with_it(comfy, demo_scene, caplog):
+    """Catches a report that leaves out how close the run is, a log that says something else, and an estimate that has
+    nothing to do with the run: it is in dB of the latent against that of the uncached run.
+    """
+    model = comfy.cached(demo_scene.model, target_speedup=2.0)
+    exact = comfy.sample(demo_scene, demo_scene.model, steps=20).double()
+    with caplog.at_level(logging.INFO):
+        latent = comfy.sample(demo_scene, model, steps=20)
+    report, _ = report_on(comfy, model, latent)
+    assert f"; about {report['closeness']:.0f} dB of the uncached run (estimate)" in caplog.text
+    error = (latent.double() - exact).square().mean()
+    measured = float(20 * torch.log10(exact.max() - exact.min()) - 10 * torch.log10(error))
+    assert abs(report["closeness"] - measured) < 12, "a few dB either way, seldom more"
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_sde"])
+def test_no_closeness_is_made_up(comfy, demo_scene, caplog, sampler):
+    """Catches a number where there is none: for samplers that add noise, estimates were 20 dB too good."""
+    model = comfy.cached(demo_scene.model, target_speedup=2.0)
+    with caplog.at_level(logging.INFO):
+        latent = comfy.sample(demo_scene, model, steps=10, sampler_name=sampler)
+    report, _ = report_on(comfy, model, latent)
+    assert report["closeness"] is None and report["skipped"] and "uncached" not in caplog.text
