@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .placement import costs_of_skips, place
+from .placement import costs_of_skips, place, positions
 from .response import Response
 
 # How much denser than even evaluations lie at both ends of a run: 0 is even, 1 as the extrema of a Chebyshev
@@ -45,6 +45,10 @@ class Budget:
         self._evaluations = self._spent = 0
         self._position = 0.0  # weights of the evaluations before
         self._costs = None if response is None else costs_of_skips(response.influence())
+        if response is not None:
+            self._positions = positions(response.lengths or [1.0] * (len(response.sigmas) - 1))
+        # Where noise is added, every forecast misses by much, which says nothing of the next one.
+        self._looks = response is not None and not response.adds_noise
         self._plan: set[int] = set()  # indices of evaluations to compute
         if self._costs is not None:
             self._replan(0)
@@ -83,7 +87,7 @@ class Budget:
         """What was seen at the evaluation that was asked about last: by how much a forecast would have missed the
         network's output per evaluation since the one before, as a part of the output.
         """
-        if self._costs is None or not self._spent:
+        if self._costs is None or not self._spent or not self._looks:
             return
         now, size = self._evaluations - 1, len(self._costs)
         surprise = miss * size / USUAL_MISS
@@ -97,11 +101,11 @@ class Budget:
 
     def _replan(self, now: int, factors: np.ndarray | float = 1.0) -> None:
         """Place what is left after the evaluation now, which is computed. factors: on the costs from there on."""
-        costs = self._costs[now:] * factors
+        costs, where = self._costs[now:] * factors, self._positions[now:]
         left = budget_of(len(self._costs), self._target_speedup) - self._spent
-        count = min(left if now == 0 and not self._spent else left + 1, len(costs))
-        if len(costs) > 1:
-            self._plan = {now + k for k in place(costs, max(2, count))}
+        count = min(left if now == 0 and not self._spent else left + 1, len(where))
+        if len(where) > 1:
+            self._plan = {now + k for k in place(costs, where, max(2, count))}
 
 
 def _position(part: float) -> float:

@@ -5,9 +5,11 @@ forecasts are off grows with the distance to the last computed evaluation i. How
 model, but it falls during the run about as the influence on the final latent grows (docs/method.md), until the
 influence wins at the end. What is left of both is
 
-    cost of k = (1 + (INFLUENCE T_k)^2) (k - i)^GROWTH
+    cost of k = (1 + (INFLUENCE T_k)^2) (p_k - p_i)^GROWTH
 
-with T_k the influence (response.py). The errors of different gaps are added up by their squares.
+with T_k the influence (response.py) and p the position in the run, half by the number of the evaluation and half by the
+model's own time: where steps are tiny D hardly moves (the end of karras, the start of linear_quadratic). The errors of
+different gaps are added up by their squares.
 """
 
 from collections.abc import Sequence
@@ -21,6 +23,15 @@ GROWTH = 1.25
 # Before a second computed evaluation nothing is known of how D moves.
 FIRST = 2.0
 
+# The part that time has in a position. By time alone, skips would cost nothing where a level is evaluated twice (Heun).
+TIME = 0.5
+
+
+def positions(lengths: Sequence[float]) -> np.ndarray:
+    """Of evaluations with these distances in time from one to the next, (N - 1,): from 0 to N - 1."""
+    numbers, times = np.arange(len(lengths) + 1, dtype=float), np.append(0.0, np.cumsum(lengths))
+    return (1 - TIME) * numbers + TIME * times / times[-1] * numbers[-1] if times[-1] else numbers
+
 
 def costs_of_skips(influence: Sequence[float]) -> np.ndarray:
     """Per evaluation, for a gap of one: (N,)."""
@@ -29,12 +40,12 @@ def costs_of_skips(influence: Sequence[float]) -> np.ndarray:
     return costs
 
 
-def place(costs: np.ndarray, count: int) -> list[int]:
+def place(costs: np.ndarray, positions: np.ndarray, count: int) -> list[int]:
     """Which evaluations to compute, so that the gaps between them cost least: the first, the last and count - 2 more,
-    as indices. costs: as from costs_of_skips, of two evaluations or more. count: 2 to len(costs).
+    as indices. costs, positions: of two evaluations or more, as from the functions above. count: 2 to len(costs).
     """
     size = len(costs)
-    distance = np.maximum(np.arange(size)[None] - np.arange(size)[:, None], 0.0)  # from i (row) to k (column)
+    distance = np.maximum(positions[None] - positions[:, None], 0.0)  # from i (row) to k (column)
     skipped = np.cumsum(costs * distance**GROWTH, axis=1)
     gaps = np.full((size, size), np.inf)  # from i to the next computed evaluation b (column)
     before, after = np.triu_indices(size, 1)

@@ -17,12 +17,14 @@ class Response(NamedTuple):
     """The impulse response of a sampler over one run of N evaluations.
 
     sigmas: noise level of each evaluation, (N,). weights: (N + 1, N), by how much x at evaluation n changes with D at
-    evaluation k < n; the last row is the final latent. adds_noise: whether the sampler does, on its way.
+    evaluation k < n; the last row is the final latent. adds_noise: whether the sampler does, on its way. lengths: from
+    each evaluation to the next in the model's own time, (N - 1,), in any unit; empty: all alike.
     """
 
     sigmas: tuple[float, ...]
     weights: np.ndarray
     adds_noise: bool = False
+    lengths: Sequence[float] = ()
 
     def expects(self, n: int, sigma: float | None) -> bool:
         """Whether evaluation n of the run is at this noise level; None stands for any."""

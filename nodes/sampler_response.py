@@ -8,7 +8,7 @@ import torch
 from comfy.samplers import KSAMPLER
 
 from ..easycache_core import Response
-from .steps import step_count_known
+from .steps import step_count_known, step_lengths
 
 log = logging.getLogger("easycache")
 
@@ -84,4 +84,5 @@ def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | Non
     weights, untouched = weights[:, :count], weights[:, count:]
     if not count or not np.isfinite(weights).all() or untouched.any():  # noise from elsewhere
         return None
-    return Response(tuple(model.sigmas), weights, model.adds_noise)
+    lengths = step_lengths(model_sampling, torch.tensor(model.sigmas)) or ()
+    return Response(tuple(model.sigmas), weights, model.adds_noise, lengths)

@@ -128,7 +128,7 @@ def test_out_of_memory_between_sampler_and_network_costs_the_cache_not_the_run(
     assert no_run_left() == []
 
 
-@pytest.mark.parametrize(("predictor", "of_a_branch"), [("reuse", 1), ("forecast", 3)])
+@pytest.mark.parametrize(("predictor", "of_a_branch"), [("reuse", 1), ("forecast", 4)])
 @pytest.mark.parametrize(("cfg", "branches"), [(4.0, 2), (1.0, 1)])
 def test_memory_is_pinned(comfy, tiny, one_thread, cfg, branches, predictor, of_a_branch):
     """What the node takes while the network runs, when memory is short, and at the run's worst moment."""
