@@ -4,8 +4,8 @@
 
 Tiny models are sampled with a mix of samplers, schedulers, lengths, guidance and settings, drawn by the seed; closeness
 is the PSNR of the final latent against the uncached run's, with the latent's own peak-to-peak. SCALE and GUIDANCE of
-easycache_core/closeness.py are fitted on the bundled video model and the digits in FLUX's architecture, over seeds
-below CHECK_FROM. Other seeds, and the smaller digits (sheet/), are the check. Rows go to
+easycache_core/closeness.py are fitted anew, for comparison, on the bundled video model and the digits in FLUX's
+architecture, over seeds below CHECK_FROM. Other seeds, and the smaller digits (sheet/), are the check. Rows go to
 benchmarks/results/closeness.csv.
 """
 
