@@ -38,7 +38,8 @@ RIDGE = 1e-3
 # What remains of the regression's sums at each computed evaluation.
 FORGETTING_FACTOR = 0.5
 # The influence on the final latent from which on nothing is skipped under a threshold: of Euler's steps, the last two.
-DECISIVE = 0.35
+# It is never more than a part of the run.
+DECISIVE, DECISIVE_PART = 0.35, 0.2
 
 
 class Branch(NamedTuple):
@@ -50,6 +51,13 @@ class Branch(NamedTuple):
     denoised: torch.Tensor
     change: torch.Tensor | None = None
     defects: Sequence[torch.Tensor] = ()
+
+
+def _begin_of_end(influence: Sequence[float]) -> int:
+    """Index of the first evaluation from which on all are decisive."""
+    size = len(influence)
+    begin = 1 + max((n for n, value in enumerate(influence) if value < DECISIVE), default=-1)
+    return max(begin, size - max(2, math.ceil(DECISIVE_PART * size)))
 
 
 def forecast(x: torch.Tensor, i: Branch, ratios: StepRatios, gains: "Gains", payments: Sequence[float]) -> torch.Tensor:
@@ -107,7 +115,8 @@ class Forecast(Predictor):
     def __init__(self, cache_device: str, norms: Norms, response: Response | None = None):
         super().__init__(cache_device, norms)
         self._steps, self._gains = StepHistory(response), Gains()
-        self._influence = None if response is None else response.influence()
+        # Where the evaluations begin that are not skipped under a threshold.
+        self._end = math.inf if response is None else _begin_of_end(response.influence())
         self._correction = Correction(self._steps)
         self._error_rate: list[float] | None = None  # ||error of a forecast of D|| per t, per part
         self._moved: list[float] | None = None  # by how much x moved at repeated noise levels, since i
@@ -178,7 +187,7 @@ class Forecast(Predictor):
         self._comparable = comparable and not self.jumped
 
     def forget_response(self) -> None:
-        self._steps.response = self._influence = None
+        self._steps.response, self._end = None, math.inf
 
     @property
     def ready(self) -> bool:
@@ -187,7 +196,7 @@ class Forecast(Predictor):
         """
         if self._error_rate is None or self._gap_length >= self._max_gap or self.jumped:
             return False
-        return self._influence is None or self._influence[len(self._steps.sigmas) - 1] < DECISIVE
+        return len(self._steps.sigmas) - 1 < self._end
 
     def errors(self, input_change: Sequence[float]) -> list[float]:
         """That of D grows with the distance in t, and where x moves at one noise level, with how far it moves: as was

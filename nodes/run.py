@@ -364,7 +364,7 @@ class Run:
         """In dB, of the final latent in the sampler's own terms; waits for the device."""
         if self._denoised is None or len(self._used) != 1 or not self._used[0].controller.skipped:
             return None
-        low, high = self._denoised.aminmax()
+        low, high = self._denoised.detach().aminmax()
         return self._used[0].controller.closeness(float(high - low), float(getattr(self._guider, "cfg", None) or 1.0))
 
     @property

@@ -77,7 +77,7 @@ def _reason(settings: Settings, steps: int, steps_before: int) -> str:
             "each run starts with an empty cache, so its first two steps are always computed; sample in fewer, longer "
             "runs to skip some"
         )
-    if steps_before + steps <= config.warmup_steps:
+    if steps_before and steps_before + steps <= config.warmup_steps:
         return f"the schedule is still in its first {config.warmup_steps} steps (warmup_steps)"
     if not steps_before and steps <= config.warmup_steps + 1:
         return (

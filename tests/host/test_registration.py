@@ -7,8 +7,8 @@ import comfy_host
 import pytest
 
 WIDGETS = {
-    "threshold": ("FLOAT", dict(default=0.05, min=0.0, max=1.0, step=0.005, display="slider")),
-    "warmup_steps": ("INT", dict(default=5, min=1, max=50, display="slider")),
+    "threshold": ("FLOAT", dict(default=0.15, min=0.0, max=1.0, step=0.005, display="slider")),
+    "warmup_steps": ("INT", dict(default=2, min=1, max=50, display="slider")),
     "predictor": ("COMBO", dict(default="forecast", options=["reuse", "forecast"])),
     "target_speedup": ("FLOAT", dict(default=0.0, min=0.0, max=10.0, step=0.1)),
     "max_consecutive_skips": ("INT", dict(default=0, min=0, max=50)),
