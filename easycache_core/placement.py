@@ -7,8 +7,8 @@ influence wins at the end. What is left of both is
 
     cost of k = (1 + (INFLUENCE T_k)^2) (p_k - p_i)^GROWTH
 
-with T_k the influence (response.py) and p the position in the run, half by the number of the evaluation and half by the
-model's own time: where steps are tiny D hardly moves (the end of karras, the start of linear_quadratic). The errors of
+with T_k the influence (response.py) and p the position in the run, by the model's own time and a little by the number of the
+evaluation: where steps are tiny D hardly moves (the end of karras, the start of linear_quadratic). The errors of
 different gaps are added up by their squares.
 """
 
@@ -24,7 +24,7 @@ GROWTH = 1.25
 FIRST = 2.0
 
 # The part that time has in a position. By time alone, skips would cost nothing where a level is evaluated twice (Heun).
-TIME = 0.5
+TIME = 0.9
 
 
 def positions(lengths: Sequence[float]) -> np.ndarray:

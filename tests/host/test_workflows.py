@@ -210,9 +210,8 @@ def test_it_runs_and_skips(served, name):
     (size,) = shrink(prompt)
     caches = [node["inputs"] for node in prompt.values() if node["class_type"] == "EasyCacheAdaptive"]
     for settings in caches:
-        settings["threshold"] = min(
-            settings["threshold"] * 10, 1.0
-        )  # networks with random weights are rougher than trained ones
+        # Networks with random weights are rougher than trained ones.
+        settings["threshold"] = min(settings["threshold"] * 10, 1.0)
     saved, lines = served.run(prompt)
     runs = [re.match(r"EasyCache: computed (\d+) of (\d+) evaluations, skipped (\d+)", line) for line in lines]
     assert len(runs) == len(caches), lines
