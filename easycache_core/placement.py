@@ -7,8 +7,8 @@ influence wins at the end. What is left of both is
 
     cost of k = (1 + (INFLUENCE T_k)^2) (p_k - p_i)^GROWTH
 
-with T_k the influence (response.py) and p the position in the run, by the model's own time and a little by the number of the
-evaluation: where steps are tiny D hardly moves (the end of karras, the start of linear_quadratic). The errors of
+with T_k the influence (response.py) and p the position in the run, by the model's own time and a little by the number
+of the evaluation: where steps are tiny D hardly moves (the end of karras, the start of linear_quadratic). The errors of
 different gaps are added up by their squares.
 """
 

@@ -168,8 +168,8 @@ def test_a_budget_is_kept(comfy, tiny, uncached, sampler, speedup):
     [("Flux", "simple", 3), ("Flux", "linear_quadratic", 6), ("SD15", "simple", 3), ("SD15", "linear_quadratic", 6)],
 )
 def test_a_budget_follows_the_schedule(comfy, tiny, model, scheduler, late):
-    """Computed evaluations among the last 16 of 32 steps, at least. Half the steps of linear_quadratic lead from noise level 1 to
-    0.975 of the highest; spread evenly over steps, half a budget is lost on those.
+    """Computed evaluations among the last 16 of 32 steps, at least. Half the steps of linear_quadratic lead from noise
+    level 1 to 0.975 of the highest; spread evenly over steps, half a budget is lost on those.
     """
     from comfy.samplers import calculate_sigmas
 
