@@ -30,7 +30,7 @@ def draw_report(report: dict) -> Image.Image:
     counts = f"{report['computed']} of {report['evaluations']} evaluations computed"
     page.text((14, 10), f"{report['speedup']:.2f}x, {counts}", 18)
     page.text((14, 35), _rule(report), TEXT, FAINT)
-    if report["closeness"] is not None:
+    if report.get("closeness") is not None:
         page.text((14, 49), close(report["closeness"]), TEXT, FAINT)
     if report["target_speedup"]:
         _draw_budget(page, 84, 192, trace, report)
