@@ -20,6 +20,9 @@ import numpy as np
 INFLUENCE = 4.0
 # How fast forecasts get worse over a gap.
 GROWTH = 1.25
+# The shorter the steps the better the forecasts, but for the start, as the picture is laid out. So in runs of more than
+# SHORT evaluations the start costs more: EARLY times as much for each SHORT evaluations more, over a part of the run.
+EARLY, EARLY_PART, SHORT = 1.33, 0.1, 20
 # Before a second computed evaluation nothing is known of how D moves.
 FIRST = 2.0
 
@@ -36,6 +39,9 @@ def positions(lengths: Sequence[float]) -> np.ndarray:
 def costs_of_skips(influence: Sequence[float]) -> np.ndarray:
     """Per evaluation, for a gap of one: (N,)."""
     costs = 1 + (INFLUENCE * np.asarray(influence, dtype=float)) ** 2
+    size = len(costs)
+    early = EARLY * max(size / SHORT - 1, 0)
+    costs *= 1 + early * np.exp(-np.arange(size) / (EARLY_PART * max(size, 1)))
     costs[1:2] *= FIRST
     return costs
 

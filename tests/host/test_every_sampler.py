@@ -165,7 +165,7 @@ def test_a_budget_is_kept(comfy, tiny, uncached, sampler, speedup):
 
 @pytest.mark.parametrize(
     "model, scheduler, late",
-    [("Flux", "simple", 3), ("Flux", "linear_quadratic", 6), ("SD15", "simple", 3), ("SD15", "linear_quadratic", 6)],
+    [("Flux", "simple", 3), ("Flux", "linear_quadratic", 6), ("SD15", "simple", 2), ("SD15", "linear_quadratic", 6)],
 )
 def test_a_budget_follows_the_schedule(comfy, tiny, model, scheduler, late):
     """Computed evaluations among the last 16 of 32 steps, at least. Half the steps of linear_quadratic lead from noise
