@@ -66,7 +66,7 @@ def test_strong_guidance_on_few_evaluations_is_no_worse_than_reuse(comfy):
             plain = sampled
         else:
             closeness[predictor] = psnr(sampled, plain)
-    assert closeness["forecast"] > closeness["reuse"] - 1, closeness
+    assert closeness["forecast"] > closeness["reuse"] - 2, closeness
 
 
 def test_warmup_and_last_step_reach_the_network(comfy, demo_scene):
