@@ -15,8 +15,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from .response import Response
 from .steps import ratio
 
@@ -64,7 +62,7 @@ def final_error(
 
     times: t of each evaluation. computed: indices. gaps: a_k of each, payments among them. seen: by index.
     """
-    effects, squares = _effects(response), 0.0
+    influence, squares = response.influence(VARIANCE), 0.0
     curved = [k for k in computed if k in seen and seen[k].curvature is not None]
     for gap in gaps:
         i = min(gap) - 1
@@ -75,9 +73,9 @@ def final_error(
         near = [k for k in {b, after} if k in curved] or sorted(curved, key=lambda k: abs(k - b))[:1]
         curvature = sum(seen[k].curvature for k in near) / max(len(near), 1)
         skipped = range(i + 1, b)
-        bend = sum(effects[k] * (times[k] - times[i]) * (times[b] - times[k]) for k in skipped)
-        off = sum(effects[k] * part for k, part in gap.items())
-        rough = sum(abs(effects[k]) for k in skipped)
+        bend = sum(influence[k] * (times[k] - times[i]) * (times[b] - times[k]) for k in skipped)
+        off = sum(influence[k] * part for k, part in gap.items())
+        rough = sum(abs(influence[k]) for k in skipped)
         squares += bend**2 * curvature + (DEFECT * off) ** 2 * seen[b].defect + (ROUGH * rough) ** 2 * seen[b].change
     return SCALE * math.sqrt(squares)
 
@@ -89,12 +87,3 @@ def decibels(error: float | None, extent: float, guidance: float = 1.0) -> float
     if not error or not math.isfinite(error) or not 0 < extent < math.inf or guidance >= MAX_GUIDANCE:
         return None
     return 20 * math.log10(extent / error) - 20 * GUIDANCE * math.log10(max(guidance, 1.0))
-
-
-def _effects(response: Response) -> np.ndarray:
-    """T_k, signed, (N,)."""
-    sensitivity, weights = response.sensitivity(VARIANCE), response.weights
-    effects = weights[-1].copy()
-    for n in range(len(effects) - 1, 0, -1):
-        effects[:n] += effects[n] * sensitivity[n] * weights[n, :n]
-    return effects

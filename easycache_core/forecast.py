@@ -56,7 +56,7 @@ class Branch(NamedTuple):
 def _begin_of_end(influence: Sequence[float]) -> int:
     """Index of the first evaluation from which on all are decisive."""
     size = len(influence)
-    begin = 1 + max((n for n, value in enumerate(influence) if value < DECISIVE), default=-1)
+    begin = 1 + max((n for n, value in enumerate(influence) if abs(value) < DECISIVE), default=-1)
     return max(begin, size - max(2, math.ceil(DECISIVE_PART * size)))
 
 

@@ -37,7 +37,7 @@ def positions(lengths: Sequence[float]) -> np.ndarray:
 
 
 def costs_of_skips(influence: Sequence[float]) -> np.ndarray:
-    """Per evaluation, for a gap of one: (N,)."""
+    """Per evaluation, for a gap of one: (N,). influence: of either sign."""
     costs = 1 + (INFLUENCE * np.asarray(influence, dtype=float)) ** 2
     size = len(costs)
     early = EARLY * max(size / SHORT - 1, 0)

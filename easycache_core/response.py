@@ -32,18 +32,17 @@ class Response(NamedTuple):
             return False
         return sigma is None or abs(self.sigmas[n] - sigma) <= SAME_LEVEL * max(abs(self.sigmas[n]), abs(sigma))
 
-    def influence(self) -> np.ndarray:
-        """By how much an error of D at evaluation k changes the final latent, (N,), with the answers in between
-        following x as those of data with unit variance would.
+    def influence(self, variance: float = 1.0) -> np.ndarray:
+        """T_k, signed: by how much an error of D at evaluation k changes the final latent, (N,), with the answers after
+        it following x as those of data with that variance would.
         """
-        sensitivity = self.sensitivity()
-        errors = np.eye(len(self.sigmas))  # of D at evaluation n (row) after an error at k (column)
-        for n in range(1, len(self.sigmas)):
-            errors[n] += sensitivity[n] * (self.weights[n, :n] @ errors[:n])
-        return np.abs(self.weights[-1] @ errors)
+        sensitivity, influence = self._sensitivity(variance), self.weights[-1].copy()
+        for n in range(len(influence) - 1, 0, -1):
+            influence[:n] += influence[n] * sensitivity[n] * self.weights[n, :n]
+        return influence
 
-    def sensitivity(self, variance: float = 1.0) -> np.ndarray:
-        """By how much D follows x at each evaluation, (N,), for data with that variance."""
+    def _sensitivity(self, variance: float) -> np.ndarray:
+        """By how much D follows x at each evaluation, (N,)."""
         sigmas = np.asarray(self.sigmas)
         # Flow models have x = (1 - sigma) D + sigma noise and sigmas up to 1; all others x = D + sigma noise.
         signal = 1 - sigmas if sigmas.max(initial=0) <= 1 else np.ones_like(sigmas)
