@@ -113,7 +113,7 @@ class Forecast(Predictor):
     follows_denoised = True
 
     def __init__(self, cache_device: str, norms: Norms, response: Response | None = None):
-        super().__init__(cache_device, norms)
+        super().__init__(cache_device, norms, response)
         self._steps, self._gains = StepHistory(response), Gains()
         # Where the evaluations begin that are not skipped under a threshold.
         self._end = math.inf if response is None else _begin_of_end(response.influence())
@@ -122,7 +122,6 @@ class Forecast(Predictor):
         self._moved: list[float] | None = None  # by how much x moved at repeated noise levels, since i
         self._error_per_move: list[float] | None = None  # ||error of a forecast of D|| per ||change of x|| there
         self._gap_length, self._max_gap = 0, 1  # evaluations of this gap, and how many they may become
-        self._payments: Sequence[float] = ()  # of this evaluation, if it is skipped
         # At the last computed evaluation, as seen from the one before:
         self._before: dict[str, Branch] = {}  # the branches there
         self._ratios_at_i = StepRatios(0.0, 0.0)
@@ -216,7 +215,7 @@ class Forecast(Predictor):
         if skipping:
             if not self._another_x:
                 self._correction.skip()
-            self._payments = self._correction.pay()
+            self._correction.pay()
             self._gap_length += 1
             self._before = {}  # of branches that the network no longer computes
         else:
@@ -272,4 +271,4 @@ class Forecast(Predictor):
         held, ratios = self._branches[branch], self._steps.ratios
         if self._another_x:
             ratios = ratios._replace(step_ratio=0.0)
-        return forecast(x, held, ratios, self._gains, self._payments).to(held.denoised.dtype)
+        return forecast(x, held, ratios, self._gains, self._correction.pay()).to(held.denoised.dtype)

@@ -36,15 +36,15 @@ def test_the_example_in_numbers():
             denoised = torch.tensor([float(row["D"])], dtype=torch.float64)
             controller.store("cond", denoised)
             answer = controller.corrected("cond", denoised)
-            defects, payments = predictor._branches["cond"].defects, predictor._correction.pay()
+            defects = predictor._branches["cond"].defects
             if defects:
                 found["d"] = float(defects[0])
         else:
             denoised = answer = controller.predict("cond")
-            gains, payments = predictor._gains, predictor._payments
+            gains = predictor._gains
             found |= {"r": predictor._steps.ratios.step_ratio, "g": gains.gain, "theta": gains.theta}
         found |= {"t": predictor._steps._t(-1), "D": float(denoised), "answer": float(answer)}
-        if payments:
+        if payments := predictor._correction.pay():
             found["c"] = payments[0]
         for name in ("x", "t", "D", "r", "g", "theta", "c", "d", "answer"):
             expected = float(row[name]) if row[name] else None
