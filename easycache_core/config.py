@@ -19,7 +19,7 @@ class CacheConfig:
         predictor: how a skipped output is made. "reuse" is the paper's rule, decision for decision (reuse.py);
             "forecast" extrapolates the denoised latent and corrects its accumulated error (forecast.py).
         target_speedup: 0, or 1 to 10. Else at most ceil(N / target_speedup) of the run's N evaluations are computed,
-            spread over it and denser at its ends; threshold and warmup_steps have no effect then.
+            where skipping them would cost most; threshold and warmup_steps have no effect then.
         max_consecutive_skips: 0 to 50. Compute after that many skipped evaluations in a row; 0 sets no limit.
         cache_device: "gpu" keeps cached tensors on the device of the latent, "cpu" in main memory, at the cost of one
             copy in each direction per evaluation.

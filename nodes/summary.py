@@ -52,12 +52,12 @@ def summarise(
 
 
 # Four of five estimates were right within this many dB on models that nothing was fitted on (benchmarks/closeness.py).
-USUAL_MISS = 6
+ESTIMATE_MARGIN = 6
 
 
 def close(closeness: float) -> str:
     """In words. closeness: in dB."""
-    return f"{closeness - USUAL_MISS:.0f} to {closeness + USUAL_MISS:.0f} dB of the uncached run (estimate)"
+    return f"{closeness - ESTIMATE_MARGIN:.0f} to {closeness + ESTIMATE_MARGIN:.0f} dB of the uncached run (estimate)"
 
 
 def _rule(config) -> str:
