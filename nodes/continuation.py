@@ -117,7 +117,6 @@ class Piece:
 
     def __init__(self, others: UnfinishedRuns, schedule: Schedule, guider, noise, latent, streams: Sequence[int] = ()):
         self._others, self._schedule, self._guider, self._streams = others, schedule, guider, streams
-        self._denoised: torch.Tensor | None = None
         self.steps_before = 0
         candidates = others.stopped_at(schedule.first_sigma)
         if schedule.unfinished or candidates:
@@ -126,25 +125,20 @@ class Piece:
             found = (run for run in candidates if run.asked == self._asked and run.leads_to(self._noise, latent))
             self.steps_before = next((run.steps for run in found), 0)
 
-    def on_step(self, denoised: torch.Tensor | None) -> None:
-        """The sampler has called back."""
-        if self._schedule.unfinished:
-            self._denoised = denoised
-
-    def finish(self, result: torch.Tensor) -> None:
-        """The run has returned this latent."""
+    def finish(self, result: torch.Tensor, denoised: torch.Tensor | None) -> None:
+        """The run has returned this latent. denoised: the sampler's, at its last step, where it told."""
         if not self._schedule.unfinished:
             return
-        denoised = None
-        if self._denoised is not None and self._denoised.shape == result.shape:
+        picture = None
+        if denoised is not None and denoised.shape == result.shape:
             process_out = self._guider.model_patcher.model.process_latent_out
-            denoised = latent_of(process_out(self._denoised.float()), self._streams)
+            picture = latent_of(process_out(denoised.float()), self._streams)
         steps = self.steps_before + self._schedule.steps
         self._others.add(
             UnfinishedRun(
-                self._schedule.end_sigma, steps, self._asked, self._noise, latent_of(result, self._streams), denoised
+                self._schedule.end_sigma, steps, self._asked, self._noise, latent_of(result, self._streams), picture
             )
         )
 
     def close(self) -> None:
-        self._denoised = self._guider = None
+        self._guider = None

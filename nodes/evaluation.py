@@ -6,7 +6,7 @@ at some noise levels, and add-ons insert theirs.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,6 +40,11 @@ def question(cond: Sequence[dict], position: int, model_options: dict, model) ->
     return Question(parts, switches, layers, id(model))
 
 
+def questions(conds: Sequence, model_options: dict, model) -> dict[int, Question]:
+    """What a call of calc_cond_batch asks, by position among its conditionings; some of them may be None."""
+    return {i: question(cond, i, model_options, model) for i, cond in enumerate(conds) if cond is not None}
+
+
 class Evaluation:
     """One evaluation while it lasts.
 
@@ -61,8 +66,8 @@ class Evaluation:
         self._asked[asked] += 1
         return f"{asked} {self._asked[asked]}"
 
-    def ended_by(self, x: torch.Tensor, timestep: torch.Tensor, asked: Sequence[Question]) -> bool:
+    def ended_by(self, x: torch.Tensor, timestep: torch.Tensor, asked: Callable[[], Collection[Question]]) -> bool:
         """Whether a call of calc_cond_batch belongs to another evaluation: at another timestep, or where the question
         that opened this one is asked about another x. Only if this one is direct; else its guider ends it.
         """
-        return self.direct and (self.timestep is not timestep or (x is not self.x and self.opened_by in asked))
+        return self.direct and (self.timestep is not timestep or (x is not self.x and self.opened_by in asked()))

@@ -14,12 +14,12 @@ import torch
 from comfy.model_management import soft_empty_cache
 from comfy.patcher_extension import WrappersMP
 
-from ..easycache_core import Ranks, Response
+from ..easycache_core import CacheConfig, Ranks, Response
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import is_out_of_memory
 from .continuation import Piece
-from .evaluation import Evaluation, Question, question
+from .evaluation import Evaluation, Question, questions
 from .network_memory import NetworkMemory
 from .other_caches import warn_of_other_caches
 from .parametrisation import Parametrisation
@@ -56,7 +56,8 @@ def sample_with_cache(
     warn_of_other_caches(guider.model_options, WRAPPER_KEY)
     streams = packed_streams(*args, **kwargs)
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
-    schedule = Schedule(sigmas, model_sampling, sampler, settings)
+    levels = sigmas.detach().cpu()  # once: each look at them on their device waits for it
+    schedule = Schedule(levels, model_sampling, sampler, settings)
     piece = Piece(history.unfinished, schedule, guider, noise, latent_image, streams)
     run = Run(
         settings,
@@ -66,15 +67,14 @@ def sample_with_cache(
         options.get("easycache_ranks", ALL_RANKS),  # set where not all ranks share this run
         noise.shape,
         piece.steps_before,
-        patch_levels(guider.model_options, WRAPPER_KEY, model_sampling, sigmas),
-        response_of(sampler, sigmas, model_sampling),
+        patch_levels(guider.model_options, WRAPPER_KEY, model_sampling, levels),
+        response_of(sampler, levels, model_sampling) if needs_response(settings.config) else None,
     )
     run.warn_of_self_switching()
     events, state = ProgressEvents(history.node), "stopped"
 
     def after_step(step, denoised, x, total_steps):
         run.on_callback(denoised)
-        piece.on_step(denoised)
         events.send("running", run.snapshot)
         if callback is not None:
             callback(step, denoised, x, total_steps)
@@ -88,7 +88,7 @@ def sample_with_cache(
     try:
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
         log.info(run.summary())
-        piece.finish(samples)
+        piece.finish(samples, run.denoised)
         state = "done"
     finally:
         guider.model_options = original_options
@@ -103,6 +103,11 @@ def add_outermost_wrapper(level: str, wrapper, model_options: dict) -> None:
     """Around the wrappers of other packs: what they make of one call (context windows, say) is cached as a whole."""
     wrappers = model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
     wrappers[level] = {WRAPPER_KEY: [wrapper], **wrappers.get(level, {})}
+
+
+def needs_response(config: CacheConfig) -> bool:
+    """Whether anything is decided or corrected by what the sampler makes of answers."""
+    return bool(config.target_speedup or (config.threshold and PREDICTORS[config.predictor].follows_denoised))
 
 
 def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list[int]:
@@ -159,7 +164,7 @@ class Run:
         self._parts = 0  # calls about a part of the latent
         self._self_switching = self_switching(getattr(guider, "conds", {}))
         self._callbacks = 0
-        self._denoised: torch.Tensor | None = None  # at the last callback
+        self.denoised: torch.Tensor | None = None  # the sampler's, at the last callback
         self._closeness: float | None = None  # known once the sampler is through
         # Other ranks wait for this one from here on.
         self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
@@ -180,7 +185,7 @@ class Run:
     def on_callback(self, denoised: torch.Tensor | None = None) -> None:
         """The sampler has called back, which it does once per step, with its denoised latent."""
         self._callbacks += 1
-        self._denoised = denoised
+        self.denoised = denoised
         for history in self._histories.values():
             history.steps.on_callback()
 
@@ -209,7 +214,10 @@ class Run:
 
         if self._computing:
             return compute()
-        asked = [question(cond, i, model_options, model) for i, cond in enumerate(conds) if cond is not None]
+
+        def asked():
+            return questions(conds, model_options, model).values()
+
         if self._evaluation is None or self._evaluation.ended_by(x, timestep, asked):
             if self._shape not in (None, x.shape):
                 self._parts += 1
@@ -226,7 +234,7 @@ class Run:
     def predict_or_compute(self, compute, model, conds, x, timestep, model_options) -> list[torch.Tensor]:
         """Denoised latents, one per conditioning: predicted where possible, else from `compute()`."""
         evaluation, positive = self._evaluation, getattr(self._guider, "conds", {}).get("positive")
-        asked = {i: question(cond, i, model_options, model) for i, cond in enumerate(conds) if cond is not None}
+        asked = questions(conds, model_options, model)
         if not asked or x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
             self._parts += 1
             return self._compute_nested(compute, model, model_options)
@@ -362,9 +370,9 @@ class Run:
 
     def _estimate_closeness(self) -> float | None:
         """In dB, of the final latent in the sampler's own terms; waits for the device."""
-        if self._denoised is None or len(self._used) != 1 or not self._used[0].controller.skipped:
+        if self.denoised is None or len(self._used) != 1 or not self._used[0].controller.skipped:
             return None
-        low, high = self._denoised.detach().aminmax()
+        low, high = self.denoised.detach().aminmax()
         return self._used[0].controller.closeness(float(high - low), float(getattr(self._guider, "cfg", None) or 1.0))
 
     @property
@@ -405,7 +413,7 @@ class Run:
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
-        self._evaluation = self._guider = self._denoised = None
+        self._evaluation = self._guider = self.denoised = None
         for history in self._used:
             history.close()
         if self._unused is not None:
