@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 from paper_rule import Recorder, assert_the_papers, predictions_of_the_rule
+from text_network import TextNetwork
 from torch import nn
 
 from easycache_core import CacheConfig, CacheController, attach
@@ -18,16 +19,8 @@ EXACT = CacheConfig(threshold=0.0, predictor="reuse")
 TIMES = torch.linspace(1, 0, STEPS + 1)
 
 
-class Network(nn.Module):
+class Network(TextNetwork):
     """A smooth velocity towards data that depends on a text; batch of (4, 2, 6, 6) latents."""
-
-    def __init__(self):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.mix = nn.Linear(4, 4)
-            self.text = nn.Linear(3, 4)
-        self.eval()
 
     def denoised(self, x, text):
         mixed = self.mix(x.movedim(1, -1)) + self.text(text)[:, None, None, None]

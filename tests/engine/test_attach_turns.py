@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from text_network import TextNetwork
 
 from easycache_core import CacheConfig, attach
 from easycache_core.question import Questions
@@ -15,17 +15,10 @@ BUDGET, THRESHOLD = CacheConfig(target_speedup=2), CacheConfig(threshold=0.1, wa
 A, B = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[0.0, 0.5, 0.0]])
 
 
-class Network(nn.Module):
+class Network(TextNetwork):
     """A smooth velocity towards data that depend on a text, on what a ControlNet adds and on a strength."""
 
-    def __init__(self):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.mix = nn.Linear(4, 4)
-            self.text = nn.Linear(3, 4)
-        self.eval()
-        self.ran = 0
+    ran = 0
 
     def forward(self, x, t, text, control=None, strength=1.0, extra=None):
         self.ran += 1
