@@ -332,18 +332,19 @@ class Attachment:
         return turned and max(history.evaluations for history in self._histories) >= self._total_steps
 
     def _begin(self, history: History, force: bool = False) -> None:
-        x, step = self._latents(history)[0], history.step
+        (_, x), *_ = self._inputs(history)
+        step = history.step
         self._evaluations.append((history, history.records))
         history.records += 1
         history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force)
 
-    def _latents(self, history: History) -> list[torch.Tensor]:
-        """The groups of the newest evaluation as the engine gets them."""
+    def _inputs(self, history: History) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The groups of the newest evaluation, each as the network gets it and as the engine does."""
         groups = history.layout.groups(history.x)
         if self._conversion is None:
-            return groups
+            return [(group, group) for group in groups]
         self._conversion.set_sigma(history.sigma)
-        return [self._conversion.latent(group) for group in groups]
+        return [(group, self._conversion.latent(group)) for group in groups]
 
     def _store(self, branch: str, history: History, output) -> None:
         layout = history.layout
@@ -354,8 +355,8 @@ class Attachment:
         if history.asked.total() == 1:
             history.templates.clear()
         history.templates[branch] = OutputTemplate(structure, others, rest, predictions[0].dtype)
-        groups = zip(layout.groups(predictions), layout.groups(history.x), self._latents(history), strict=True)
-        for i, (stored, network_x, latent) in enumerate(groups):
+        groups = zip(layout.groups(predictions), self._inputs(history), strict=True)
+        for i, (stored, (network_x, latent)) in enumerate(groups):
             if self._conversion is not None:
                 stored = self._conversion.denoised(stored, network_x)
             history.controller.store(f"{branch} {i}", stored, latent if i else None)
@@ -364,7 +365,7 @@ class Attachment:
         """The network's output, predicted, in the form in which it was returned last."""
         layout, template = history.layout, history.templates[branch]
         outputs = []
-        for i, (network_x, latent) in enumerate(zip(layout.groups(history.x), self._latents(history), strict=True)):
+        for i, (network_x, latent) in enumerate(self._inputs(history)):
             predicted = history.controller.predict(f"{branch} {i}", latent)
             if self._conversion is not None:
                 predicted = self._conversion.output(predicted, network_x)
