@@ -1,6 +1,6 @@
 """The models that are sampled: tiny, trained, and in architectures that ComfyUI knows from full-sized ones.
 
-video         the demo model that comes with the pack: Wan 2.1's architecture, a scene of four words a seed
+video         the demo model that comes with the pack: Wan 2.1's architecture, a prompt of three words a seed
 digits        handwritten digits in FLUX's architecture (digits/): ten pictures a seed, one of each digit
 digits-unet   the same digits in Stable Diffusion 1.5's architecture, which predicts noise
 sheet         smaller digits by a perceptron that takes less than a millisecond, for grid.py alone (sheet/)
@@ -103,18 +103,19 @@ class Subject(abc.ABC):
 class Video(Subject):
     name = "video"
     configurations = configurations(
-        shift=5.0, cfg=4.0, other=dict(shift=8.0), strong=dict(shift=6.0, cfg=6.0),
-        beta=dict(shift=4.0, cfg=5.0), quadratic=dict(cfg=6.0),
+        shift=5.0, cfg=2.5, other=dict(shift=8.0), strong=dict(shift=6.0, cfg=4.0),
+        beta=dict(shift=4.0, cfg=3.5), quadratic=dict(cfg=4.0),
     )  # fmt: skip
 
     def __init__(self, host: Host):
-        model = host.node("EasyCacheDemoModel", "red", "circle", "right", "sea", 1)[0]
+        model = host.node("EasyCacheDemoModel", "rocket", "night", "zoom-out", 1)[0]
         network = model.model.diffusion_model
         super().__init__(host, model, network.blocks[0], network.head)
-        self._scenes = import_module(f"{comfy_host.load_pack().__name__}.demo.scenes")
+        self._words = import_module(f"{comfy_host.load_pack().__name__}.demo.words")
 
     def scene(self, seed: int) -> Scene:
-        words = self._scenes.random_scene(torch.Generator().manual_seed(seed)).words
+        rng = torch.Generator().manual_seed(seed)
+        words = [kind[int(torch.randint(len(kind), (), generator=rng))] for kind in self._words.KINDS]
         return Scene(*self.host.node("EasyCacheDemoModel", *words, 1)[1:])
 
     def decode(self, latents: dict) -> np.ndarray:

@@ -1,76 +1,111 @@
 """The demo's encoder and decoder, in the shape of Wan's VAE: 4 frames x 8 x 8 pixels to 16 channels.
 
-Encoding is linear and needed in training only: the first principal components of 4 x 8 x 8 RGB blocks (a block's
-colour, how it changes in time, down and across), rotated so that they use all channels. Decoding is a small learned 3D
-convolutional network, which restores sharp edges.
-
-As in Wan's VAE the first latent frame stands for one picture, so 4 n + 1 pictures make n + 1 latent frames.
+Layers work on (batch, frames, height, width, channels). Convolutions are two-dimensional, which is fast on any
+processor; frames are mixed by shifting a part of the channels by one frame. As in Wan's VAE the first latent frame
+stands for one picture, so 4n+1 pictures make n+1 latent frames. Only training needs the encoder.
 """
 
 import torch
 from einops import rearrange
 from torch import nn
+from torch.nn import functional as F
 
+FRAMES, SIZE = 17, 128  # of a video
 CHANNELS = 16
-COMPONENTS = 8  # dimensions of a latent cell; a small network learns few of large variance better than many of small
 TIME, SPACE = 4, 8  # pictures and pixels a latent cell covers
+FINE, MIDDLE, COARSE = 64, 128, 192  # channels at 1/2, 1/4 and 1/8 of the pictures' size
 
 
-def blocks(video: torch.Tensor) -> torch.Tensor:
-    """Cut (batch, 4n+1, 3, h, w) pictures in [0, 1] into (batch, n+1, h/8, w/8, 768) blocks in [-1, 1]."""
-    padded = torch.cat([video[:, :1].expand(-1, TIME - 1, -1, -1, -1), video], dim=1) * 2 - 1
-    return rearrange(padded, "b (t p) c (h q) (w r) -> b t h w (c p q r)", p=TIME, q=SPACE, r=SPACE)
+def latent_shape(batch: int) -> tuple[int, ...]:
+    """Of that many videos."""
+    return batch, CHANNELS, (FRAMES - 1) // TIME + 1, SIZE // SPACE, SIZE // SPACE
 
 
-def principal_components(samples: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean (768,) and projection (768, 16) of sample blocks (any number, 768).
+class _Conv(nn.Module):
+    """A 3 x 3 convolution of every frame."""
 
-    The first three components (a cell's colour) are scaled to a standard deviation of 1.8. The others, which are zero
-    but at edges and where something moves, nearly keep their size relative to it: full whitening would give this sparse
-    detail the variance of the colours, and slow down the training of a small network.
-    """
-    mean = samples.mean(0)
-    values, vectors = torch.linalg.eigh(torch.cov((samples - mean).T))
-    values, vectors = values[-COMPONENTS:].flip(0), vectors[:, -COMPONENTS:].flip(1)
-    spread = 1.8 * (values / values[2]).clamp(max=1) ** 0.45
-    turn, _ = torch.linalg.qr(torch.randn(CHANNELS, COMPONENTS, generator=rng))
-    return mean, vectors * (spread / values.sqrt()) @ turn.T
-
-
-def encode(video: torch.Tensor, mean: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
-    """(batch, 4n+1, 3, h, w) pictures to (batch, 16, n+1, h/8, w/8) latents of about unit variance."""
-    return rearrange((blocks(video) - mean) @ projection, "b t h w c -> b c t h w")
-
-
-class _Residual(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv3d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv3d(width, width, 3, padding=1),
-        )  # fmt: skip
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
 
     def forward(self, x):
-        return x + self.body(x)
+        y = self.conv(x.flatten(0, 1).permute(0, 3, 1, 2))
+        return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+
+
+def _shift_frames(x: torch.Tensor) -> torch.Tensor:
+    """A quarter of the channels from the frame before, a quarter from the frame after; the ends repeat."""
+    quarter = x.shape[-1] // 4
+    before, after, own = x.split((quarter, quarter, x.shape[-1] - 2 * quarter), dim=-1)
+    before = torch.cat([before[:, :1], before[:, :-1]], dim=1)
+    after = torch.cat([after[:, 1:], after[:, -1:]], dim=1)
+    return torch.cat([before, after, own], dim=-1)
+
+
+def _norm(width: int) -> nn.RMSNorm:
+    return nn.RMSNorm(width, eps=1e-5)
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm1, self.norm2 = _norm(width), _norm(width)
+        self.conv1, self.conv2 = _Conv(width, width), _Conv(width, width)
+        nn.init.zeros_(self.conv2.conv.weight)
+
+    def forward(self, x):
+        y = self.conv1(_shift_frames(F.silu(self.norm1(x))))
+        return x + self.conv2(_shift_frames(F.silu(self.norm2(y))))
+
+
+class Encoder(nn.Module):
+    """(batch, 4n+1, 3, 8h, 8w) pictures in [0, 1] to (batch, 16, n+1, h, w) latents of unit variance."""
+
+    def __init__(self):
+        super().__init__()
+        self.inlet = _Conv(12, FINE)
+        self.fine = nn.Sequential(Residual(FINE))
+        self.merge1 = nn.Linear(8 * FINE, MIDDLE)
+        self.middle = nn.Sequential(Residual(MIDDLE), Residual(MIDDLE))
+        self.merge2 = nn.Linear(8 * MIDDLE, COARSE)
+        self.coarse = nn.Sequential(Residual(COARSE), Residual(COARSE), _norm(COARSE))
+        self.outlet = nn.Linear(COARSE, CHANNELS)
+
+    @staticmethod
+    def _halve(x):
+        x = torch.cat([x[:, :1], x], dim=1)  # the first picture stands for itself and for the time before it
+        return rearrange(x, "b (t p) (h q) (w r) c -> b t h w (p q r c)", p=2, q=2, r=2)
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        x = self.inlet(rearrange(video * 2 - 1, "b t c (h q) (w r) -> b t h w (q r c)", q=2, r=2))
+        x = self.merge1(self._halve(self.fine(x)))
+        x = self.merge2(self._halve(self.middle(x)))
+        return self.outlet(self.coarse(x)).movedim(-1, 1)
 
 
 class Decoder(nn.Module):
     """(batch, 16, n+1, h, w) latents to (batch, 4n+1, 3, 8h, 8w) pictures in [0, 1].
 
-    `inlet` is a 1x1x1 convolution, so that a change of the latents' scale can be folded into it exactly.
+    `inlet` is linear in each latent cell, so that a change of the latents' scale can be folded into it exactly.
     """
 
-    def __init__(self, width: int = 64, fine: int = 32):
+    def __init__(self):
         super().__init__()
-        self.inlet = nn.Conv3d(CHANNELS, width, 1)
-        self.coarse = nn.Sequential(_Residual(width), _Residual(width))
-        self.expand = nn.Conv3d(width, fine * 2 * 4 * 4, 1)
-        self.fine = nn.Sequential(nn.SiLU(), nn.Conv3d(fine, fine, 3, padding=1), _Residual(fine))
-        self.outlet = nn.Conv3d(fine, 3 * 2 * 2 * 2, 1)
+        self.inlet = nn.Linear(CHANNELS, COARSE)
+        self.coarse = nn.Sequential(Residual(COARSE), Residual(COARSE))
+        self.split1 = nn.Linear(COARSE, 8 * MIDDLE)
+        self.middle = nn.Sequential(Residual(MIDDLE), Residual(MIDDLE))
+        self.split2 = nn.Linear(MIDDLE, 8 * FINE)
+        self.fine = nn.Sequential(Residual(FINE), Residual(FINE), _norm(FINE), nn.SiLU())
+        self.outlet = _Conv(FINE, 12)
+
+    @staticmethod
+    def _double(x):
+        x = rearrange(x, "b t h w (p q r c) -> b (t p) (h q) (w r) c", p=2, q=2, r=2)
+        return x[:, 1:]  # of the first latent frame only the last picture is left: 4n+1 pictures
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        x = self.expand(self.coarse(self.inlet(latent)))
-        x = rearrange(x, "b (c p q r) t h w -> b c (t p) (h q) (w r)", p=2, q=4, r=4)
-        x = self.outlet(self.fine(x))
-        video = rearrange(x, "b (c p q r) t h w -> b (t p) c (h q) (w r)", p=2, q=2, r=2)
-        return (video[:, TIME - 1 :] + 1) / 2
+        x = self.coarse(self.inlet(latent.movedim(1, -1)))
+        x = self.middle(self._double(self.split1(x)))
+        x = self.outlet(self.fine(self._double(self.split2(x))))
+        return (rearrange(x, "b t h w (q r c) -> b t c (h q) (w r)", q=2, r=2) + 1) / 2

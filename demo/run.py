@@ -1,13 +1,17 @@
 """Run the bundled workflow in a real ComfyUI server, uncached and with EasyCache.
 
 Prints evaluations, seconds and similarity, and writes an animation of both videos and a contact sheet. The exit code is
-0 only if both runs made a moving picture.
+0 only if both made a moving picture.
+
+Seconds are those of all rounds: each samples a seed of its own both ways, and every other round the other way first. A
+round before them, which is not counted, loads the model.
 """
 
 import argparse
 import asyncio
 import io
 import json
+import math
 import re
 import shutil
 import sys
@@ -25,65 +29,77 @@ from comfy_server import ComfyServer, ServerError  # noqa: E402
 from workflow import nodes_of, to_prompt  # noqa: E402
 
 WORKFLOW = PACK / "workflows" / "EasyCache - instant demo.json"
+WARM_UP = 3  # steps that load the model and are not timed
+STARTING, SECONDS_PER_EVALUATION = 20, 0.3  # what to expect of two processor cores
 SCALE = 2  # pictures are shown twice as large as the model makes them
 INK, PAPER, SKIPPED, COMPUTED = (30, 32, 40), (250, 250, 248), (206, 220, 214), (24, 128, 96)
 
 
 @dataclass
-class Outcome:
-    """The results of one demo run.
+class Sampled:
+    """frames: (frames, height, width, 3) uint8. computed: whether, by evaluation."""
 
-    uncached, cached: (frames, height, width, 3) uint8. computed: whether, by evaluation of the cached run.
-    """
-
-    uncached: np.ndarray
-    cached: np.ndarray
-    steps: int
+    frames: np.ndarray
     computed: list[bool]
-    seconds_uncached: float
-    seconds_cached: float
+    seconds: float
+
+
+@dataclass
+class Outcome:
+    """The results of all rounds; pictures and similarity are those of the first."""
+
+    uncached: list[Sampled]
+    cached: list[Sampled]
+
+    @property
+    def speedup(self) -> float:
+        return sum(run.seconds for run in self.uncached) / sum(run.seconds for run in self.cached)
+
+    @property
+    def evaluations_ratio(self) -> float:
+        return sum(len(run.computed) for run in self.uncached) / sum(sum(run.computed) for run in self.cached)
 
     @property
     def psnr(self) -> float:
         """In dB over all frames; infinite if they are identical."""
         with np.errstate(divide="ignore"):
-            return float(peak_signal_noise_ratio(self.uncached, self.cached))
+            return float(peak_signal_noise_ratio(self.uncached[0].frames, self.cached[0].frames))
 
     @property
     def ssim(self) -> float:
         """Mean structural similarity over the frames."""
-        pairs = zip(self.uncached, self.cached, strict=True)
+        pairs = zip(self.uncached[0].frames, self.cached[0].frames, strict=True)
         return float(np.mean([structural_similarity(a, b, channel_axis=-1) for a, b in pairs]))
 
 
-def split_samplers(prompt: dict) -> tuple[str, str]:
+def samplers_of(prompt: dict) -> tuple[str, str]:
     """Ids of the uncached and the cached KSampler."""
     caches = nodes_of(prompt, "EasyCacheAdaptive")
     samplers = {prompt[node]["inputs"]["model"][0] in caches: node for node in nodes_of(prompt, "KSampler")}
     return samplers[False], samplers[True]
 
 
-def with_settings(prompt: dict, arguments: argparse.Namespace) -> dict:
-    """The prompt with the command line's settings in its widgets."""
+def of_sampler(prompt: dict, sampler: str) -> dict:
+    """The prompt with the video of that sampler alone as what is saved; ComfyUI runs no other then."""
     prompt = json.loads(json.dumps(prompt))
-    wanted = {
-        "KSampler": {"steps": arguments.steps},
-        "PrimitiveInt": {"value": arguments.seed},
-        "EasyCacheAdaptive": {"threshold": arguments.threshold, "warmup_steps": arguments.warmup,
-                              "predictor": arguments.predictor, "target_speedup": arguments.speedup, "verbose": True},
-    }  # fmt: skip
-    for kind, inputs in wanted.items():
-        for node in nodes_of(prompt, kind):
-            prompt[node]["inputs"].update({name: value for name, value in inputs.items() if value is not None})
+    (decoded,) = (node for node in nodes_of(prompt, "EasyCacheDemoDecode")
+                  if prompt[node]["inputs"]["samples"][0] == sampler)  # fmt: skip
+    (saver,) = nodes_of(prompt, "SaveAnimatedWEBP")
+    prompt[saver]["inputs"]["images"] = [decoded, 0]
     return prompt
 
 
-def progress_bar(prompt: dict):
-    """A callback that draws one line per sampler."""
+def set_widgets(prompt: dict, kind: str, **values) -> None:
+    """In all nodes of that kind; None leaves a value."""
+    for node in nodes_of(prompt, kind):
+        prompt[node]["inputs"].update({name: value for name, value in values.items() if value is not None})
+
+
+def progress_bar(title: str):
+    """A callback that draws one line."""
     width = 30
 
     def show(node, done, total):
-        title = prompt[node]["_meta"]["title"]
         print(f"\r  {title:<22} [{'#' * (width * done // total):<{width}}] {done}/{total}", end="", flush=True)
         if done == total:
             print(flush=True)
@@ -102,64 +118,68 @@ def frames_of(picture: bytes) -> np.ndarray:
         return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(animation)])
 
 
+async def sample(server: ComfyServer, prompt: dict, sampler: str, title: str, cached: bool) -> Sampled:
+    before = len(server.easycache_lines())
+    prompt = of_sampler(prompt, sampler)
+    result = await server.run(prompt, progress_bar(title))
+    (saver,) = nodes_of(prompt, "SaveAnimatedWEBP")
+    frames = frames_of(await server.view(result.outputs[saver]["images"][0]))
+    steps = prompt[sampler]["inputs"]["steps"]
+    computed = computed_flags(server.easycache_lines()[before:]) if cached else [True] * steps
+    if len(frames) < 2 or frames.std() < 5 or np.abs(np.diff(frames.astype(float), axis=0)).max() < 30:
+        raise ServerError(f"{title} made no moving picture")
+    if len(computed) != steps:
+        raise ServerError(f"{steps} steps were sampled but {len(computed)} were logged")
+    return Sampled(frames, computed, result.seconds[sampler])
+
+
 async def run_demo(arguments: argparse.Namespace) -> Outcome:
     """Start a server, run the workflow in it, and collect the results.
 
     Raises ServerError if the server does not start or the workflow fails.
     """
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     scratch = arguments.out / "comfyui"
     shutil.rmtree(scratch, ignore_errors=True)
-    print("Starting ComfyUI ...", flush=True)
     async with ComfyServer(comfy_host.make_base(scratch), arguments.out / "server.log") as server:
-        workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
         prompt = to_prompt(workflow, await server.get("/object_info"))
-        print("Loading the demo model ...", flush=True)
-        warming_up = argparse.Namespace(steps=2, seed=0, threshold=0.0, warmup=1, predictor=None, speedup=None)
-        await server.run(with_settings(prompt, warming_up))
-        before = len(server.easycache_lines())
-        print("Sampling, uncached and with EasyCache ...", flush=True)
-        prompt = with_settings(prompt, arguments)
-        result = await server.run(prompt, progress_bar(prompt))
-
-        lines = server.easycache_lines()[before:]
-        print(f"  {lines[-1]}")
-        uncached, cached = split_samplers(prompt)
-        (saver,) = nodes_of(prompt, "SaveAnimatedWEBP")
-        frames = frames_of(await server.view(result.outputs[saver]["images"][0]))
-        (stitch,) = nodes_of(prompt, "ImageStitch")
-        half = (frames.shape[2] - prompt[stitch]["inputs"]["spacing_width"]) // 2
-        return Outcome(
-            frames[:, :, :half],
-            frames[:, :, -half:],
-            prompt[uncached]["inputs"]["steps"],
-            computed_flags(lines),
-            result.seconds[uncached],
-            result.seconds[cached],
-        )
+        set_widgets(prompt, "EasyCacheAdaptive", threshold=arguments.threshold, warmup_steps=arguments.warmup,
+                    predictor=arguments.predictor, target_speedup=arguments.speedup, verbose=True)  # fmt: skip
+        both = list(zip(samplers_of(prompt), ("uncached", "with EasyCache"), (False, True), strict=True))
+        set_widgets(prompt, "KSampler", steps=WARM_UP)
+        for sampler, _, _ in both:
+            await server.run(of_sampler(prompt, sampler))
+        set_widgets(prompt, "KSampler", steps=arguments.steps)
+        (seed,) = nodes_of(prompt, "PrimitiveInt")
+        first = prompt[seed]["inputs"]["value"] if arguments.seed is None else arguments.seed
+        outcome = Outcome([], [])
+        for number in range(arguments.rounds):
+            prompt[seed]["inputs"]["value"] = first + number
+            for sampler, title, cached in both if number % 2 == 0 else both[::-1]:
+                run = await sample(server, prompt, sampler, f"{number + 1}: {title}", cached)
+                (outcome.cached if cached else outcome.uncached).append(run)
+        return outcome
 
 
-def check(outcome: Outcome) -> None:
-    """Raise ServerError unless both videos move and every evaluation was logged."""
-    for name, video in (("uncached", outcome.uncached), ("cached", outcome.cached)):
-        if len(video) < 2 or video.std() < 5 or np.abs(np.diff(video.astype(float), axis=0)).max() < 30:
-            raise ServerError(f"the {name} run made no moving picture")
-    if len(outcome.computed) != outcome.steps:
-        raise ServerError(f"{outcome.steps} steps were sampled but {len(outcome.computed)} were logged")
+def announcement(arguments: argparse.Namespace) -> str:
+    evaluations = arguments.rounds * arguments.steps * 1.5  # half of them with EasyCache, or fewer
+    minutes = (STARTING + evaluations * SECONDS_PER_EVALUATION) / 60
+    return (
+        f"Samples {arguments.rounds} videos of {arguments.steps} steps, each without and with EasyCache, in a ComfyUI "
+        f"that it starts: about {math.ceil(minutes)} min on two processor cores."
+    )
 
 
 def table(outcome: Outcome) -> str:
-    computed = sum(outcome.computed)
+    def row(name, runs, *rest):
+        evaluations, seconds = sum(sum(run.computed) for run in runs), sum(run.seconds for run in runs)
+        return (name, f"{evaluations}", f"{seconds:.1f}", *rest)
+
     rows = [
-        ("", "evaluations", "seconds", "speed-up", "PSNR", "SSIM"),
-        ("uncached", f"{outcome.steps}", f"{outcome.seconds_uncached:.1f}", "", "", ""),
-        (
-            "EasyCache",
-            f"{computed}",
-            f"{outcome.seconds_cached:.1f}",
-            f"{outcome.seconds_uncached / outcome.seconds_cached:.2f}x",
-            f"{outcome.psnr:.1f} dB",
-            f"{outcome.ssim:.4f}",
-        ),
+        ("", "evaluations", "seconds", "PSNR", "SSIM"),
+        row("uncached", outcome.uncached, "", ""),
+        row("EasyCache", outcome.cached, f"{outcome.psnr:.1f} dB", f"{outcome.ssim:.4f}"),
+        ("ratio", f"{outcome.evaluations_ratio:.2f}x", f"{outcome.speedup:.2f}x", "", ""),
     ]
     return "\n".join("  " + "".join(f"{cell:>13}" for cell in row) for row in rows)
 
@@ -175,16 +195,16 @@ def enlarge(frame: np.ndarray) -> Image.Image:
 
 def captions(outcome: Outcome) -> tuple[str, str]:
     return (
-        f"uncached: {outcome.steps} evaluations",
-        f"EasyCache: {sum(outcome.computed)} evaluations, {outcome.psnr:.1f} dB",
+        f"uncached: {len(outcome.uncached[0].computed)} evaluations",
+        f"EasyCache: {sum(outcome.cached[0].computed)} evaluations, {outcome.psnr:.1f} dB",
     )
 
 
-def draw_steps(draw: ImageDraw.ImageDraw, outcome: Outcome, box: tuple[int, int, int, int]) -> None:
+def draw_steps(draw: ImageDraw.ImageDraw, steps: list[bool], box: tuple[int, int, int, int]) -> None:
     """One bar per step: full where it was computed, low and pale where it was skipped."""
     left, top, right, bottom = box
-    pitch = (right - left) / len(outcome.computed)
-    for i, computed in enumerate(outcome.computed):
+    pitch = (right - left) / len(steps)
+    for i, computed in enumerate(steps):
         x0, x1 = left + i * pitch, left + (i + 1) * pitch - 2
         draw.rectangle((x0, top if computed else bottom - (bottom - top) // 3, x1, bottom),
                        fill=COMPUTED if computed else SKIPPED)  # fmt: skip
@@ -193,7 +213,7 @@ def draw_steps(draw: ImageDraw.ImageDraw, outcome: Outcome, box: tuple[int, int,
 def side_by_side(outcome: Outcome, file: Path) -> None:
     """Write an animation of both videos with the strip of steps below."""
     pages = []
-    for a, b in zip(outcome.uncached, outcome.cached, strict=True):
+    for a, b in zip(outcome.uncached[0].frames, outcome.cached[0].frames, strict=True):
         left, right = enlarge(a), enlarge(b)
         gap, head, foot = 12, 26, 34
         page = Image.new("RGB", (2 * left.width + 3 * gap, head + left.height + foot), PAPER)
@@ -201,20 +221,21 @@ def side_by_side(outcome: Outcome, file: Path) -> None:
         for x, picture, text in zip((gap, left.width + 2 * gap), (left, right), captions(outcome), strict=True):
             draw.text((x, 6), text, INK, font(13))
             page.paste(picture, (x, head))
-        draw_steps(draw, outcome, (gap, head + left.height + 10, page.width - gap, page.height - 6))
+        draw_steps(draw, outcome.cached[0].computed, (gap, head + left.height + 10, page.width - gap, page.height - 6))
         pages.append(page)
     pages[0].save(file, save_all=True, append_images=pages[1:], duration=125, loop=0, quality=90)
 
 
 def contact_sheet(outcome: Outcome, file: Path) -> None:
     """Write a picture of every fourth frame of both videos, their difference, and the steps that were skipped."""
-    chosen = range(0, len(outcome.uncached), 4)
-    error = np.abs(outcome.uncached.astype(float) - outcome.cached)
+    uncached, cached, computed = outcome.uncached[0].frames, outcome.cached[0].frames, outcome.cached[0].computed
+    chosen = range(0, len(uncached), 4)
+    error = np.abs(uncached.astype(float) - cached)
     amplify = 8
     difference = np.clip(error * amplify, 0, 255).astype(np.uint8)
-    rows = [*zip(captions(outcome), (outcome.uncached, outcome.cached), strict=True),
+    rows = [*zip(captions(outcome), (uncached, cached), strict=True),
             (f"difference, {amplify} times enlarged", difference)]  # fmt: skip
-    side, gap, head, strip = outcome.uncached.shape[1] * SCALE, 10, 28, 90
+    side, gap, head, strip = uncached.shape[1] * SCALE, 10, 28, 90
     sheet = Image.new("RGB", (len(chosen) * (side + gap) + gap, len(rows) * (side + head) + strip), PAPER)
     draw = ImageDraw.Draw(sheet)
     for row, (text, video) in enumerate(rows):
@@ -223,17 +244,18 @@ def contact_sheet(outcome: Outcome, file: Path) -> None:
         for column, frame in enumerate(chosen):
             sheet.paste(enlarge(video[frame]), (gap + column * (side + gap), top + head))
     top = len(rows) * (side + head)
-    skipped = len(outcome.computed) - sum(outcome.computed)
-    draw.text((gap, top + 8), f"steps 1 to {outcome.steps}: high bars were computed, the {skipped} low ones skipped",
+    skipped = len(computed) - sum(computed)
+    draw.text((gap, top + 8), f"steps 1 to {len(computed)}: high bars were computed, the {skipped} low ones skipped",
               INK, font(15))  # fmt: skip
-    draw_steps(draw, outcome, (gap, top + 38, sheet.width - gap, top + strip - 10))
+    draw_steps(draw, outcome.cached[0].computed, (gap, top + 38, sheet.width - gap, top + strip - 10))
     sheet.save(file)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, help="noise seed (default: the workflow's)")
-    parser.add_argument("--steps", type=int, help="sampler steps (default: the workflow's)")
+    parser.add_argument("--seed", type=int, help="noise seed of the first round (default: the workflow's)")
+    parser.add_argument("--steps", type=int, default=20, help="sampler steps (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often both are sampled (default: %(default)s)")
     parser.add_argument("--threshold", type=float, help="threshold widget (default: the workflow's)")
     parser.add_argument("--warmup", type=int, help="warmup_steps widget (default: the workflow's)")
     parser.add_argument("--predictor", choices=("forecast", "reuse"), help="predictor widget (default: the workflow's)")
@@ -242,16 +264,17 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    print(announcement(arguments), flush=True)
     try:
         outcome = asyncio.run(run_demo(arguments))
-        check(outcome)
     except ServerError as error:
         print(f"The demo failed: {error}", file=sys.stderr)
         return 1
     print(table(outcome))
-    for draw, name in ((side_by_side, "side_by_side.webp"), (contact_sheet, "contact_sheet.png")):
-        draw(outcome, arguments.out / name)
-        print(f"  wrote {arguments.out / name}")
+    animation, sheet = arguments.out / "side_by_side.webp", arguments.out / "contact_sheet.png"
+    side_by_side(outcome, animation)
+    contact_sheet(outcome, sheet)
+    print(f"Look at {animation} (both videos, moving) and {sheet} (where they differ).")
     return 0
 
 

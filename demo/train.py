@@ -1,195 +1,306 @@
-"""Train the bundled demo model from scratch: a tiny text-to-video network in Wan's architecture, and its decoder.
+"""Train the bundled demo model from scratch: a tiny text-to-video network in Wan 2.1's architecture, and its decoder.
 
-    python demo/train.py denoiser     an hour on two CPU cores
-    python demo/train.py decoder      twenty minutes
-    python demo/train.py export       writes demo/weights/*.safetensors
+    python demo/train.py      six minutes on one H100 with the times below; writes demo/weights/*.safetensors
 
-Data are generated during training (demo/scenes.py); every random number comes from --seed. Each stage keeps a
-checkpoint in --work and resumes from it. The network class is ComfyUI's own, so that ComfyUI's loader recognises the
-exported file as a Wan 2.1 text-to-video model.
+Three stages, each with a budget of time within which its learning rate falls to zero:
+
+1. codec      an encoder and a decoder between 17 pictures of 128 x 128 and latents of 16 x 5 x 16 x 16
+2. latents    many scenes (demo/scenes.py) are drawn and encoded once; they stay in the device's memory
+3. denoiser   flow matching with ComfyUI's own network class, so that ComfyUI's loader recognises the exported file
+
+It runs on a CPU, too, which does about a hundredth of the steps in the same time: give each stage hours there.
 """
 
 import argparse
+import copy
+import math
 import sys
+import time
+from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import torch
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import comfy_host  # noqa: E402
-from training import Stage, adamw, flow_matching_loss, half_precision, muon_and_adamw  # noqa: E402
+from training import EMA, flow_matching_loss, half_precision, muon_and_adamw  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-WEIGHTS = HERE / "weights"
-
-WAN = dict(dim=256, ffn_dim=768, num_heads=2, num_layers=6, in_dim=16, out_dim=16)
-POOL = 1024  # latents kept in memory; REFRESH of them are replaced per step
-REFRESH = 3
-GUIDANCE_DROPOUT = 0.12
+WAN = dict(dim=256, ffn_dim=704, num_heads=2, num_layers=7, in_dim=16, out_dim=16)
 SHIFT = 5.0  # of the noise levels towards the noisy end, as in sampling
+UNIFORM = 1 / 8  # of the noise levels; without them hardly any are low, and the last steps are learnt badly
+GUIDANCE_DROPOUT = 0.12
+LATENT_NOISE = 0.35  # up to so much is added before decoding, so that sampled latents decode as well as encoded ones
+REPORTS = 10  # per stage
 
 
-class Latents:
-    """An endless supply of batches, (latents, text embeddings), from a pool of procedural videos."""
+def import_demo(work: Path):
+    """(the pack's demo as a package, so that its relative imports work, ComfyUI's module with the Wan network)."""
+    comfy_host.import_comfy(work / "comfyui")
+    pack = comfy_host.load_pack()
+    for part in ("scenes", "codec", "words"):
+        import_module(f"{pack.__name__}.demo.{part}")
+    import comfy.ldm.wan.model as wan
 
-    def __init__(self, demo, codec, rng):
-        self.demo, self.codec, self.rng = demo, codec, rng
-        self.latents, self.scenes = [], []
-        while len(self.latents) < POOL:
-            self._draw(64)
-        self.oldest = 0
-
-    def _draw(self, count, at=None):
-        scenes = [self.demo.scenes.random_scene(self.rng) for _ in range(count)]
-        latents = self.demo.codec.encode(self.demo.scenes.render(scenes, self.rng), *self.codec).half()
-        if at is None:
-            self.latents += list(latents)
-            self.scenes += scenes
-            return
-        for i, (latent, scene) in enumerate(zip(latents, scenes, strict=True)):
-            self.latents[(at + i) % POOL], self.scenes[(at + i) % POOL] = latent, scene
-
-    def batch(self, size):
-        self._draw(REFRESH, at=self.oldest)
-        self.oldest = (self.oldest + REFRESH) % POOL
-        chosen = torch.randint(POOL, (size,), generator=self.rng).tolist()
-        dropped = (torch.rand(size, generator=self.rng) < GUIDANCE_DROPOUT).tolist()
-        text = [
-            self.demo.words.unconditional() if drop else self.demo.words.embed(self.scenes[i].words)
-            for i, drop in zip(chosen, dropped, strict=True)
-        ]
-        return torch.stack([self.latents[i] for i in chosen]).float(), torch.cat(text)
+    return sys.modules[f"{pack.__name__}.demo"], wan
 
 
-def wan_network():
-    """ComfyUI's Wan network, initialised for training (its layers skip initialisation)."""
-    import comfy.ldm.wan.model
-    import comfy.ops
+class Trainer:
+    """Steps for a number of seconds, at a learning rate that falls with the clock; keeps a moving average."""
 
-    network = comfy.ldm.wan.model.WanModel(
-        **WAN, operations=comfy.ops.disable_weight_init, dtype=torch.float32, device="cpu"
+    def __init__(self, name: str, modules: list[nn.Module], optimisers: list, seconds: float):
+        self.name, self.modules, self.optimisers, self.seconds = name, modules, optimisers, seconds
+        self._rates = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
+        self._parameters = [p for module in modules for p in module.parameters()]
+        self._average = [p.detach().clone() for p in self._parameters]
+        self._step = 0
+
+    def run(self, loss_of_next_batch) -> None:
+        """Afterwards the modules have the averaged weights, and are frozen."""
+        started, recent, reports = time.perf_counter(), [], 0
+        while (spent := time.perf_counter() - started) < self.seconds:
+            recent.append(self._learn(loss_of_next_batch, spent / self.seconds))
+            if self._step % 10 and len(recent) > 1:
+                continue  # reading a loss waits for the GPU
+            mean = torch.stack(recent).mean().item()
+            if not math.isfinite(mean):
+                raise FloatingPointError(f"{self.name}: the loss is not finite at step {self._step}")
+            if spent > self.seconds * reports / REPORTS:
+                print(f"{self.name}: step {self._step} loss {mean:.4f} {spent:.0f} s", flush=True)
+                reports += 1
+                recent.clear()
+        with torch.no_grad():
+            torch._foreach_copy_(self._parameters, self._average)
+        for module in self.modules:
+            module.eval().requires_grad_(False)
+        print(f"{self.name}: {self._step} steps, {sum(p.numel() for p in self._parameters):,} parameters")
+
+    def _learn(self, loss_of_next_batch, done: float) -> torch.Tensor:
+        fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+        for optimiser, rate in zip(self.optimisers, self._rates, strict=True):
+            optimiser.param_groups[0]["lr"] = rate * min(1.0, (self._step + 1) / 100) * fall
+            optimiser.zero_grad(set_to_none=True)
+        loss = loss_of_next_batch()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self._step += 1
+        with torch.no_grad():
+            torch._foreach_lerp_(self._average, self._parameters, 1 - min(EMA, self._step / (self._step + 10)))
+        return loss.detach()
+
+
+def compile_blocks(blocks, loss_of_next_batch) -> None:
+    """Compile the repeated blocks alone: they share their code, which takes seconds instead of minutes."""
+    torch._dynamo.config.recompile_limit = 32  # one version per size of picture
+    for block in blocks:
+        block.compile(dynamic=False)
+    for _ in range(2):
+        loss_of_next_batch().backward()
+
+
+def eager():
+    """Checks run uncompiled: their batches have other sizes, each of which would be compiled anew."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def save(module: nn.Module, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.half().contiguous().cpu() for name, value in module.state_dict().items()}, file)
+    print(f"{file.name}: {file.stat().st_size / 1e6:.2f} MB")
+
+
+def reconstruction_loss(painted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Errors of colours, of edges and of changes in time; the latter two keep the pictures sharp."""
+    error = painted - true
+    edges = sum(error.diff(dim=dim).abs().mean() for dim in (-1, -2))
+    return error.abs().mean() + edges + 0.5 * error.diff(dim=1).abs().mean() + 2 * error.square().mean()
+
+
+def train_codec(demo, renderer, args):
+    """Encoder and decoder, for latents of zero mean and unit variance per channel."""
+    device, codec = args.device, demo.codec
+    encoder, decoder = codec.Encoder().to(device), codec.Decoder().to(device)
+    networks, rng = [encoder, decoder], np.random.default_rng(args.seed)
+    optimisers = muon_and_adamw(
+        networks, lambda name, weight: weight.ndim >= 2 and not name.startswith(("inlet", "outlet")), 6e-3, 3e-3
     )
+
+    def loss_of_next_batch():
+        video = renderer.render(demo.scenes.random_scenes(args.codec_batch, rng))
+        with half_precision(device):
+            latent = encoder(video)
+        latent = latent.float()
+        mean, std = latent.mean((0, 2, 3, 4), keepdim=True), latent.std((0, 2, 3, 4), keepdim=True)
+        level = LATENT_NOISE * torch.rand(len(latent), 1, 1, 1, 1, device=device)
+        latent = (latent - mean) / (std + 1e-4) + level * torch.randn_like(latent)
+        with half_precision(device):
+            painted = decoder(latent)
+        return reconstruction_loss(painted.float(), video)
+
+    if args.compile:
+        blocks = [part for network in networks for part in network.modules() if isinstance(part, codec.Residual)]
+        compile_blocks(blocks, loss_of_next_batch)
+    Trainer("codec", networks, optimisers, args.codec_seconds).run(loss_of_next_batch)
+    with torch.no_grad(), eager():
+        scenes = demo.scenes.random_scenes(args.check, rng)
+        latent = torch.cat(
+            [encoder(renderer.render(part)) for part in np.array_split(scenes, max(1, args.check // 16))]
+        )
+        mean, std = latent.mean((0, 2, 3, 4)), latent.std((0, 2, 3, 4))
+        encoder.outlet.weight.div_(std[:, None])
+        encoder.outlet.bias.sub_(mean).div_(std)
+    return encoder, decoder
+
+
+def encode(renderer, encoder, scenes: np.ndarray) -> torch.Tensor:
+    """Latents of scenes, a few at a time."""
+    return torch.cat([encoder(renderer.render(part)) for part in np.array_split(scenes, max(1, len(scenes) // 16))])
+
+
+def in_wan_scale(decoder):
+    """The decoder for latents as ComfyUI's samplers return them: z * std + mean."""
+    import comfy.latent_formats
+
+    wan, decoder = comfy.latent_formats.Wan21(), copy.deepcopy(decoder)
+    mean, std = (numbers.flatten().to(decoder.inlet.weight.device) for numbers in (wan.latents_mean, wan.latents_std))
+    decoder.inlet.bias -= decoder.inlet.weight @ (mean / std)
+    decoder.inlet.weight /= std
+    return decoder
+
+
+@torch.no_grad()
+def check_codec(demo, renderer, encoder, exported, args) -> None:
+    """How well the exported decoder restores combinations of words that no training saw."""
+    import comfy.latent_formats
+
+    rng, psnr = np.random.default_rng(args.seed + 1), []
+    with eager():
+        for _ in range(max(1, args.check // 16)):
+            video = renderer.render(demo.scenes.random_scenes(8, rng, held_out=True))
+            latent = encoder(video).cpu()
+            painted = exported(comfy.latent_formats.Wan21().process_out(latent).to(args.device))
+            psnr += (-10 * (painted.clamp(0, 1) - video).square().mean((1, 2, 3, 4)).log10()).tolist()
+    print(f"codec: {np.mean(psnr):.2f} dB on unseen combinations, at worst {min(psnr):.2f} dB")
+
+
+def make_latents(demo, renderer, encoder, args) -> tuple[torch.Tensor, torch.Tensor]:
+    """Word numbers (count, 3) and latents (count, 16, 5, 16, 16) in fp16."""
+    rng, size, numbers, latents = np.random.default_rng(args.seed + 2), min(64, args.pool), [], []
+    started = time.perf_counter()
+    with torch.no_grad(), half_precision(args.device), eager():
+        while not latents or (size * len(latents) < args.pool and time.perf_counter() - started < args.pool_seconds):
+            scenes = demo.scenes.random_scenes(size, rng)
+            numbers.append(renderer.put(demo.scenes.word_numbers(scenes)))
+            latents.append(encoder(renderer.render(scenes)).half())
+            if args.device == "cuda" and len(latents) % 8 == 0:
+                torch.cuda.synchronize()  # otherwise the clock is ahead of the GPU
+    print(f"latents: {size * len(latents)}")
+    return torch.cat(numbers), torch.cat(latents)
+
+
+def wan_network(wan, device: str):
+    """ComfyUI's Wan network, with torch's own layers, initialised for training."""
+
+    def attention(q, k, v, heads, transformer_options=None):
+        q, k, v = (rearrange(x.to(v.dtype), "b s (n d) -> b n s d", n=heads) for x in (q, k, v))
+        return rearrange(F.scaled_dot_product_attention(q, k, v), "b n s d -> b s (n d)")
+
+    def rotate(x, frequencies):
+        pairs = x.to(frequencies.dtype).unflatten(-1, (-1, 1, 2))
+        return (frequencies[..., 0] * pairs[..., 0] + frequencies[..., 1] * pairs[..., 1]).flatten(-2).type_as(x)
+
+    # Newer ComfyUIs have kernels here that know no gradients.
+    wan.optimized_attention, wan.apply_rope1, wan.WanFeedForward = attention, rotate, nn.Sequential
+    network = wan.WanModel(**WAN, operations=nn, dtype=torch.float32, device=device)
     for name, parameter in network.named_parameters():
         if name.endswith("modulation"):
-            torch.nn.init.normal_(parameter, std=WAN["dim"] ** -0.5)
+            nn.init.normal_(parameter, std=WAN["dim"] ** -0.5)
         elif parameter.ndim == 1:
-            torch.nn.init.constant_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            nn.init.constant_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
         elif name.startswith(("text_embedding", "time_embedding", "time_projection")):
-            torch.nn.init.normal_(parameter, std=0.02)
+            nn.init.normal_(parameter, std=0.02)
         elif name == "head.head.weight":
-            torch.nn.init.zeros_(parameter)
+            nn.init.zeros_(parameter)
         else:
-            torch.nn.init.xavier_uniform_(parameter.flatten(1))
-    return network
+            nn.init.xavier_uniform_(parameter.flatten(1))
+    return network.to(device)
 
 
-def codec_of(demo, args):
-    """Mean and projection of the encoder, computed once from 256 videos and kept for both stages."""
-    file = args.work / "codec.pt"
-    if not file.exists():
-        rng = torch.Generator().manual_seed(args.seed)
-        videos = demo.scenes.render([demo.scenes.random_scene(rng) for _ in range(256)], rng)
-        mean, projection = demo.codec.principal_components(demo.codec.blocks(videos).flatten(0, 3), rng)
-        torch.save({"mean": mean, "projection": projection}, file)
-    saved = torch.load(file, weights_only=True)
-    return saved["mean"], saved["projection"]
+def denoising_loss(demo, network, latent: torch.Tensor, numbers: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    text = demo.words.embed_numbers(numbers)
+    return flow_matching_loss(lambda x, sigma: network(x, sigma * 1000, text), latent, SHIFT, rng, UNIFORM)
 
 
-def train_denoiser(demo, args):
-    """Flow matching on procedural videos."""
-    torch.manual_seed(args.seed)
-    network = wan_network()
-    stage = Stage("denoiser", network, muon_and_adamw(network, blocks=("blocks",)), args)
+def train_denoiser(demo, network, numbers, latents, args) -> None:
+    rng = torch.Generator(args.device).manual_seed(args.seed)
+
+    def loss_of_next_batch():
+        rows = torch.randint(len(latents), (args.batch,), generator=rng, device=args.device)
+        dropped = torch.rand(args.batch, 1, generator=rng, device=args.device) < GUIDANCE_DROPOUT
+        return denoising_loss(demo, network, latents[rows].float(), numbers[rows].masked_fill(dropped, 0), rng)
+
     if args.compile:
-        network.compile()
-    rng = torch.Generator().manual_seed(args.seed + 1 + stage.step)
-    data = Latents(demo, codec_of(demo, args), rng)
-
-    def loss_of_next_batch():
-        latent, text = data.batch(args.batch)
-        return flow_matching_loss(lambda x, sigma: network(x, sigma * 1000, text), latent, SHIFT, rng)
-
-    stage.run(loss_of_next_batch)
-
-
-def train_decoder(demo, args):
-    """Reconstruction from latents with a little noise, so that sampled latents decode as well as encoded ones."""
-    torch.manual_seed(args.seed)
-    decoder = demo.codec.Decoder()
-    stage = Stage("decoder", decoder, [adamw(decoder.parameters(), rate=2e-3)], args)
-    rng = torch.Generator().manual_seed(args.seed + 2 + stage.step)
-    codec = codec_of(demo, args)
-
-    def loss_of_next_batch():
-        video = demo.scenes.render([demo.scenes.random_scene(rng) for _ in range(args.batch)], rng)
-        latent = demo.codec.encode(video, *codec)
-        latent = latent + 0.1 * torch.randn(latent.shape, generator=rng)
-        with half_precision():
-            painted = decoder(latent)
-        error = painted.float() - video
-        return error.abs().mean() + 4 * error.square().mean()
-
-    stage.run(loss_of_next_batch)
-
-
-def export(demo, args):
-    """Write the networks in fp16 and the encoder's mean and projection in fp32.
-
-    The exported decoder takes latents as ComfyUI's samplers return them, in Wan's scale.
-    """
-    import comfy.latent_formats
-    from safetensors.torch import save_file
-
-    WEIGHTS.mkdir(exist_ok=True)
-    denoiser = torch.load(args.work / "denoiser.pt", weights_only=True)["average"]
-    save_file(
-        {k: v.half().contiguous() for k, v in denoiser.items()},
-        WEIGHTS / "easycache_demo_wan.safetensors",
-        metadata={"license": "Apache-2.0", "trained_by": "demo/train.py", "seed": str(args.seed)},
+        compile_blocks(network.blocks, loss_of_next_batch)
+    optimisers = muon_and_adamw(
+        [network], lambda name, weight: weight.ndim == 2 and name.startswith("blocks."), 4e-3, 1e-3
     )
-    decoder = demo.codec.Decoder()
-    decoder.load_state_dict(torch.load(args.work / "decoder.pt", weights_only=True)["average"])
-    wan = comfy.latent_formats.Wan21()
-    mean, std = wan.latents_mean.flatten(), wan.latents_std.flatten()
-    with torch.no_grad():  # the sampler's latents are z * std + mean
-        inlet = decoder.inlet
-        inlet.bias -= (inlet.weight[:, :, 0, 0, 0] @ (mean / std)).view_as(inlet.bias)
-        inlet.weight /= std.view(1, -1, 1, 1, 1)
-    save_file(
-        {k: v.half().contiguous() for k, v in decoder.state_dict().items()},
-        WEIGHTS / "easycache_demo_decoder.safetensors",
-    )
-    mean, projection = codec_of(demo, args)
-    save_file({"mean": mean, "projection": projection.contiguous()}, WEIGHTS / "easycache_demo_encoder.safetensors")
-    for file in sorted(WEIGHTS.glob("*.safetensors")):
-        print(f"{file.name}: {file.stat().st_size / 1e6:.2f} MB")
+    Trainer("denoiser", [network], optimisers, args.denoiser_seconds).run(loss_of_next_batch)
+
+
+@torch.no_grad()
+def check_denoiser(demo, renderer, encoder, network, args) -> None:
+    """The loss on combinations of words it never saw together, beside the same on seen ones."""
+    rng = np.random.default_rng(args.seed + 3)
+    with eager():
+        for name, held_out in (("seen", False), ("unseen", True)):
+            scenes = demo.scenes.random_scenes(args.check, rng, held_out)
+            latent = encode(renderer, encoder, scenes)
+            numbers = renderer.put(demo.scenes.word_numbers(scenes))
+            loss = denoising_loss(demo, network, latent, numbers, torch.Generator(args.device).manual_seed(args.seed))
+            print(f"denoiser: loss {loss.item():.4f} on {name} combinations")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("denoiser", "decoder", "export"))
-    parser.add_argument("--steps", type=int, help="default: 3000 for the denoiser, 1000 for the decoder")
-    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--codec-seconds", type=float, default=95)
+    parser.add_argument("--codec-batch", type=int, default=12)
+    parser.add_argument("--pool", type=int, default=49152, help="latents for the denoiser; 41 kB each")
+    parser.add_argument("--pool-seconds", type=float, default=25, help="make do with fewer after this time")
+    parser.add_argument("--denoiser-seconds", type=float, default=140)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--check", type=int, default=256, help="scenes for statistics and checks")
     parser.add_argument("--seed", type=int, default=2507)
-    parser.add_argument("--compile", action="store_true", help="compile the network first; needs a C++ compiler")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
+    parser.add_argument("--out", type=Path, default=HERE / "weights")
     parser.add_argument("--work", type=Path, default=HERE.parent / "output" / "training")
     args = parser.parse_args()
-    if args.steps is None:
-        args.steps = 1000 if args.stage == "decoder" else 3000
-    args.work.mkdir(parents=True, exist_ok=True)
-    comfy_host.import_comfy(args.work / "comfyui")
-    pack = comfy_host.load_pack()
-    # As a part of the pack, so that the demo's relative imports work.
-    demo = importlib_demo(pack)
-    {"denoiser": train_denoiser, "decoder": train_decoder, "export": export}[args.stage](demo, args)
+    args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.compile is None:
+        args.compile = args.device == "cuda"
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
 
-
-def importlib_demo(pack):
-    from importlib import import_module
-
-    for part in ("scenes", "codec", "words"):
-        import_module(f"{pack.__name__}.demo.{part}")
-    return sys.modules[f"{pack.__name__}.demo"]
+    demo, wan = import_demo(args.work)
+    network = wan_network(wan, args.device)
+    renderer = demo.scenes.Renderer(args.device)
+    encoder, decoder = train_codec(demo, renderer, args)
+    save(encoder, args.work / "encoder.safetensors")  # to go on training with; no node encodes
+    exported = in_wan_scale(decoder)
+    save(exported, args.out / "easycache_demo_decoder.safetensors")
+    check_codec(demo, renderer, encoder, exported, args)
+    train_denoiser(demo, network, *make_latents(demo, renderer, encoder, args), args)
+    file = args.out / "easycache_demo_wan.safetensors"
+    save(network, file)
+    network.load_state_dict(load_file(file))  # check what was saved
+    check_denoiser(demo, renderer, encoder, network, args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo model's prompts: four words, each with a fixed embedding.
+"""The demo model's prompts: three words, each with a fixed embedding.
 
 Wan's text encoder gives the network vectors of 4096 numbers. Here the i-th word is the i-th unit vector times SCALE, so
 no table has to be stored; the network's own text embedding learns the words.
@@ -6,23 +6,35 @@ no table has to be stored; the network's own text embedding learns the words.
 
 import torch
 
-from .scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
-
 WIDTH = 4096
 SCALE = 16.0
-NOTHING = "nothing"  # the unconditional prompt, and the word for "anything goes"
-WORDS = (NOTHING, *COLOURS, *SHAPES, *MOTIONS, *BACKGROUNDS)
+NOTHING = "nothing"  # the word of the empty prompt
+SUBJECTS = (
+    "alarm", "alien", "bat", "bee", "bomb", "butterfly", "chick", "clown", "cool", "cowboy", "crab", "crying",
+    "dinosaur", "dog", "dolphin", "dragon", "eagle", "fire", "fish", "fox", "frog", "ghost", "heart", "hello", "horse",
+    "hourglass", "kangaroo", "ladybug", "laughing", "lion", "lovestruck", "mindblown", "monkey", "octopus", "owl",
+    "panda", "parrot", "party", "peacock", "penguin", "planet", "popper", "pufferfish", "pumpkin", "rabbit", "raccoon",
+    "rainbow", "rocket", "santa", "sheep", "skull", "sleeping", "snowman", "star", "storm", "sun", "teddy", "thinking",
+    "train", "turtle", "ufo", "unicorn", "whale", "zebra",
+)  # fmt: skip
+BACKGROUNDS = ("sky", "night", "meadow", "sunset", "mint", "lavender", "rays", "dots")
+CAMERAS = ("still", "zoom-in", "zoom-out", "pan-left", "pan-right", "sway")
+KINDS = (SUBJECTS, BACKGROUNDS, CAMERAS)  # of a prompt's words, in their order
+WORDS = (NOTHING, *SUBJECTS, *BACKGROUNDS, *CAMERAS)
 
 
 def embed(words) -> torch.Tensor:
     """Text embeddings of words, (1, len(words), 4096). Raises KeyError naming an unknown word."""
     index = {word: i for i, word in enumerate(WORDS)}
-    tokens = torch.zeros(1, len(words), WIDTH)
-    for position, word in enumerate(words):
-        tokens[0, position, index[word]] = SCALE
-    return tokens
+    return embed_numbers(torch.tensor([[index[word] for word in words]]))
+
+
+def embed_numbers(numbers: torch.Tensor) -> torch.Tensor:
+    """Text embeddings of words by their place in WORDS: (batch, n) to (batch, n, 4096)."""
+    text = torch.zeros(*numbers.shape, WIDTH, device=numbers.device)
+    return text.scatter_(2, numbers.unsqueeze(2), SCALE)
 
 
 def unconditional() -> torch.Tensor:
-    """The empty prompt for classifier-free guidance, (1, 4, 4096)."""
-    return embed([NOTHING] * 4)
+    """The empty prompt for classifier-free guidance, (1, 3, 4096)."""
+    return embed([NOTHING] * len(KINDS))

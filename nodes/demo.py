@@ -8,9 +8,8 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..demo.codec import CHANNELS, SPACE, TIME, Decoder
-from ..demo.scenes import BACKGROUNDS, COLOURS, FRAMES, MOTIONS, SHAPES, SIZE
-from ..demo.words import embed, unconditional
+from ..demo.codec import CHANNELS, Decoder, latent_shape
+from ..demo.words import BACKGROUNDS, CAMERAS, SUBJECTS, embed, unconditional
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "demo" / "weights"
 
@@ -18,42 +17,38 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "demo" / "weights"
 class EasyCacheDemoModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        def choice(name, options, tooltip):
-            return io.Combo.Input(name, options=list(options), tooltip=tooltip)
+        def choice(name, options, default, tooltip):
+            return io.Combo.Input(name, options=list(options), default=default, tooltip=tooltip)
 
         return io.Schema(
             node_id="EasyCacheDemoModel",
             display_name="EasyCache Demo Model",
             category="EasyCache",
-            description="A tiny text-to-video model in Wan 2.1's architecture, made for trying out EasyCache: one "
-            "shape moves before one background. It comes with the pack.",
+            description="A tiny text-to-video model in Wan 2.1's architecture, made for trying out EasyCache: an "
+            "animated emoji before a painted scene. It comes with the pack and needs no download.",
             inputs=[
-                choice("colour", COLOURS, "Which colour the shape has."),
-                choice("shape", SHAPES, "Which shape is drawn."),
-                choice("motion", MOTIONS, "How the shape moves over the 17 frames."),
-                choice("background", BACKGROUNDS, "Which scene is behind the shape."),
+                choice("subject", SUBJECTS, "rocket", "Which emoji is seen."),
+                choice("background", BACKGROUNDS, "night", "The scene behind it."),
+                choice("camera", CAMERAS, "zoom-out", "How the camera moves over the 17 frames."),
                 io.Int.Input(
                     "batch_size", default=1, min=1, max=64, tooltip="How many videos at once. More take longer."
                 ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The demo model."),
-                io.Conditioning.Output(display_name="positive", tooltip="The four words as a prompt."),
+                io.Conditioning.Output(display_name="positive", tooltip="The three words as a prompt."),
                 io.Conditioning.Output(display_name="negative", tooltip="The empty prompt."),
                 io.Latent.Output(display_name="latent", tooltip="An empty latent of 17 frames of 128 x 128 pixels."),
             ],
         )
 
     @classmethod
-    def execute(cls, colour: str, shape: str, motion: str, background: str, batch_size: int) -> io.NodeOutput:
+    def execute(cls, subject: str, background: str, camera: str, batch_size: int) -> io.NodeOutput:
         model = comfy.sd.load_diffusion_model(str(WEIGHTS / "easycache_demo_wan.safetensors"))
-        latent = torch.zeros(
-            batch_size, CHANNELS, (FRAMES - 1) // TIME + 1, SIZE // SPACE, SIZE // SPACE,
-            device=comfy.model_management.intermediate_device(),
-        )  # fmt: skip
+        latent = torch.zeros(latent_shape(batch_size), device=comfy.model_management.intermediate_device())
         return io.NodeOutput(
             model,
-            [[embed((colour, shape, motion, background)), {}]],
+            [[embed((subject, background, camera)), {}]],
             [[unconditional(), {}]],
             {"samples": latent},
         )

@@ -90,14 +90,14 @@ def note(graph: Graph, about: str, *files: File) -> Node:
 
 
 def instant_demo(graph: Graph) -> None:
-    demo = graph.node("EasyCacheDemoModel", colour="orange", shape="ring", motion="right", background="night")
+    demo = graph.node("EasyCacheDemoModel", subject="rocket", background="night", camera="zoom-out")
     shifted = graph.node("ModelSamplingSD3", model=demo, shift=5.0)
     seed = graph.node("PrimitiveInt", "Seed for both", value=7)
     cached = easycache(graph, shifted)
     samplers = [
         graph.node(
             "KSampler", title, model=model, positive=demo["positive"], negative=demo["negative"],
-            latent_image=demo["latent"], seed=seed, steps=50, cfg=4.0, sampler_name="euler", scheduler="simple",
+            latent_image=demo["latent"], seed=seed, steps=20, cfg=2.5, sampler_name="euler", scheduler="simple",
         )
         for title, model in (("Uncached", shifted), ("With EasyCache", cached))
     ]  # fmt: skip

@@ -47,6 +47,11 @@ def initialise(network):
             torch.nn.init.xavier_uniform_(parameter)
 
 
+def is_matrix(name, parameter):
+    """Whether Muon trains it."""
+    return parameter.ndim == 2 and name.startswith(BLOCKS)
+
+
 def train(architecture, args):
     from safetensors.torch import save_file
 
@@ -56,7 +61,7 @@ def train(architecture, args):
     built = model.build(architecture)
     network = built.diffusion_model
     initialise(network)
-    stage = Stage(chosen.weights.stem, network, muon_and_adamw(network, BLOCKS), args)
+    stage = Stage(chosen.weights.stem, network, muon_and_adamw([network], is_matrix), args)
     rng = torch.Generator().manual_seed(args.seed + 1 + stage.step)
     pictures, labels = model.real_pictures()
     maps = model.codec(pictures, chosen.spread)

@@ -19,7 +19,7 @@ class Scene(NamedTuple):
 
 def video(host) -> Scene:
     """The trained demo model, in Wan 2.1's architecture, with a shift of 5."""
-    model, *rest = host.node("EasyCacheDemoModel", "red", "circle", "right", "sea", 1)
+    model, *rest = host.node("EasyCacheDemoModel", "rocket", "night", "zoom-out", 1)
     return Scene(host.node("ModelSamplingSD3", model, 5.0)[0], *rest)
 
 

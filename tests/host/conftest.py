@@ -66,7 +66,7 @@ def comfy(tmp_path_factory):
 @pytest.fixture(scope="session")
 def demo_scene(comfy):
     """The bundled video model."""
-    model, positive, negative, latent = comfy.node("EasyCacheDemoModel", "red", "circle", "right", "sea", 1)
+    model, positive, negative, latent = comfy.node("EasyCacheDemoModel", "rocket", "night", "zoom-out", 1)
     return Scene(model, positive, negative, latent)
 
 

@@ -489,7 +489,7 @@ def test_two_prompts_that_take_turns(comfy, demo_scene, run):
     from comfy.samplers import cfg_function
 
     scene, asked = demo_scene, Counter()
-    _, target, target_negative, _ = comfy.node("EasyCacheDemoModel", "blue", "square", "left", "sea", 1)
+    _, target, target_negative, _ = comfy.node("EasyCacheDemoModel", "fox", "meadow", "still", 1)
     conds = {"source": scene.positive, "not source": scene.negative, "target": target, "not target": target_negative}
     latent = {"samples": comfy.sample(scene, steps=12)}
 

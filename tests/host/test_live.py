@@ -18,7 +18,7 @@ REPORT = {
 
 
 def prompt(seed, steps=STEPS, node=NODE):
-    words = {"colour": "red", "shape": "circle", "motion": "right", "background": "sea", "batch_size": 1}
+    words = {"subject": "rocket", "background": "night", "camera": "zoom-out", "batch_size": 1}
     cache = {
         "model": ["1", 0], "threshold": 0.2, "warmup_steps": 3, "predictor": "forecast", "target_speedup": 0.0,
         "max_consecutive_skips": 0, "start_percent": 0.0, "end_percent": 1.0, "cache_device": "gpu", "verbose": False,

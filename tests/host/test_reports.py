@@ -209,7 +209,7 @@ def test_a_prompt_that_was_saved_before_a_widget_was_there(comfy, saved):
     """
     import execution
 
-    scene = dict(zip(widgets_of(comfy, "EasyCacheDemoModel"), ["red", "circle", "right", "sea", 1], strict=True))
+    scene = dict(zip(widgets_of(comfy, "EasyCacheDemoModel"), ["rocket", "night", "zoom-out", 1], strict=True))
     prompt = {
         "1": {"class_type": "EasyCacheDemoModel", "inputs": scene},
         "2": {"class_type": "EasyCacheAdaptive", "inputs": {"model": ["1", 0], **saved}},

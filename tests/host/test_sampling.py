@@ -54,7 +54,7 @@ def test_a_budget_is_spent_to_the_last_and_forecasts_make_more_of_it(comfy, demo
 
 def test_strong_guidance_on_few_evaluations_is_no_worse_than_reuse(comfy):
     """Catches forecasts that overshoot: here the denoised latent swings to and fro between sparse evaluations."""
-    model, positive, negative, latent = comfy.node("EasyCacheDemoModel", "violet", "star", "left", "meadow", 1)
+    model, positive, negative, latent = comfy.node("EasyCacheDemoModel", "unicorn", "sky", "sway", 1)
     scene = Scene(comfy.node("ModelSamplingSD3", model, 7.0)[0], positive, negative, latent)
     closeness = {}
     for predictor in (None, "forecast", "reuse"):

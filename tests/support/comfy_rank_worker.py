@@ -30,7 +30,7 @@ class Worker:
         torch.set_num_threads(1)
         asyncio.run(nodes.load_custom_node(str(pack)))
         self._classes = nodes.NODE_CLASS_MAPPINGS
-        scene = self._classes["EasyCacheDemoModel"].execute("red", "circle", "right", "sea", 1)
+        scene = self._classes["EasyCacheDemoModel"].execute("rocket", "night", "zoom-out", 1)
         self.model, self.positive, self.negative, self.latent = scene.result
 
     def run(self, *, network=lambda calls: None, options=None, **widgets):
