@@ -84,8 +84,9 @@ def open_search(tab):
 
 @both_frontends
 def test_found_in_the_node_search(tab):
-    """Typing "EasyCache" must list the pack's nodes by their full names, this one first, though its helpers have shorter
-    names; and a pick must bring node and chart."""
+    """Typing "EasyCache" must list the pack's nodes by their full names, this one before its helpers with their shorter
+    names; and a pick must bring node and chart.
+    """
     tab.open()
     tab.build()
     open_search(tab)
@@ -298,6 +299,45 @@ def test_nodes_2(tab, seed):
     tab.page.evaluate(toggle, node)
     tab.wait_for_summary(FINISHED)
     assert bars(tab, "computed") + bars(tab, "skipped") == 14
+
+
+@both_frontends
+def test_the_blueprint_takes_the_place_of_a_sampler(tab, seed):
+    """Cached sampling is one node to drag in: what is set on it reaches the nodes inside, whose chart shows the run."""
+    tab.open()
+    model, shift, _, sampler, decode, *_ = tab.build(*sampling(14, seed))
+    tab.look_at(model, top=650)  # room above for the search and what it brings
+    open_search(tab)
+    tab.page.keyboard.type("EasyCache sampling")
+    tab.page.get_by_role("option").filter(has_text="EasyCache sampling").first.click()
+    tab.page.mouse.move(510, 310)
+    tab.frames()
+    tab.page.mouse.click(510, 310)
+    tab.page.wait_for_function("() => app.canvas.graph.nodes.some(n => n.subgraph)")
+    blueprint, inside = tab.page.evaluate(
+        """([model, shift, sampler, decode]) => {
+            const { graph } = app.canvas, node = graph.nodes.find(n => n.subgraph);
+            const connect = (from, output, input) =>
+                graph.getNodeById(from).connect(output, node, node.findInputSlot(input));
+            connect(shift, 0, 'model'), connect(model, 1, 'positive'), connect(model, 2, 'negative');
+            connect(model, 3, 'latent_image');
+            node.connect(0, graph.getNodeById(decode), 0);
+            graph.remove(graph.getNodeById(sampler));
+            return [node.id, node.subgraph.nodes.find(n => n.type === 'EasyCacheAdaptive').id];
+        }""",
+        [model, shift, sampler, decode],
+    )
+    tab.set(blueprint, seed=seed, steps=12, target_speedup=3.0)
+    prompt = tab.prompt()
+    assert prompt[f"{blueprint}:{inside}"]["inputs"]["target_speedup"] == 3.0
+    tab.press_run()
+    tab.page.wait_for_function("() => localStorage.getItem('easycache.runs')?.includes('done')")
+    tab.page.evaluate(
+        "id => { const node = app.canvas.graph.getNodeById(id); app.canvas.openSubgraph(node.subgraph, node); }",
+        blueprint,
+    )
+    tab.look_at(inside)
+    tab.wait_for_summary("4 of 12")
 
 
 def test_presets_fill_the_widgets_and_nothing_else(tab):
