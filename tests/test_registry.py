@@ -49,11 +49,13 @@ def test_what_a_user_downloads(shipped):
     """Tests, benchmarks and training are of no use to a user; what the pack loads must not be left out."""
     folders = {path.split("/")[0] for path in shipped}
     assert not folders & {"tests", "tools", ".github", ".ci"}
-    assert {path for path in shipped if path.startswith("benchmarks/")} <= {path for path in shipped if path.endswith(".md")}
+    assert {path for path in shipped if path.startswith("benchmarks/")} <= {
+        path for path in shipped if path.endswith(".md")
+    }
     needed = ("__init__.py", "similarity.py", "LICENSE", "README.md", "pyproject.toml", "requirements.txt")
     assert shipped.issuperset(needed)
     for folder in ("easycache_core", "nodes", "web", "locales", "workflows", "subgraphs"):
-        assert {path for path in files(folder)} <= shipped
+        assert set(files(folder)) <= shipped
     assert any(path.startswith("demo/") and path.endswith(".safetensors") for path in shipped)
     assert sum((PACK / path).stat().st_size for path in shipped) < 30e6
 
@@ -69,3 +71,17 @@ def test_the_pack_imports_with_what_is_shipped(shipped):
     assert "easycache_core/controller" in imported
     for module in imported - {""}:
         assert {f"{module}.py", f"{module}/__init__.py"} & shipped, module
+
+
+@pytest.mark.parametrize("page", files("*.md") if (PACK / ".git").exists() else ["README.md"])
+def test_links_lead_somewhere(page):
+    """A page that was moved leaves dead links and broken pictures behind."""
+    text = re.sub(r"```.*?```", "", (PACK / page).read_text("utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("http", "#")):
+            assert ((PACK / page).parent / target.split("#")[0]).exists(), target
+
+
+def test_the_readme_is_short():
+    """More than this nobody reads before the first picture."""
+    assert len((PACK / "README.md").read_text("utf-8").splitlines()) <= 130
