@@ -327,7 +327,8 @@ def test_the_blueprint_takes_the_place_of_a_sampler(tab, seed):
         }""",
         [model, shift, sampler, decode],
     )
-    tab.set(blueprint, seed=seed, steps=12, target_speedup=3.0)
+    names = {name.split(" ")[-1]: name for name in tab.values(blueprint)}  # some frontends put a number before them
+    tab.set(blueprint, **{names["seed"]: seed, names["steps"]: 12, names["target_speedup"]: 3.0})
     prompt = tab.prompt()
     assert prompt[f"{blueprint}:{inside}"]["inputs"]["target_speedup"] == 3.0
     tab.press_run()
