@@ -1,4 +1,4 @@
-"""Quality against network evaluations: the figures of the README.
+"""Quality against network evaluations: the figures of docs/figures.md.
 
     python3 -m nox -s benchmark                    everything; goes on where it was interrupted
     python3 -m nox -s benchmark -- --quick         seed 0 in the base configuration: does it work?

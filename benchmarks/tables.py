@@ -1,4 +1,4 @@
-"""The README's tables out of the runs.
+"""The tables of docs/figures.md out of the runs.
 
 A field holds PSNR in dB as the mean (and the least) over the seeds, SSIM, LPIPS where its weights were there, and how
 much faster sampling was. Methods whose knob is not the number of evaluations are interpolated linearly in it, between

@@ -5,8 +5,15 @@ from comfy_api.latest import io
 from ..easycache_core import CacheConfig
 from ..easycache_core.config import CACHE_DEVICES
 from ..easycache_core.predictors import PREDICTORS
+from .host_features import known_to
 from .patch import with_cache
 from .settings import Settings
+
+# What people call it, or search for instead.
+SEARCH_ALIASES = [
+    "TeaCache", "MagCache", "First Block Cache", "WaveSpeed", "CacheDiT", "Spectrum", "LazyCache", "cache", "caching",
+    "speed up", "speedup", "faster", "accelerate", "acceleration", "skip steps",
+]  # fmt: skip
 
 
 class EasyCacheAdaptive(io.ComfyNode):
@@ -18,6 +25,7 @@ class EasyCacheAdaptive(io.ComfyNode):
             category="EasyCache",
             description="Speeds up sampling by skipping network evaluations whose result can be predicted. "
             "Put it between the model (and its LoRAs) and the sampler.",
+            **known_to(io.Schema, search_aliases=SEARCH_ALIASES),
             inputs=[
                 io.Model.Input(
                     "model",
@@ -34,7 +42,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                     display_mode=io.NumberDisplay.slider,
                     tooltip="How large the estimated error of a skipped step may be before the network runs again. "
                     "Higher: more steps are skipped, and the result moves away from the uncached one. 0: nothing is "
-                    "skipped.",
+                    "skipped. No effect while target_speedup is on.",
                 ),
                 io.Int.Input(
                     "warmup_steps",
@@ -45,10 +53,11 @@ class EasyCacheAdaptive(io.ComfyNode):
                     display_mode=io.NumberDisplay.slider,
                     tooltip="The first steps are always computed: they lay out the picture. Higher: safer "
                     "composition, less speed-up. Take about a tenth to a fifth of the sampler's steps with reuse; "
-                    "forecast needs less.",
+                    "forecast needs less. No effect while target_speedup is on.",
                 ),
                 io.Combo.Input(
                     "predictor",
+                    **known_to(io.Combo.Input, advanced=True),
                     options=list(PREDICTORS),
                     optional=True,
                     default="forecast",
@@ -70,6 +79,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "max_consecutive_skips",
+                    **known_to(io.Int.Input, advanced=True),
                     optional=True,
                     default=0,
                     min=0,
@@ -79,6 +89,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "start_percent",
+                    **known_to(io.Float.Input, advanced=True),
                     optional=True,
                     default=0.0,
                     min=0.0,
@@ -89,6 +100,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "end_percent",
+                    **known_to(io.Float.Input, advanced=True),
                     optional=True,
                     default=1.0,
                     min=0.0,
@@ -99,6 +111,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "cache_device",
+                    **known_to(io.Combo.Input, advanced=True),
                     options=list(CACHE_DEVICES),
                     optional=True,
                     default="gpu",
@@ -107,6 +120,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "verbose",
+                    **known_to(io.Boolean.Input, advanced=True),
                     optional=True,
                     default=False,
                     tooltip="Write one line per evaluation to the log: computed or skipped, and why. It makes the "

@@ -1,4 +1,4 @@
-"""Write the example workflows and their thumbnails, from the definitions in this file.
+"""Write the example workflows with their thumbnails, and the blueprint, from the definitions in this file.
 
 python tools/make_workflows.py          in an environment that tools/comfy_host.py has prepared
 
@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import comfy_host
+from blueprint import blueprint
 from comfy_server import scratch_server
 from workflow_card import card, sketch
 from workflow_graph import Graph, Node
 
-FOLDER = comfy_host.PACK / "workflows"
+FOLDER, BLUEPRINTS = comfy_host.PACK / "workflows", comfy_host.PACK / "subgraphs"
+BLUEPRINT = "EasyCache sampling"
+NEWER = comfy_host.PACK / "tools" / "newer_nodes.json"  # from /object_info of ComfyUI 0.33
 CACHE = {"color": "#1f3d33", "bgcolor": "#2a5a4a"}
 TEXT, VIDEO, PICTURE = (400, None), (560, 470), (560, 600)
 
@@ -42,7 +45,8 @@ def split(repository: str, folder: str, name: str) -> File:
     return File(folder, f"Comfy-Org/{repository}", f"split_files/{folder}/{name}.safetensors")
 
 
-WAN, WAN22, HUNYUAN = "Wan_2.1_ComfyUI_repackaged", "Wan_2.2_ComfyUI_Repackaged", "HunyuanVideo_repackaged"
+WAN, WAN22 = "Wan_2.1_ComfyUI_repackaged", "Wan_2.2_ComfyUI_Repackaged"
+HUNYUAN, HUNYUAN15, QWEN = "HunyuanVideo_repackaged", "HunyuanVideo_1.5_repackaged", "Qwen-Image_ComfyUI"
 UMT5 = split(WAN, "text_encoders", "umt5_xxl_fp8_e4m3fn_scaled")
 WAN_VAE = split(WAN, "vae", "wan_2.1_vae")
 
@@ -54,6 +58,10 @@ POTTER = """
 A potter's hands shape a tall clay vase on a spinning wheel in a sunlit workshop. Wet clay glistens, the rim rises and
 narrows under the fingers. Close-up, shallow depth of field, warm light from a window on the left.
 """
+BOOKSHOP = (
+    "A small bookshop on a rainy street corner at night, its window glowing warm yellow. Reflections on wet "
+    'cobblestones, a bicycle leaning by the door, a hand-painted sign above it that reads "Second Chapter".'
+)
 FLAWS = "blurry, low quality, compression artefacts, still image, overexposed, deformed hands, watermark, subtitles"
 
 
@@ -236,7 +244,7 @@ def wan_22_t2v(graph: Graph) -> None:
     cached = [
         easycache(graph, model, title, target_speedup=speedup)
         for model, title, speedup in zip(
-            shifted, ("EasyCache, high noise", "EasyCache, low noise"), (1.4, 2.0), strict=True
+            shifted, ("EasyCache, high noise", "EasyCache, low noise"), (1.4, 2.1), strict=True
         )
     ]
     common = dict(positive=positive, negative=negative, steps=20, cfg=3.5, sampler_name="euler", scheduler="simple")
@@ -256,8 +264,9 @@ def wan_22_t2v(graph: Graph) -> None:
         lays out composition and motion, the others to the low-noise network, which draws the detail. Each has its own
         **EasyCache (Adaptive)**, as nothing that is cached of one is of use to the other.
 
-        Ten steps are few, so both are given a budget, by which one knows what is skipped: **target_speedup** 1.4 lets
-        the first compute at most 8 of its 10 steps, 2.0 the second 5, together 13 of 20. The first and the last step
+        Ten steps are few, so both are given a budget, by which one knows what is skipped, the presets *Wan 2.2 high
+        noise* and *low noise*: **target_speedup** 1.4 lets the first compute at most 8 of its 10 steps, 2.1 the second
+        5, together 13 of 20. The first and the last step
         of each half are always computed.
 
         - Not fast enough: **low noise** up to 2.5 (4 of 10). Only then **high noise** up to 2.
@@ -328,10 +337,7 @@ def hunyuan_video(graph: Graph) -> None:
 def flux(graph: Graph) -> None:
     checkpoint = File("checkpoints", "Comfy-Org/flux1-dev", "flux1-dev-fp8.safetensors")
     loaded = load(graph, "CheckpointLoaderSimple", ckpt_name=checkpoint)
-    positive = graph.node("CLIPTextEncode", "Prompt", TEXT, clip=loaded["CLIP"], text=(
-        "A small bookshop on a rainy street corner at night, its window glowing warm yellow. Reflections on wet "
-        "cobblestones, a bicycle leaning by the door, a hand-painted sign above it that reads \"Second Chapter\"."
-    ))  # fmt: skip
+    positive = graph.node("CLIPTextEncode", "Prompt", TEXT, clip=loaded["CLIP"], text=BOOKSHOP)
     guided = graph.node("FluxGuidance", conditioning=positive, guidance=3.5)
     negative = graph.node("ConditioningZeroOut", "No negative prompt", conditioning=positive)
     latent = graph.node("EmptySD3LatentImage", "Empty latent", width=1024, height=1024)
@@ -407,6 +413,265 @@ def sdxl(graph: Graph) -> None:
     )
 
 
+def wan_22_5b(graph: Graph) -> None:
+    network = split(WAN22, "diffusion_models", "wan2.2_ti2v_5B_fp16")
+    vae_file = split(WAN22, "vae", "wan2.2_vae")
+    model = load(graph, "UNETLoader", unet_name=network)
+    clip = load(graph, "CLIPLoader", clip_name=UMT5, type="wan")
+    vae = load(graph, "VAELoader", vae_name=vae_file)
+    positive, negative = prompts(graph, clip, POTTER)
+    latent = graph.node("Wan22ImageToVideoLatent", "Latent (a start image may be connected)", vae=vae, width=1280,
+                        height=704, length=121)  # fmt: skip
+    shifted = graph.node("ModelSamplingSD3", model=model, shift=8.0)
+    cached = easycache(graph, shifted)
+    sampled = graph.node("KSampler", model=cached, positive=positive, negative=negative, latent_image=latent, seed=1,
+                         steps=20, cfg=5.0, sampler_name="uni_pc", scheduler="simple")  # fmt: skip
+    decoded = graph.node("VAEDecode", samples=sampled, vae=vae)
+    about = note(
+        graph,
+        """
+        ## Wan 2.2 5B text or image to video, with EasyCache
+
+        One network draws all steps here, so one **EasyCache (Adaptive)** is enough. It stands as it came: how many of
+        the 20 steps are computed follows the picture. The chart on the node tells.
+
+        - Not fast enough: **target_speedup** 2 for 10 of the 20 steps. UniPC uses each answer again, also one that was
+          forecast, so look closely above that; *euler* bears more.
+        - Motion differs from the uncached video: **threshold** down to 0.1, or **warmup_steps** up to 4.
+        - To compare, set **threshold** to 0 and run again: every step is computed, with the same seed.
+
+        For image to video, connect a LoadImage to **start_image**.
+        """,
+        network, UMT5, vae_file,
+    )  # fmt: skip
+    graph.columns(
+        [("", [about])],
+        [("Load models", [model, clip, vae]), ("Prompt", [positive, negative, latent])],
+        [("EasyCache", [shifted, cached])],
+        [("Sample", [sampled])],
+        [("Decode and save", [decoded, *video(graph, decoded, 24.0, "wan22_5b")])],
+    )
+
+
+def hunyuan_video_15(graph: Graph) -> None:
+    network = split(HUNYUAN15, "diffusion_models", "hunyuanvideo1.5_720p_t2v_fp16")
+    qwen = split(HUNYUAN15, "text_encoders", "qwen_2.5_vl_7b_fp8_scaled")
+    glyphs = split(HUNYUAN15, "text_encoders", "byt5_small_glyphxl_fp16")
+    vae_file = split(HUNYUAN15, "vae", "hunyuanvideo15_vae_fp16")
+    model = load(graph, "UNETLoader", unet_name=network)
+    clip = load(graph, "DualCLIPLoader", clip_name1=qwen, clip_name2=glyphs, type="hunyuan_video_15")
+    vae = load(graph, "VAELoader", vae_name=vae_file)
+    positive, negative = prompts(graph, clip, LIGHTHOUSE, "")
+    latent = graph.node("EmptyHunyuanVideo15Latent", "Empty latent", width=1280, height=720, length=121)
+    shifted = graph.node("ModelSamplingSD3", model=model, shift=7.0)
+    cached = easycache(graph, shifted)
+    sampled = graph.node("KSampler", model=cached, positive=positive, negative=negative, latent_image=latent, seed=1,
+                         steps=20, cfg=6.0, sampler_name="euler", scheduler="simple")  # fmt: skip
+    decoded = graph.node("VAEDecodeTiled", samples=sampled, vae=vae)
+    about = note(
+        graph,
+        """
+        ## HunyuanVideo 1.5 text to video, with EasyCache
+
+        Unlike HunyuanVideo it is sampled with CFG, so the paper's settings for that model do not fit. **EasyCache
+        (Adaptive)** stands as it came: the picture decides how many of the 20 steps are computed, most often about
+        half.
+
+        - Not fast enough: **target_speedup** 2.5 for 8 of the 20 steps.
+        - Nearer to the uncached video: **threshold** down to 0.05.
+        - With the authors' 50 steps: **target_speedup** 3, for 17 of them, takes less time than 20 steps without a
+          cache.
+        - To compare, set **threshold** to 0 and run again: every step is computed, with the same seed.
+
+        The step-distilled networks (8 and 12 steps) leave little or nothing to skip.
+        """,
+        network, qwen, glyphs, vae_file,
+    )  # fmt: skip
+    graph.columns(
+        [("", [about])],
+        [("Load models", [model, clip, vae]), ("Prompt", [positive, negative, latent])],
+        [("EasyCache", [shifted, cached])],
+        [("Sample", [sampled])],
+        [("Decode and save", [decoded, *video(graph, decoded, 24.0, "hunyuan_video_15")])],
+    )
+
+
+def ltx_2(graph: Graph) -> None:
+    checkpoint = File("checkpoints", "Lightricks/LTX-2", "ltx-2-19b-dev-fp8.safetensors")
+    gemma = split("ltx-2", "text_encoders", "gemma_3_12B_it_fp4_mixed")
+    loaded = load(graph, "CheckpointLoaderSimple", ckpt_name=checkpoint)
+    clip = load(graph, "LTXAVTextEncoderLoader", text_encoder=gemma, ckpt_name=checkpoint)
+    sound_vae = load(graph, "LTXVAudioVAELoader", ckpt_name=checkpoint)
+    positive, negative = prompts(graph, clip, f"{LIGHTHOUSE} The sound of waves and wind, gulls cry.")
+    guided = graph.node("LTXVConditioning", positive=positive, negative=negative, frame_rate=25.0)
+    picture = graph.node("EmptyLTXVLatentVideo", "Empty video", width=768, height=512, length=97)
+    sound = graph.node("LTXVEmptyLatentAudio", "Empty sound", frames_number=97, frame_rate=25.0, audio_vae=sound_vae)
+    latent = graph.node("LTXVConcatAVLatent", "Video and sound", video_latent=picture, audio_latent=sound)
+    cached = easycache(graph, loaded["MODEL"])
+    noise = graph.node("RandomNoise", noise_seed=1)
+    guider = graph.node("CFGGuider", model=cached, positive=guided["positive"], negative=guided["negative"], cfg=4.0)
+    sampler = graph.node("KSamplerSelect", sampler_name="euler")
+    sigmas = graph.node("LTXVScheduler", steps=20, latent=latent)
+    sampled = graph.node("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas,
+                         latent_image=latent)  # fmt: skip
+    parts = graph.node("LTXVSeparateAVLatent", av_latent=sampled)
+    frames = graph.node("VAEDecodeTiled", samples=parts["video_latent"], vae=loaded["VAE"])
+    heard = graph.node("LTXVAudioVAEDecode", samples=parts["audio_latent"], audio_vae=sound_vae)
+    made = graph.node("CreateVideo", images=frames, audio=heard, fps=25.0)
+    saved = graph.node("SaveVideo", size=VIDEO, video=made, filename_prefix="video/EasyCache_ltx2")
+    about = note(
+        graph,
+        """
+        ## LTX-2 text to video with sound, with EasyCache
+
+        Video and sound are sampled together. **EasyCache (Adaptive)** keeps an error for each of them, and the worse
+        one decides, so the sound is not given up for the picture. That is why **threshold** is used here and no budget.
+
+        - Not fast enough: **threshold** up to 0.25. With **target_speedup** listen to the sound, too.
+        - Nearer to the uncached video: **threshold** down to 0.1.
+        - To compare, set **threshold** to 0 and run again: every step is computed, with the same seed.
+
+        This is the full network with 20 steps. The distilled LoRA takes 8 steps and the upscaling stage 3: there is
+        nothing to skip there, so leave EasyCache out of them. Needs ComfyUI 0.8 or newer.
+        """,
+        checkpoint, gemma,
+    )  # fmt: skip
+    graph.columns(
+        [("", [about])],
+        [("Load models", [loaded, clip, sound_vae]), ("Prompt", [positive, negative, guided])],
+        [("EasyCache", [cached]), ("Video and sound", [picture, sound, latent])],
+        [("Sample", [noise, guider, sampler, sigmas, sampled])],
+        [("Decode and save", [parts, frames, heard, made, saved])],
+    )
+
+
+def flux_2(graph: Graph) -> None:
+    network = split("flux2-dev", "diffusion_models", "flux2_dev_fp8mixed")
+    mistral = split("flux2-dev", "text_encoders", "mistral_3_small_flux2_bf16")
+    vae_file = split("flux2-dev", "vae", "flux2-vae")
+    model = load(graph, "UNETLoader", unet_name=network)
+    clip = load(graph, "CLIPLoader", clip_name=mistral, type="flux2")
+    vae = load(graph, "VAELoader", vae_name=vae_file)
+    positive = graph.node("CLIPTextEncode", "Prompt", TEXT, clip=clip, text=BOOKSHOP)
+    guided = graph.node("FluxGuidance", conditioning=positive, guidance=4.0)
+    latent = graph.node("EmptyFlux2LatentImage", "Empty latent", width=1024, height=1024)
+    cached = easycache(graph, model, target_speedup=2.0)
+    noise = graph.node("RandomNoise", noise_seed=1)
+    guider = graph.node("BasicGuider", model=cached, conditioning=guided)
+    sampler = graph.node("KSamplerSelect", sampler_name="euler")
+    sigmas = graph.node("Flux2Scheduler", steps=20, width=1024, height=1024)
+    sampled = graph.node("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas,
+                         latent_image=latent)  # fmt: skip
+    decoded = graph.node("VAEDecode", samples=sampled, vae=vae)
+    saved = graph.node("SaveImage", size=PICTURE, images=decoded, filename_prefix="EasyCache_flux2")
+    about = note(
+        graph,
+        """
+        ## FLUX.2 dev text to image, with EasyCache
+
+        **EasyCache (Adaptive)** has a budget here: **target_speedup** 2 computes at most 10 of the 20 steps, so that
+        every picture takes equally long. With a budget, **threshold** and **warmup_steps** have no effect and are grey.
+
+        - Not fast enough: **target_speedup** up to 2.5 (8 of 20); 3 for previews. Look closely at lettering then.
+        - Nearer to the uncached picture: **target_speedup** down to 1.5 (14 of 20).
+        - To let the picture decide: **target_speedup** 0.
+        - To compare, set **target_speedup** to 1 and run again: every step is computed, with the same seed.
+
+        The turbo LoRA with its 8 steps leaves nothing to skip. If you change the size, change it in the scheduler, too.
+        """,
+        network, mistral, vae_file,
+    )  # fmt: skip
+    graph.columns(
+        [("", [about])],
+        [("Load models", [model, clip, vae]), ("Prompt", [positive, guided, latent])],
+        [("EasyCache", [cached])],
+        [("Sample", [noise, guider, sampler, sigmas, sampled])],
+        [("Decode and save", [decoded, saved])],
+    )
+
+
+def qwen_image(graph: Graph) -> None:
+    network = split(QWEN, "diffusion_models", "qwen_image_fp8_e4m3fn")
+    qwen = split(QWEN, "text_encoders", "qwen_2.5_vl_7b_fp8_scaled")
+    vae_file = split(QWEN, "vae", "qwen_image_vae")
+    model = load(graph, "UNETLoader", unet_name=network)
+    clip = load(graph, "CLIPLoader", clip_name=qwen, type="qwen_image")
+    vae = load(graph, "VAELoader", vae_name=vae_file)
+    positive, negative = prompts(graph, clip, BOOKSHOP, "")
+    latent = graph.node("EmptySD3LatentImage", "Empty latent", width=1328, height=1328)
+    shifted = graph.node("ModelSamplingAuraFlow", model=model, shift=3.1)
+    cached = easycache(graph, shifted)
+    sampled = graph.node("KSampler", model=cached, positive=positive, negative=negative, latent_image=latent, seed=1,
+                         steps=20, cfg=4.0, sampler_name="euler", scheduler="simple")  # fmt: skip
+    decoded = graph.node("VAEDecode", samples=sampled, vae=vae)
+    saved = graph.node("SaveImage", size=PICTURE, images=decoded, filename_prefix="EasyCache_qwen_image")
+    about = note(
+        graph,
+        """
+        ## Qwen-Image text to image, with EasyCache
+
+        **EasyCache (Adaptive)** stands as it came: the picture decides how many of the 20 steps are computed, most
+        often about half. Positive and negative prompt are skipped together.
+
+        - Not fast enough: **target_speedup** 2.5 for 8 of the 20 steps. Look closely at lettering then.
+        - Nearer to the uncached picture: **threshold** down to 0.05.
+        - With the authors' 50 steps: **target_speedup** 3, for 17 of them, takes less time than 20 steps without a
+          cache.
+        - To compare, set **threshold** to 0 and run again: every step is computed, with the same seed.
+
+        The Lightning LoRAs (4 and 8 steps) leave nothing to skip; take EasyCache out there.
+        """,
+        network, qwen, vae_file,
+    )  # fmt: skip
+    graph.columns(
+        [("", [about])],
+        [("Load models", [model, clip, vae]), ("Prompt", [positive, negative, latent])],
+        [("EasyCache", [shifted, cached])],
+        [("Sample", [sampled])],
+        [("Decode and save", [decoded, saved])],
+    )
+
+
+def z_image(graph: Graph) -> None:
+    network = split("z_image", "diffusion_models", "z_image_bf16")
+    qwen = split("z_image_turbo", "text_encoders", "qwen_3_4b")
+    vae_file = split("z_image_turbo", "vae", "ae")
+    model = load(graph, "UNETLoader", unet_name=network)
+    clip = load(graph, "CLIPLoader", clip_name=qwen, type="lumina2")
+    vae = load(graph, "VAELoader", vae_name=vae_file)
+    positive, negative = prompts(graph, clip, BOOKSHOP, "")
+    latent = graph.node("EmptySD3LatentImage", "Empty latent", width=1024, height=1024)
+    shifted = graph.node("ModelSamplingAuraFlow", model=model, shift=3.0)
+    cached = easycache(graph, shifted, target_speedup=1.8)
+    sampled = graph.node("KSampler", model=cached, positive=positive, negative=negative, latent_image=latent, seed=1,
+                         steps=25, cfg=4.0, sampler_name="res_multistep", scheduler="simple")  # fmt: skip
+    decoded = graph.node("VAEDecode", samples=sampled, vae=vae)
+    saved = graph.node("SaveImage", size=PICTURE, images=decoded, filename_prefix="EasyCache_z_image")
+    about = note(
+        graph,
+        """
+        ## Z-Image text to image, with EasyCache
+
+        *res_multistep* uses each answer of the network again in the next step, also one that was forecast. So
+        **EasyCache (Adaptive)** has a careful budget: **target_speedup** 1.8 computes at most 14 of the 25 steps.
+
+        - Not fast enough: *euler* instead of *res_multistep*, and **target_speedup** up to 2.5 (10 of 25).
+        - Nearer to the uncached picture: **target_speedup** down to 1.4 (18 of 25).
+        - To compare, set **target_speedup** to 1 and run again: every step is computed, with the same seed.
+
+        This is the base model. Z-Image-Turbo with its 8 steps leaves nothing to skip.
+        """,
+        network, qwen, vae_file,
+    )  # fmt: skip
+    graph.columns(
+        [("", [about])],
+        [("Load models", [model, clip, vae]), ("Prompt", [positive, negative, latent])],
+        [("EasyCache", [shifted, cached])],
+        [("Sample", [sampled])],
+        [("Decode and save", [decoded, saved])],
+    )
+
+
 @dataclass(frozen=True)
 class Workflow:
     """title: in its thumbnail; None where tools/result_thumbnails.py makes the thumbnail."""
@@ -439,6 +704,24 @@ WORKFLOWS = {
     "EasyCache - FLUX.1 dev": Workflow(
         flux, "FLUX.1 dev", ("text to image", "a budget of forecasts"), sketch(28, 1, 2), frames=1
     ),
+    "EasyCache - Wan 2.2 5B": Workflow(
+        wan_22_5b, "Wan 2.2 5B", ("text or image to video", "forecast by threshold"), sketch(20, 2, 2)
+    ),
+    "EasyCache - HunyuanVideo 1.5 T2V": Workflow(
+        hunyuan_video_15, "HunyuanVideo 1.5", ("text to video", "forecast by threshold"), sketch(20, 2, 2)
+    ),
+    "EasyCache - LTX-2 T2V": Workflow(
+        ltx_2, "LTX-2", ("text to video with sound", "the worse of both decides"), sketch(20, 2, 2)
+    ),
+    "EasyCache - FLUX.2 dev": Workflow(
+        flux_2, "FLUX.2 dev", ("text to image", "a budget of forecasts"), sketch(20, 1, 2), frames=1
+    ),
+    "EasyCache - Qwen-Image": Workflow(
+        qwen_image, "Qwen-Image", ("text to image", "forecast by threshold"), sketch(20, 2, 2), frames=1
+    ),
+    "EasyCache - Z-Image": Workflow(
+        z_image, "Z-Image", ("text to image", "a careful budget"), sketch(25, 3, 2), frames=1
+    ),
     "EasyCache - SDXL": Workflow(
         sdxl, "SDXL", ("text to image", "forecast by threshold"), sketch(30, 5, 3), frames=1
     ),
@@ -446,13 +729,37 @@ WORKFLOWS = {
 
 
 def files(object_info: dict) -> dict[str, str]:
-    """The contents of the workflows' files by name."""
+    """The contents of the workflows' files by name. object_info: of the bundled ComfyUI, as newer ones may have widgets
+    that it does not know; NEWER adds the nodes that it lacks.
+    """
+    definitions = json.loads(NEWER.read_text(encoding="utf-8")) | object_info
     written = {}
     for name, workflow in WORKFLOWS.items():
-        graph = Graph(name, object_info)
+        graph = Graph(name, definitions)
         workflow.build(graph)
         written[name] = json.dumps(graph.saved(), indent=1, ensure_ascii=False) + "\n"
     return written
+
+
+def cached_sampling(object_info: dict) -> str:
+    """The contents of the blueprint's file: a KSampler with the cache before it and the report behind it."""
+    graph = Graph(BLUEPRINT, object_info)
+    cached = easycache(graph, None)
+    sampled = graph.node("KSampler", model=cached, steps=20, cfg=4.0, sampler_name="euler", scheduler="simple")
+    report = graph.node("EasyCacheReport", model=cached, latent=sampled)
+    graph.columns([("", [cached])], [("", [sampled])], [("", [report])])
+    contents = blueprint(
+        graph, BLUEPRINT,
+        "A KSampler that skips the steps whose result EasyCache (Adaptive) can forecast, with a report of the run. "
+        "Takes the place of a KSampler.",
+        ["EasyCache", "cached sampling", "cached KSampler", "TeaCache", "MagCache"],
+        inputs=[(cached, "model"), (sampled, "positive"), (sampled, "negative"), (sampled, "latent_image"),
+                (cached, "threshold"), (cached, "target_speedup"), (sampled, "seed"), (sampled, "steps"),
+                (sampled, "cfg"), (sampled, "sampler_name"), (sampled, "scheduler"), (sampled, "denoise")],
+        outputs=[(name, report[name]) for name in ("latent", "plot", "report")],
+        size=(330, 330),
+    )  # fmt: skip
+    return json.dumps(contents, indent=1, ensure_ascii=False) + "\n"
 
 
 async def object_info() -> dict:
@@ -462,7 +769,10 @@ async def object_info() -> dict:
 
 
 def main() -> None:
-    for name, text in files(asyncio.run(object_info())).items():
+    known = asyncio.run(object_info())
+    BLUEPRINTS.mkdir(exist_ok=True)
+    (BLUEPRINTS / f"{BLUEPRINT}.json").write_text(cached_sampling(known), encoding="utf-8")
+    for name, text in files(known).items():
         (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
         if WORKFLOWS[name].title:
             WORKFLOWS[name].thumbnail().save(FOLDER / f"{name}.jpg", quality=90)

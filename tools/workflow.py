@@ -7,7 +7,7 @@ plain nodes, links, widgets, notes. No subgraphs.
 from collections.abc import Iterator
 
 NOTES = ("Note", "MarkdownNote")
-WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
 
 
@@ -43,12 +43,13 @@ def nodes_of(prompt: dict, kind: str) -> list[str]:
 def inputs_of(declared: dict) -> Iterator[tuple[str, object, dict, bool]]:
     """(name, type, options, whether it is a widget) of each input of a node, in order.
 
-    declared: `input` of a node's entry in object_info. The type of a combo may be the list of its options.
+    declared: `input` of a node's entry in object_info. The type of a combo may be the list of its options, and one that
+    takes several types by a link has that of its widget besides.
     """
     for section in ("required", "optional"):
         for name, (kind, *options) in declared.get(section, {}).items():
             options = options[0] if options else {}
-            is_widget = isinstance(kind, list) or kind in WIDGET_TYPES
+            is_widget = isinstance(kind, list) or options.get("widgetType", kind) in WIDGET_TYPES
             yield name, kind, options, is_widget and not options.get("forceInput")
 
 

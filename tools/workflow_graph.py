@@ -113,6 +113,10 @@ class Graph:
         self._nodes.append(node)
         return node
 
+    def definition(self, node: Node) -> dict:
+        """The host's definition of a node."""
+        return self._object_info[node.kind]
+
     def note(self, text: str) -> Node:
         """Add a MarkdownNote. Line breaks within a paragraph are removed, as the browser would show them."""
         paragraphs = list(unwrapped(text))

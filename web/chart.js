@@ -54,7 +54,7 @@ export class Chart {
     this.#soon();
   }
 
-  /** settings: the node's widgets by name. about: where they come from, a sentence. */
+  /** settings: the node's widgets by name, without those that get a link's value. about: what backs them, a sentence. */
   set(settings, about) {
     this.#settings = settings;
     this.#about = about;
@@ -83,14 +83,14 @@ export class Chart {
     this.#summary.textContent = this.#summary.title = run ? summary(run) : WAITING;
     this.#note.textContent = run?.records[this.#pointed]
       ? evaluation(run.records[this.#pointed])
-      : (run?.state === "done" && estimate(run, this.#settings)) || this.#about;
+      : (run?.state === "done" && estimate(run, { ...run.report, ...this.#settings })) || this.#about;
     this.#note.title = this.#note.textContent.includes("estimate") ? ESTIMATE : this.#note.textContent;
     if (run) this.#drawRun(run);
   }
 
   #drawRun({ report, records }) {
     const budgeted = report.target_speedup > 0;
-    const scale = budgeted ? budgetScale(this.#run) : errorScale(report, this.#settings);
+    const scale = budgeted ? budgetScale(this.#run) : errorScale(report, { ...report, ...this.#settings });
     const top = (part) => HEIGHT * (1 - part / scale.top);
     const largest = (name) => Math.max(0, ...records.map((record) => record?.[name] ?? 0));
     const fastest = largest("rate");

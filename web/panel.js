@@ -1,8 +1,9 @@
-/** What the browser adds to an EasyCache (Adaptive) node: a drop-down of presets and the chart. */
+/** What the browser adds to an EasyCache (Adaptive) node: presets, grey for what has no effect, and the chart. */
 
 import { app } from "../../scripts/app.js";
 import { Chart } from "./chart.js";
 import { CUSTOM, PRESETS, presetOf } from "./presets.js";
+import { withoutEffect } from "./without_effect.js";
 
 const CHART_HEIGHT = 190;
 const SETTINGS = Object.keys(PRESETS[0].widgets);
@@ -28,6 +29,12 @@ export class Panel {
       widget.serialize = false;
       widget.options.serialize = false;
     }
+    this.#presetFirst();
+    const { onConnectionsChange } = node;
+    node.onConnectionsChange = (...args) => {
+      onConnectionsChange?.apply(node, args);
+      this.refresh();
+    };
   }
 
   /** run: as in runs.js. */
@@ -38,18 +45,39 @@ export class Panel {
 
   /** Look at the widgets' values, which somebody has changed. */
   refresh() {
-    const values = Object.fromEntries(this.#settings().map(({ name, value }) => [name, value]));
-    const preset = presetOf(values, this.#preset.value);
-    const [name, about] = preset ? [preset.name, preset.about] : [CUSTOM, ""];
+    const values = Object.fromEntries(this.#unlinked().map(({ name, value }) => [name, value]));
+    const preset = presetOf(values);
+    const name = preset?.name ?? CUSTOM;
     this.#filling = true;
     if (this.#preset.value !== name) set(this.#preset, name);
     this.#filling = false;
-    this.#preset.tooltip = `Fills in the settings above. ${about}`;
-    this.#chart.set(values, about);
+    this.#preset.tooltip = `Fills in the settings below. ${preset?.about ?? ""}`;
+    const why = withoutEffect(values);
+    for (const widget of this.#settings()) {
+      widget.disabled = widget.name in why;
+      widget.tooltip = why[widget.name];
+    }
+    this.#chart.set(values, preset?.about ?? Object.values(why)[0] ?? "");
   }
 
   #settings() {
     return this.#node.widgets.filter(({ name }) => SETTINGS.includes(name));
+  }
+
+  /** Those whose value is the widget's: not that of another node, or of the subgraph around. */
+  #unlinked() {
+    const linked = (name) => this.#node.inputs?.some(({ widget, link }) => widget?.name === name && link != null);
+    return this.#settings().filter(({ name }) => !linked(name));
+  }
+
+  /** On top, without moving the saved values: some frontends leave a hole for what is not saved. */
+  #presetFirst() {
+    const { widgets, onSerialize } = this.#node;
+    this.#node.widgets = [this.#preset, ...widgets.filter((widget) => widget !== this.#preset)];
+    this.#node.onSerialize = function (saved, ...rest) {
+      if (saved.widgets_values) saved.widgets_values = Object.values(saved.widgets_values);
+      return onSerialize?.call(this, saved, ...rest);
+    };
   }
 
   #follow(widget) {
@@ -65,7 +93,7 @@ export class Panel {
     if (this.#filling) return;
     this.#filling = true;
     const preset = PRESETS.find((preset) => preset.name === name);
-    for (const widget of preset ? this.#settings() : []) set(widget, preset.widgets[widget.name]);
+    for (const widget of preset ? this.#unlinked() : []) set(widget, preset.widgets[widget.name]);
     this.#filling = false;
     this.refresh();
     this.#node.setDirtyCanvas?.(true, true);

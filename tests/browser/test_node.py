@@ -84,7 +84,9 @@ def open_search(tab):
 
 @both_frontends
 def test_found_in_the_node_search(tab):
-    """Typing "EasyCache" must list the pack's nodes by their full names, and a pick must bring node and chart."""
+    """Typing "EasyCache" must list the pack's nodes by their full names, this one before its helpers with their shorter
+    names; and a pick must bring node and chart.
+    """
     tab.open()
     tab.build()
     open_search(tab)
@@ -93,6 +95,8 @@ def test_found_in_the_node_search(tab):
     found.filter(has_text="EasyCache Demo Decode").first.wait_for()
     for name in ("EasyCache Demo Model", "EasyCache Demo Decode"):
         assert found.filter(has_text=re.compile(f"^{name}")).count() == 1
+    listed = re.findall(r"^EasyCache[ \xa0](\(Adaptive|Report|Compare|Demo)", "\n".join(found.all_inner_texts()), re.M)
+    assert listed[0] == "(Adaptive", listed
     # Newer frontends show descriptions, and those of other nodes speak of it.
     found.filter(has_text=re.compile(r"^EasyCache \(Adaptive\)")).first.click()
     tab.page.mouse.move(510, 310)
@@ -102,6 +106,19 @@ def test_found_in_the_node_search(tab):
     (node,) = tab.nodes()
     assert "Queue to see" in tab.wait_for_summary("^Queue")
     assert tab.values(node)["preset"] == "default"
+
+
+@pytest.mark.parametrize("server", ["newest"], indirect=True)
+@pytest.mark.parametrize("typed", ["teacache", "speed up"])
+def test_found_by_a_rivals_name(tab, typed):
+    """Who looks for another cache, or for what a cache does, finds this one. Hosts before 0.11 know no such names."""
+    tab.open()
+    if "search_aliases" not in tab.page.request.get(f"{tab.url}/object_info/{frontend.NODE}").json()[frontend.NODE]:
+        pytest.skip("this ComfyUI knows no search aliases")
+    tab.build()
+    open_search(tab)
+    tab.page.keyboard.type(typed)
+    tab.page.get_by_role("option").filter(has_text=re.compile(r"^EasyCache \(Adaptive\)")).first.wait_for()
 
 
 @both_frontends
@@ -284,6 +301,46 @@ def test_nodes_2(tab, seed):
     assert bars(tab, "computed") + bars(tab, "skipped") == 14
 
 
+@both_frontends
+def test_the_blueprint_takes_the_place_of_a_sampler(tab, seed):
+    """Cached sampling is one node to drag in: what is set on it reaches the nodes inside, whose chart shows the run."""
+    tab.open()
+    model, shift, _, sampler, decode, *_ = tab.build(*sampling(14, seed))
+    tab.look_at(model, top=650)  # room above for the search and what it brings
+    open_search(tab)
+    tab.page.keyboard.type("EasyCache sampling")
+    tab.page.get_by_role("option").filter(has_text="EasyCache sampling").first.click()
+    tab.page.mouse.move(510, 310)
+    tab.frames()
+    tab.page.mouse.click(510, 310)
+    tab.page.wait_for_function("() => app.canvas.graph.nodes.some(n => n.subgraph)")
+    blueprint, inside = tab.page.evaluate(
+        """([model, shift, sampler, decode]) => {
+            const { graph } = app.canvas, node = graph.nodes.find(n => n.subgraph);
+            const connect = (from, output, input) =>
+                graph.getNodeById(from).connect(output, node, node.findInputSlot(input));
+            connect(shift, 0, 'model'), connect(model, 1, 'positive'), connect(model, 2, 'negative');
+            connect(model, 3, 'latent_image');
+            node.connect(0, graph.getNodeById(decode), 0);
+            graph.remove(graph.getNodeById(sampler));
+            return [node.id, node.subgraph.nodes.find(n => n.type === 'EasyCacheAdaptive').id];
+        }""",
+        [model, shift, sampler, decode],
+    )
+    names = {name.split(" ")[-1]: name for name in tab.values(blueprint)}  # some frontends put a number before them
+    tab.set(blueprint, **{names["seed"]: seed, names["steps"]: 12, names["target_speedup"]: 3.0})
+    prompt = tab.prompt()
+    assert prompt[f"{blueprint}:{inside}"]["inputs"]["target_speedup"] == 3.0
+    tab.press_run()
+    tab.page.wait_for_function("() => localStorage.getItem('easycache.runs')?.includes('done')")
+    tab.page.evaluate(
+        "id => { const node = app.canvas.graph.getNodeById(id); app.canvas.openSubgraph(node.subgraph, node); }",
+        blueprint,
+    )
+    tab.look_at(inside)
+    tab.wait_for_summary("4 of 12")
+
+
 def test_presets_fill_the_widgets_and_nothing_else(tab):
     """What is queued are the widgets' values; the drop-down follows them, wherever they come from."""
     tab.open()
@@ -292,7 +349,7 @@ def test_presets_fill_the_widgets_and_nothing_else(tab):
     choose(tab, node, "HunyuanVideo (paper)")
     values = tab.values(node)
     assert (values["threshold"], values["warmup_steps"], values["predictor"]) == (0.025, 5, "reuse")
-    tab.charts.first.get_by_text("Not measured by us").wait_for()
+    tab.charts.first.get_by_text("arXiv 2507.02860").wait_for()
     queued = tab.prompt()[str(node)]["inputs"]
     assert sorted(queued) == sorted([*WIDGETS, "model"])
     assert all(queued[name] == values[name] for name in WIDGETS)
@@ -303,15 +360,109 @@ def test_presets_fill_the_widgets_and_nothing_else(tab):
     tab.load(saved)
     assert tab.values(node)["preset"] == "HunyuanVideo (paper)"
     saved_node(saved)["widgets_values"][0] = 0.07
+    saved_node(saved).pop("widgets_values_named", None)  # newer frontends may go by it
     tab.load(saved)
     assert tab.values(node)["preset"] == "custom"
     assert tab.values(node)["threshold"] == 0.07
 
-    for preset, expected in (("faithful", 2.2), ("fast", 3.4), ("FLUX", 0)):
+    for preset, expected in (("faithful", 2.2), ("fast", 3.4), ("default", 0)):
         choose(tab, node, preset)
         values = tab.values(node)
         assert (values["preset"], values["target_speedup"], values["predictor"]) == (preset, expected, "forecast")
     assert tab.page.evaluate("() => app.extensionManager.workflow.activeWorkflow !== null")
+
+
+def test_every_preset_is_backed_and_none_is_another(tab):
+    """A preset without a source, or with the values of another one, is a promise that nobody made."""
+    tab.open()
+    node = tab.build(*sampling(14, 1))[2]
+    tab.look_at(node)
+    presets = tab.page.evaluate(
+        "id => app.canvas.graph.getNodeById(id).widgets.find(w => w.name === 'preset').options.values", node
+    )
+    assert tab.values(node)["preset"] == presets[0] == "default" and presets[-1] == "custom"
+    filled = {}
+    for preset in presets[:-1]:
+        tab.set(node, preset=preset)
+        tab.frames()
+        assert re.search("arXiv|docs/figures.md", tab.charts.first.locator(".easycache-note").inner_text()), preset
+        assert cut_off(tab) == [], preset
+        values = tab.values(node)
+        assert values["preset"] == preset
+        filled[preset] = tuple(values[name] for name in WIDGETS)
+    assert len(set(filled.values())) == len(filled), "one fills in what another does"
+
+    workflow = json.loads((comfy_host.PACK / "workflows" / "EasyCache - Wan 2.2 T2V.json").read_text("utf-8"))
+    saved = {tuple(one["widgets_values"]) for one in saved_nodes(workflow)}
+    assert saved == {filled["Wan 2.2 high noise"], filled["Wan 2.2 low noise"]}
+
+
+@both_frontends
+def test_what_has_no_effect_is_grey_and_says_why(tab):
+    """Turning a slider that changes nothing is time lost. What comes over a link is not known, so it greys nothing."""
+    tab.open()
+    link = {"type": "PrimitiveFloat", "at": [0, 600], "widgets": {"value": 2.0}}
+    node = tab.build(*sampling(14, 1)[:3], link)[2]
+
+    def grey():
+        return set(
+            tab.page.evaluate(
+                "id => app.canvas.graph.getNodeById(id).widgets.filter(w => w.disabled).map(w => w.name)", node
+            )
+        )
+
+    tab.look_at(node)
+    assert not grey()
+    tab.set(node, target_speedup=3.0)
+    assert grey() == {"threshold", "warmup_steps"}
+    tab.charts.first.get_by_text("target_speedup decides").wait_for()
+    left, right, y = tab.widget(node, "threshold")
+    tab.page.mouse.move((left + right) / 2, y)
+    tab.page.locator(".node-tooltip").get_by_text("target_speedup decides").wait_for()
+    tab.page.mouse.click(left + 0.9 * (right - left), y)
+    assert tab.values(node)["threshold"] == 0.15, "a grey slider must not move"
+    saved = tab.saved()
+    tab.set(node, target_speedup=0)
+    assert not grey()
+    tab.load(saved)
+    assert grey() == {"threshold", "warmup_steps"}
+
+    tab.set(node, target_speedup=0, threshold=0)
+    assert grey() == {"warmup_steps", "predictor", "max_consecutive_skips", "start_percent", "end_percent"}
+    tab.set(node, threshold=0.15)
+    tab.page.evaluate(
+        """id => {
+            const { graph } = app.canvas, node = graph.getNodeById(id);
+            node.widgets.find(w => w.name === 'target_speedup').value = 2;
+            const from = graph.nodes.find(n => n.type === 'PrimitiveFloat');
+            from.connect(0, node, node.findInputSlot('target_speedup'));
+        }""",
+        node,
+    )
+    assert not grey() and tab.values(node)["preset"] == "custom"
+
+
+@both_frontends
+def test_few_knobs_first_in_nodes_2(tab):
+    """The preset is the first row. Where the host knows of advanced inputs, the rest waits behind a button."""
+    tab.open(VueNodes_Enabled=True)
+    node = tab.build(*sampling(14, 1))[2]
+    tab.look_at(node)
+    shown = tab.page.locator(f"[data-node-id='{node}']")
+    shown.get_by_text("preset", exact=True).first.wait_for()
+    place = {
+        name: shown.get_by_text(name, exact=True).first.bounding_box()["y"]
+        for name in ("preset", "threshold", "warmup_steps", "target_speedup")
+    }
+    assert list(place) == sorted(place, key=place.get)
+    info = tab.page.request.get(f"{tab.url}/object_info/{frontend.NODE}").json()[frontend.NODE]
+    advanced = [name for name, spec in info["input"]["optional"].items() if spec[1].get("advanced")]
+    assert advanced in ([], [name for name in WIDGETS if name not in place]), "all or, on older hosts, none"
+    if advanced:
+        assert shown.get_by_text("predictor", exact=True).count() == 0
+        shown.get_by_text("Show advanced inputs").click()
+    for name in set(WIDGETS) - set(place):
+        shown.get_by_text(name, exact=True).first.wait_for()
 
 
 def test_what_if(tab, seed):

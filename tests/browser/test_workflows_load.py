@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 from bundled import WORKFLOWS, add_stand_ins
-from workflow import to_prompt
+from workflow import NOTES, to_prompt
 
 
 @pytest.fixture
@@ -20,6 +20,9 @@ def object_info(tab, server):
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_it_loads_whole(tab, object_info, name):
     """No node is missing, no file is asked for, and what would be queued is what the workflow's file says."""
+    missing = {node["type"] for node in WORKFLOWS[name]["nodes"]} - {*object_info, *NOTES}
+    if missing:  # tests/host/test_workflows.py says which may be
+        pytest.skip(f"this ComfyUI has no {', '.join(sorted(missing))}")
     tab.load(WORKFLOWS[name])
     tab.frames()
     expected = to_prompt(WORKFLOWS[name], object_info)

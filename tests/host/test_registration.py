@@ -1,6 +1,7 @@
 """What ComfyUI's node list says about the pack."""
 
 import ast
+import importlib
 import json
 
 import comfy_host
@@ -45,6 +46,18 @@ def test_widgets_in_their_order(comfy):
         assert inputs[name][0] == kind
         assert {key: inputs[name][1][key] for key in expected} == expected
     assert info["category"] == "EasyCache" and info["output"] == ["MODEL"]
+
+
+def test_what_only_newer_hosts_know(comfy):
+    """Few inputs on top and a name to be found by where the host has that; where it has not, the pack must load still."""
+    features = importlib.import_module(f"{comfy_host.load_pack().__name__}.nodes.host_features")
+    assert features.known_to(lambda a, b=0: a, b=1, advanced=True) == {"b": 1}
+    info = comfy.classes["EasyCacheAdaptive"].GET_NODE_INFO_V1()
+    advanced = [name for name, spec in info["input"]["optional"].items() if spec[1].get("advanced")]
+    on_top = {"threshold", "warmup_steps", "target_speedup"}
+    assert advanced in ([], [name for name in WIDGETS if name not in on_top])
+    if "search_aliases" in info:
+        assert {"TeaCache", "MagCache", "faster"} <= set(info["search_aliases"])
 
 
 SOCKETS = {

@@ -1,0 +1,13 @@
+/** Which of the node's widgets change nothing at its present settings, and why. No DOM here. */
+
+const BUDGET = "No effect: target_speedup decides how many steps are computed. Set it to 0 to use this.";
+const EVERYTHING = "No effect: at these settings every step is computed.";
+const WHEN_SKIPPING = ["warmup_steps", "predictor", "max_consecutive_skips", "start_percent", "end_percent"];
+
+/** {widget: the reason}. settings: values by widget; one that comes over a link is left out. */
+export function withoutEffect({ threshold, target_speedup: target }) {
+  if (target > 1) return { threshold: BUDGET, warmup_steps: BUDGET };
+  if (target > 0) return Object.fromEntries(["threshold", ...WHEN_SKIPPING].map((name) => [name, EVERYTHING]));
+  if (target === 0 && threshold === 0) return Object.fromEntries(WHEN_SKIPPING.map((name) => [name, EVERYTHING]));
+  return {};
+}
