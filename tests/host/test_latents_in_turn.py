@@ -1,0 +1,66 @@
+"""Prompts and latents that take turns at one noise level."""
+
+import functools
+from collections import Counter
+
+import pytest
+import torch
+from closeness import psnr
+from sampling import ask, guiding, schedule
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def edit_in_turns(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """The latent's picture is carried from the prompt "source" to the prompt "target", along the difference between
+    what the two make of one noise, as flow-based editing does.
+    """
+    rng, start, options = torch.Generator().manual_seed(3), model.latent_image.clone(), extra_args["model_options"]
+    edited, one = start.clone(), x.new_ones([len(x)])
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        source = (1 - sigma) * start + sigma * torch.randn(x.shape, generator=rng)
+        points = {"source": source, "target": edited + source - start}
+        towards = {}
+        for name, point in points.items():
+            options["transformer_options"]["prompt in turn"] = name
+            towards[name] = (point - model(point, sigma * one, **extra_args)) / sigma
+        edited = edited + (following - sigma) * (towards["target"] - towards["source"])
+        if callback is not None:
+            callback({"x": edited, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": edited})
+    return edited
+
+
+def test_two_prompts_that_take_turns(comfy, demo_scene, run):
+    """Catches one past for both: the second prompt is then hardly ever asked, and the edit is lost."""
+    from comfy.samplers import cfg_function
+
+    scene, asked = demo_scene, Counter()
+    _, target, target_negative, _ = comfy.node("EasyCacheDemoModel", "blue", "square", "left", "sea", 1)
+    conds = {"source": scene.positive, "not source": scene.negative, "target": target, "not target": target_negative}
+    latent = {"samples": comfy.sample(scene, steps=12)}
+
+    def predict(guider, x, timestep, options):
+        name, before = options["transformer_options"]["prompt in turn"], len(scene.calls)
+        cond, uncond = ask(guider, [name, f"not {name}"], x, timestep, options)
+        asked[name] += len(scene.calls) > before
+        return cfg_function(
+            guider.inner_model, cond, uncond, {"source": 2.0, "target": 4.5}[name], x, timestep, options
+        )
+
+    def edit(sigmas, **widgets):
+        asked.clear()
+        make_guider = functools.partial(guiding, conds=conds, predict=predict)
+        return run(scene, make_guider, torch.no_grad()(edit_in_turns), sigmas, latent, **widgets), dict(asked)
+
+    sigmas = schedule(comfy, scene, 30)[4:]
+    plain, everywhere = edit(sigmas)
+    cached, computed = edit(sigmas, target_speedup=2.5)
+    assert everywhere == {"source": 26, "target": 26}
+    assert computed == {"source": 11, "target": 11}, "26 / 2.5, rounded up"
+    assert cached.report["evaluations"] == 52 and cached.report["computed"] == 22
+    assert psnr(cached.latent, plain.latent) > 20
+    cached, computed = edit(sigmas, threshold=0.2, warmup_steps=5)
+    assert 5 < computed["target"] < 26 and computed["target"] >= computed["source"] - 2
+    assert psnr(cached.latent, plain.latent) > 10
+    short = sigmas[::5]
+    assert torch.equal(edit(short, threshold=0.0)[0].latent, edit(short)[0].latent)
