@@ -397,7 +397,7 @@ class Run:
         self._closeness = self._estimate_closeness()
         return summarise(
             self._totals(), self.settings, self._callbacks or self._steps, self._steps_before, self._reason,
-            self._closeness,
+            self._closeness, self._parts,
         )  # fmt: skip
 
     def _estimate_closeness(self) -> float | None:

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from closeness import psnr
-from sampling import ask, guiding, schedule
+from sampling import BUDGET, STEPS, ask, both, guiding, pair, schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,3 +64,59 @@ def test_two_prompts_that_take_turns(comfy, demo_scene, run):
     assert psnr(cached.latent, plain.latent) > 10
     short = sigmas[::5]
     assert torch.equal(edit(short, threshold=0.0)[0].latent, edit(short)[0].latent)
+
+
+def in_turn(count):
+    """A sampler that draws so many latents at once, all with the guider's prompt, and returns the last one."""
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        others = [torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)) for seed in range(1, count)]
+        latents, one = [x, *(other * x.std() for other in others)], x.new_ones([len(x)])
+        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            denoised = [model(latent, sigma * one, **extra_args) for latent in latents]
+            if callback is not None:
+                callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised[0]})
+            pairs = zip(latents, denoised, strict=True)
+            latents = [latent + (following - sigma) * (latent - D) / sigma for latent, D in pairs]
+        return latents[-1]
+
+    return sampler
+
+
+@pytest.mark.parametrize("widgets", [dict(threshold=0.1), dict(target_speedup=2.0)], ids=["threshold", "budget"])
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("name", ["SD15", "Flux"])
+def test_latents_that_take_turns(comfy, tiny, run, name, count, widgets):
+    """Nothing but the latents tells them apart. Catches one past for all of them: a budget then mixes the pictures, and
+    a threshold skips nothing.
+    """
+    scene = tiny(name)
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain = run(scene, make_guider, in_turn(count))
+    exact = run(scene, make_guider, in_turn(count), threshold=0.0)
+    assert torch.equal(exact.latent, plain.latent) and exact.calls == plain.calls
+    cached = run(scene, make_guider, in_turn(count), **widgets)
+    assert psnr(cached.latent, plain.latent) > (25 if count == 2 else 18)
+    assert cached.report["evaluations"] == count * STEPS
+    assert cached.report["computed"] == cached.calls.total() < 0.75 * count * STEPS
+
+
+@torch.no_grad()
+def renewing_the_noise(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """As consistency models are sampled."""
+    rng, one = torch.Generator().manual_seed(3), x.new_ones([len(x)])
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = model(x, sigma * one, **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = (1 - following) * denoised + following * torch.randn(x.shape, generator=rng)
+    return x
+
+
+def test_a_latent_with_new_noise_is_the_same_one(comfy, tiny, run):
+    """Catches a latent that is taken for another one at each step: each would be computed, whatever the budget."""
+    scene = tiny("Flux")
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    cached = run(scene, make_guider, renewing_the_noise, **BUDGET)
+    assert cached.report["evaluations"] == STEPS and cached.report["computed"] == STEPS / 4

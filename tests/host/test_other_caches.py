@@ -102,6 +102,47 @@ def test_the_built_in_caches_are_warned_of_by_name(comfy, tiny, caplog, kind):
     assert "built-in EasyCache or LazyCache" in warning
 
 
+def repeating(model):
+    """A cache whose name says nothing: each second answer is the one before."""
+    from comfy.patcher_extension import WrappersMP
+
+    answers = []
+
+    def around(executor, *args, **kwargs):
+        answers.append(answers[-1] if len(answers) % 2 else executor(*args, **kwargs))
+        return answers[-1]
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "a wrapper", around)
+    return model
+
+
+@pytest.mark.parametrize("predictor", ["forecast", "reuse"])
+@pytest.mark.parametrize("name", ["SD15", "Flux"])
+def test_a_cache_without_a_name_is_known_by_its_repetitions(comfy, tiny, caplog, name, predictor):
+    """Catches two caches of which nobody is told, and a network that is taken for one."""
+    scene = tiny(name)
+    for widgets in (dict(threshold=0.1), dict(target_speedup=2.0)):
+        for model, warned in ((repeating(scene.model), 1), (scene.model, 0)):
+            caplog.clear()
+            with caplog.at_level(logging.WARNING):
+                comfy.sample(scene, comfy.cached(model, predictor=predictor, **widgets))
+            assert sum("another cache repeats it" in line for line in log_of(caplog)) == warned
+
+
+@pytest.mark.parametrize("where", ["an object patch", "an attribute of the network"])
+def test_a_cache_within_the_network_is_warned_of_by_name(comfy, tiny, caplog, where, monkeypatch):
+    """Catches a cache that replaces the network's forward: none of the model's options tells of it."""
+    scene, network = tiny("SD15"), tiny("SD15").model.model.diffusion_model
+    model = scene.model.clone()
+    if where == "an object patch":
+        model.add_object_patch("diffusion_model.forward", foreign("teacache_forward").__get__(network.forward))
+    else:
+        monkeypatch.setitem(network.__dict__, "teacache_skipped_steps", 0)
+    (warning,) = warnings_of(comfy, scene, caplog, comfy.cached(model))
+    assert "also goes through TeaCache" in warning
+
+
 HARMLESS = {
     "wrappers": wrapper("DIFFUSION_MODEL", "another pack"),
     "a wrapper without a key": wrapper("APPLY_MODEL", None),

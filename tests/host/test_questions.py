@@ -97,6 +97,142 @@ def test_the_positive_is_asked_once_more_with_a_patched_network(comfy, tiny, run
     assert len(cached.levels) < STEPS - 3
 
 
+def perturbed_options(kind, options):
+    """The options of a call that asks the network as it is perturbed."""
+    from comfy.patcher_extension import WrappersMP
+
+    def patch(query, key, value, extra):
+        return query, key, value * 0
+
+    def around(executor, *args, **kwargs):
+        return executor(*args, **kwargs)
+
+    other = options["transformer_options"]
+    added = {
+        "a number": {"mode": 2},
+        "a list of layers": {"layers": [1, 2]},
+        "a strength among others": {"guidance": {"scale": 1.0, "layers": (1,)}},
+        "a patch": {"patches": {**other.get("patches", {}), "attn1_patch": [patch]}},
+        "another patch of one layer": {"patches_replace": {"attn1": {("middle", 0): lambda q, k, v, extra: v}}},
+        "a wrapper": {"wrappers": {**other["wrappers"], WrappersMP.DIFFUSION_MODEL: {"another": [around]}}},
+    }
+    return {**options, "transformer_options": {**other, **added.get(kind, {})}}
+
+
+KINDS = [
+    "a number", "a list of layers", "a strength among others", "a patch", "another patch of one layer", "a wrapper",
+    "the prompt's strength",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_perturbed_network_is_asked_at_low_noise(comfy, tiny, run, kind):
+    """At high noise it comes after the network as it is. Catches the answer of that in place of its own: then only the
+    order of calls tells the two apart.
+    """
+    scene, sigmas, on, errors = tiny("Flux"), schedule(comfy, tiny("Flux")), [], []
+    middle = float(sigmas[8] + sigmas[9]) / 2
+
+    def patch(model):
+        def wrapper(network, given):
+            return inner(network, given) * (3.0 if on else 1.0)
+
+        model = answering_by_prompt(model)
+        inner = model.model_options["model_function_wrapper"]
+        model.set_model_unet_function_wrapper(wrapper)
+        return model
+
+    def call(guider, perturbed, x, timestep, options):
+        from comfy.samplers import calc_cond_batch
+
+        conds, before = guider.conds["positive"], len(scene.calls)
+        if kind == "another patch of one layer":
+            layers = {"attn1": {("middle", 0): lambda q, k, v, extra: q}}
+            options = {**options, "transformer_options": {**options["transformer_options"], "patches_replace": layers}}
+        if perturbed:
+            options = perturbed_options(kind, options)
+            on.append(1)
+            if kind == "the prompt's strength":
+                conds = [{**part, "strength": 0.5} for part in conds]
+        (answer,) = calc_cond_batch(guider.inner_model, [conds], x, timestep, options)
+        if len(scene.calls) == before:
+            bare = {**options, "transformer_options": {**options["transformer_options"], "wrappers": {}}}
+            (truth,) = calc_cond_batch(guider.inner_model, [conds], x, timestep, bare)
+            del scene.calls[before:]
+            errors.append(relative(answer, truth))
+        on.clear()
+        return answer
+
+    def predict(guider, x, timestep, options):
+        plain = [call(guider, False, x, timestep, options)] if timestep[0] > middle else []
+        return away_from(call(guider, True, x, timestep, options), plain)
+
+    make_guider = functools.partial(guiding, conds={"positive": plain_prompt(1)}, predict=predict)
+    plain, exact = run(scene, make_guider, patch=patch), run(scene, make_guider, patch=patch, threshold=0.0)
+    assert torch.equal(exact.latent, plain.latent)
+    errors.clear()
+    cached = run(scene, make_guider, patch=patch, **SHORT_GAPS)
+    assert errors and max(errors) < 0.4 and len(cached.levels) < STEPS - 3
+
+
+@pytest.mark.parametrize("note", ["number of the step", "noise level", "number of the call"])
+def test_options_that_move_on_change_no_question(tiny, run, note):
+    """Catches a speed-up of nothing because a pack counts its calls."""
+    scene = tiny("Flux")
+
+    def predict(guider, x, timestep, options):
+        step = guider.calls // 2
+        for _ in range(2):
+            guider.calls += 1
+            value = {"number of the step": step, "noise level": float(timestep[0])}.get(note, guider.calls)
+            noted = {**options, "transformer_options": {**options["transformer_options"], "note": value}}
+            (answer,) = ask(guider, ["positive"], x, timestep, noted)
+        return answer
+
+    def make_guider(model):
+        guider = guiding(model, pair(scene), predict)
+        guider.calls = 0
+        return guider
+
+    assert len(run(scene, make_guider, **THRESHOLD).levels) < STEPS * 0.7
+    extra = 2 if note == "number of the call" else 0  # until it is known to move on
+    assert len(run(scene, make_guider, **BUDGET).levels) <= STEPS / 4 + extra
+
+
+@pytest.mark.parametrize("at", [5, 8, 11])
+def test_a_number_in_the_options_changes(comfy, tiny, run, at):
+    """At one step, for good. Catches the step after it, predicted from before."""
+    scene = tiny("Flux")
+    sigmas = schedule(comfy, scene)
+    switch = float(sigmas[at - 1] + sigmas[at]) / 2
+
+    def predict(guider, x, timestep, options):
+        scale = 1.0 if timestep[0] > switch else 0.25
+        noted = {**options, "transformer_options": {**options["transformer_options"], "scale": scale}}
+        return ask(guider, ["positive"], x, timestep, noted)[0]
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=predict)
+    plain, cached = run(scene, make_guider), run(scene, make_guider, **THRESHOLD)
+    assert max(level for level in plain.levels if level < switch) in cached.levels
+    assert len(cached.levels) < STEPS * 0.75
+
+
+def test_a_question_that_comes_once_the_budget_is_spent(comfy, tiny, run):
+    """Catches a question that is computed at all steps that are left, as it is never kept for the next one."""
+    scene = tiny("SD15")
+    late = float(schedule(comfy, scene)[10])
+
+    def predict(guider, x, timestep, options):
+        names = ["positive", "negative"] if timestep[0] <= late else ["positive"]
+        return away_from(ask(guider, ["positive"], x, timestep, options)[0], [
+            answer for name in names[1:] for answer in ask(guider, [name], x, timestep, options)
+        ])  # fmt: skip
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=predict)
+    cached = run(scene, make_guider, target_speedup=8.0)
+    assert len(cached.levels) <= 2 + 3 and cached.report["trace"][-1]["computed"]
+
+
 @pytest.mark.parametrize("names", [("positive", "negative", "empty"), ("one", "two", "three")], ids=str)
 def test_a_list_in_another_order_in_each_step(tiny, run, names):
     """Three prompts in one call. Catches an answer for each place in the list, and not for each prompt."""

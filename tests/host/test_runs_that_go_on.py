@@ -105,8 +105,8 @@ def test_a_schedule_cut_into_runs(comfy, tiny, run_pieces, name, handed_on):
 
 
 def test_stages_of_a_schedule_and_their_report(comfy, tiny, run_pieces):
-    """Two stages, the first one with noise left. The second one's report counts its own steps. Catches a stage of which
-    the last step is taken for the picture's.
+    """Two stages, the first one with noise left. The second one's report counts its own steps. Catches a stage whose last
+    step is predicted: nothing in the next one makes up for it.
     """
     scene = tiny("SD15")
     sigmas = schedule(comfy, scene, 20)
@@ -119,7 +119,7 @@ def test_stages_of_a_schedule_and_their_report(comfy, tiny, run_pieces):
     assert [record["computed"] for record in report["trace"]][:3] == [True, True, False]
     assert report["trace"][-1]["computed"]
     levels = [round(float(sigma), 2) for sigma in sigmas]
-    assert levels[9] not in [round(sigma, 2) for sigma in computed]
+    assert levels[9] in [round(sigma, 2) for sigma in computed]
 
 
 def test_one_step_at_a_time(comfy, tiny, run_pieces):

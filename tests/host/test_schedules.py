@@ -93,3 +93,34 @@ def test_nearly_everything_is_skipped_with_two_evaluations_per_step(tiny, run, s
     assert cached.report["evaluations"] == evaluations
     assert cached.report["computed"] == cached.calls.total() <= math.ceil(evaluations / 10)
     assert cached.report["speedup"] == pytest.approx(evaluations / cached.calls.total())
+
+
+def inner_iterations(count):
+    """A sampler that moves the latent so often at each noise level, with noise, before it takes an Euler step."""
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        rng, one = torch.Generator().manual_seed(4), x.new_ones([len(x)])
+        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            for _ in range(count):
+                drift = (1 - sigma) * model(x, sigma * one, **extra_args) - x
+                x = x + 0.1 * drift + 0.4 * sigma * torch.randn(x.shape, generator=rng)
+            denoised = model(x, sigma * one, **extra_args)
+            if callback is not None:
+                callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            x = x + (following - sigma) * (x - denoised) / sigma
+        return x
+
+    return sampler
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("speedup", [2.0, 3.0, 6.0])
+def test_the_last_of_several_evaluations_per_step(tiny, run, count, speedup):
+    """Catches a budget that is spent at the first evaluation of the last step: the last one draws the detail."""
+    scene = tiny("Flux")
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    cached = run(scene, make_guider, inner_iterations(count), target_speedup=speedup)
+    evaluations = (count + 1) * STEPS
+    assert cached.report["evaluations"] == evaluations and cached.report["trace"][-1]["computed"]
+    assert math.ceil(evaluations / speedup) - 2 <= cached.report["computed"] <= math.ceil(evaluations / speedup)
