@@ -57,7 +57,7 @@ class QuestionHistory:
         self._misses = self._misses + 1 if self.cache_miss else 0
         if self._misses > 1:  # a budget that is spent would not compute it, and so never again have all that is asked
             self.controller.reset_cache()
-        force, changed = self._force_and_changed(step, timestep[0], conds, values)
+        force, changed = self._force_and_changed(step, timestep, conds, values)
         changed = changed | another
         self.cache_miss = False
         computing = self.controller.begin(network_x, sigma=timestep, step=step, force=force, changed=changed)
@@ -66,14 +66,15 @@ class QuestionHistory:
             self._switches.on_computed()
         return not computing
 
-    def _force_and_changed(self, step: int, sigma: torch.Tensor, conds: dict, values: dict):
-        """(force, changed) as CacheController.begin takes them, at noise level sigma, a one-element tensor.
+    def _force_and_changed(self, step: int, timestep: torch.Tensor, conds: dict, values: dict):
+        """(force, changed) as CacheController.begin takes them. timestep: sigma, (batch,).
 
         force: compute whatever the error. changed: the conditioning is another one than was computed last.
 
         Samplers evaluate between the sigmas of the schedule, and some have a schedule of their own. Hence sigma itself
         is compared; it stays on the device, and so do the results.
         """
+        sigma = timestep[0]
         if self._switches is None:
             self._switches = Switches(conds, sigma.device, self._levels, self._schedule.first_sigma)
         self._switches.observe(sigma, conds, values)
@@ -81,7 +82,7 @@ class QuestionHistory:
             return True, False
         self.moves += self._switches.moved
         changed = self.cache_miss or self._switches.changed(self._computed_sigma, sigma)
-        force = sigma <= self._schedule.last_sigma  # the last evaluation draws the detail
+        force = timestep.min() <= self._schedule.last_sigma  # the last evaluation draws the detail
         config = self.controller.config
         if not config.target_speedup:  # a budget has no warm-up, and would be spent on all of these at once
             force = force | self._switches.must_compute(sigma)

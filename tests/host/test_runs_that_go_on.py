@@ -105,8 +105,8 @@ def test_a_schedule_cut_into_runs(comfy, tiny, run_pieces, name, handed_on):
 
 
 def test_stages_of_a_schedule_and_their_report(comfy, tiny, run_pieces):
-    """Two stages, the first one with noise left. The second one's report counts its own steps. Catches a stage whose last
-    step is predicted: nothing in the next one makes up for it.
+    """Two stages, the first one with noise left. The second one's report counts its own steps. Catches a stage whose
+    last step is predicted: nothing in the next one makes up for it.
     """
     scene = tiny("SD15")
     sigmas = schedule(comfy, scene, 20)
