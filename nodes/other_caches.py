@@ -82,10 +82,10 @@ def warn_of_other_caches(patcher, model_options: dict, own_key: str) -> list[str
 
 def warn_of_repetitions(trace: list[dict]) -> None:
     """Of an answer that was the one before, where the noise level was another one. trace: of the engine, read."""
-    computed = [record for record in trace if record["computed"] and record["output_norm"]]
+    computed = [one for one in trace if one["computed"] and one["output_norm"] and one["rate"] is not None]
     for before, now in pairwise(computed):
-        change = (now["rate"] or 0.0) * (now["input_change"] or 0.0)
-        if now["rate"] is not None and before["sigma"] != now["sigma"] and change < REPEATED * now["output_norm"]:
+        moved = now["sigma"] != before["sigma"] and now["input_change"]
+        if moved and now["rate"] * now["input_change"] < REPEATED * now["output_norm"]:
             log.warning(
                 f"EasyCache: at noise level {now['sigma']:.4g} the network's answer is the one before: another cache "
                 "repeats it, whose errors and ours add up; use one of them"

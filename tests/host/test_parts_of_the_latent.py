@@ -1,6 +1,7 @@
 """Parts of the latent are asked about: windows, tiles, crops."""
 
 import functools
+import logging
 from collections import Counter
 
 import pytest
@@ -17,6 +18,7 @@ from sampling import (
     check_counts,
     direct,
     guiding,
+    log_of,
     pair,
 )
 
@@ -132,3 +134,31 @@ def test_a_sampler_that_goes_over_the_latent_in_parts(tiny, run, widgets):
     assert torch.equal(exact.latent, plain.latent)
     cached = run(scene, make_guider, halves, latent=latent, **widgets)
     assert psnr(cached.latent, plain.latent) > 20
+
+
+@torch.no_grad()
+def growing(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Twice as large from the sixth step on, with new noise."""
+    rng = torch.Generator().manual_seed(3)
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = model(x, sigma * x.new_ones([len(x)]), **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        if i == 5:
+            denoised = torch.nn.functional.interpolate(denoised, scale_factor=2)
+        x = denoised + following * torch.randn(denoised.shape, generator=rng)
+    return x
+
+
+@THRESHOLD_OR_BUDGET
+def test_a_latent_that_grows_on_the_way(tiny, run, caplog, widgets):
+    """Catches an answer of the wrong size, and a log from which computed steps are missing."""
+    scene, latent = tiny("SD15"), {"samples": torch.zeros(1, 4, 8, 8)}
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain, exact = (run(scene, make_guider, growing, latent=latent, **given) for given in ({}, dict(threshold=0.0)))
+    assert torch.equal(exact.latent, plain.latent) and plain.latent.shape[-1] == 16
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, make_guider, growing, latent=latent, **widgets)
+    assert cached.latent.shape == plain.latent.shape
+    assert cached.report["evaluations"] == 6 and min(plain.levels) in cached.levels
+    assert f"{STEPS - 6} calls about parts of the latent, or at another size, were computed" in log_of(caplog)[-1]
