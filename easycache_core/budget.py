@@ -43,6 +43,7 @@ class Budget:
         if not any(self._weights):
             self._weights = [1.0] * len(step_lengths)
         self._evaluations = self._spent = 0
+        self._step, self._in_step, self._per_step = 0, 0, 1  # evaluations of this step so far, and of the one before
         self._position = 0.0  # weights of the evaluations before
         self._costs = None if response is None else costs_of_skips(response.influence())
         if response is not None:
@@ -61,13 +62,21 @@ class Budget:
         weight = self._weights[step] if step < len(self._weights) else 1.0
         self._evaluations += 1
         self._position += weight
+        if step != self._step:
+            self._step, self._in_step, self._per_step = step, 0, self._in_step
+        self._in_step += 1
+        # Within this step, if it is like the one before.
+        rest = max(0, self._per_step - self._in_step) if self._costs is None else 0
         # This one included.
         to_come = max(1, len(self._weights) - step) if self._costs is None else len(self._costs) - now
         budget = budget_of(now + to_come, self._target_speedup)
         left = budget - self._spent
-        if left < 1:
-            return False
-        if left == 1 and to_come > 1 and self._spent:  # kept for the last one
+        if left < 1:  # what could not be predicted may have taken the last one's
+            return urgent and to_come + rest == 1
+        # Kept for the last one; where a step has several, for the first one of the last step, too.
+        several = self._costs is None and self._per_step > 1
+        kept = 1 + several if to_come > 1 else int(rest > 0 and self._in_step > 1)
+        if left <= kept and self._spent:
             return False
         if urgent or self._spent == 0 or left >= to_come:
             return True

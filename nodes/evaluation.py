@@ -5,44 +5,66 @@ in one call or in several. A question is known by what is asked, not by the orde
 at some noise levels, and add-ons insert theirs.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
 
+from .call_options import patches_of, switches_of
 from .question_history import QuestionHistory
+from .value_changes import TellingValues
 
 
 class Question(NamedTuple):
-    """What a conditioning asks: ids of its parts, options that are words or switches, names of patched layers, and the
-    id of the network that is asked.
+    """What a conditioning asks: ids of its parts, options that are words or switches, what is patched, and the id of
+    the network that is asked.
     """
 
     parts: tuple
     switches: tuple
-    layers: tuple
+    patches: tuple
     network: int
 
 
-def question(cond: Sequence[dict], position: int, model_options: dict, model) -> Question:
-    """What a conditioning asks.
-
-    cond: its parts; ComfyUI gives each an id when it prepares it. position: in its call, for those that have none.
-    """
-    options = model_options.get("transformer_options", {})
-    parts = tuple(part.get("uuid", position) for part in cond)
-    replaced = options.get("patches_replace", {})
-    layers = tuple(sorted(((kind, str(layer)) for kind, names in replaced.items() for layer in names), key=repr))
-    # Other packs' names need not be words, and would not compare.
-    switches = ((name, value) for name, value in options.items() if isinstance(value, str | bool))
-    switches = tuple(sorted(switches, key=repr))
-    return Question(parts, switches, layers, id(model))
-
-
 def questions(conds: Sequence, model_options: dict, model) -> dict[int, Question]:
-    """What a call of calc_cond_batch asks, by position among its conditionings; some of them may be None."""
-    return {i: question(cond, i, model_options, model) for i, cond in enumerate(conds) if cond is not None}
+    """What a call of calc_cond_batch asks, by position among its conditionings; some of them may be None.
+
+    ComfyUI gives each part of a conditioning an id when it prepares it. Those that have none are known by position.
+    """
+    options = switches_of(model_options), patches_of(model_options), id(model)
+    parts = {i: tuple(part.get("uuid", i) for part in cond) for i, cond in enumerate(conds) if cond is not None}
+    return {i: Question(ids, *options) for i, ids in parts.items()}
+
+
+class Identities:
+    """Numbers that tell objects apart, also those that are made anew where another one was."""
+
+    def __init__(self):
+        self._known: dict[int, tuple] = {}  # (weak reference, number) by id
+        self._count = 0
+
+    def of(self, thing):
+        """A number for an object; for plain values, and what is made of them, themselves."""
+        if thing is None or isinstance(thing, str | int | float):
+            return thing
+        if isinstance(thing, dict):
+            return tuple((key, self.of(value)) for key, value in thing.items())
+        if isinstance(thing, list | tuple):
+            return tuple(map(self.of, thing))
+        reference, number = self._known.get(id(thing), (lambda: None, 0))
+        if reference() is not thing:
+            self._count = number = self._count + 1
+            self._known[id(thing)] = _reference(thing), number
+        return number
+
+
+def _reference(thing) -> Callable:
+    try:
+        return weakref.ref(thing)
+    except TypeError:
+        return lambda: thing
 
 
 class Evaluation:
@@ -59,12 +81,19 @@ class Evaluation:
         self.opened_by: Question | None = None
         self.history: QuestionHistory | None = None
         self.reusing = False
-        self._asked: Counter[Question] = Counter()
+        self._asked: Counter[tuple] = Counter()
+        self._values: dict[Question, list[dict]] = {}  # of the options, of each call that asked
 
-    def branch(self, asked: Question) -> str:
-        """The name of a question's answer: a question that is asked again within the evaluation is another one."""
-        self._asked[asked] += 1
-        return f"{asked} {self._asked[asked]}"
+    def branch(self, asked: Question, content: tuple, values: dict, telling: TellingValues) -> str:
+        """The name of a question's answer: a question that is asked again within the evaluation is another one.
+
+        content: of the conditioning. values: of the model's options.
+        """
+        others = self._values.setdefault(asked, [])
+        name = asked, content, telling.of(values, others)
+        others.append(values)
+        self._asked[name] += 1
+        return f"{name} {self._asked[name]}"
 
     def ended_by(self, x: torch.Tensor, timestep: torch.Tensor, asked: Callable[[], Collection[Question]]) -> bool:
         """Whether a call of calc_cond_batch belongs to another evaluation: at another timestep, or where the question

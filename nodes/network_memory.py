@@ -8,11 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
-# ComfyUI's own entries, and ours.
-_KNOWN_OPTIONS = {
-    "wrappers", "callbacks", "patches", "patches_replace", "sample_sigmas", "sigmas", "uuids", "cond_or_uncond",
-    "easycache_ranks",
-}  # fmt: skip
+from .call_options import unknown_options
+
 _NAMES = ("kv_cache", "kvcache", "past_key", "memory", "hidden_state", "recurrent")
 _DEPTH = 5
 
@@ -30,7 +27,7 @@ class NetworkMemory:
         """compute(). first: whether this is the first evaluation, in which caches of what never changes are filled."""
         if self.found is not None:
             return compute()
-        places = {f"transformer_options[{key!r}]": value for key, value in _unknown_options(model_options)}
+        places = {f"transformer_options[{key!r}]": value for key, value in unknown_options(model_options)}
         if not first:
             places |= {f"its {name}": value for name, value in _named_attributes(network)}
         before = {place: _contents(value, _DEPTH) for place, value in places.items()}
@@ -40,11 +37,6 @@ class NetworkMemory:
         changed = (place for place, value in places.items() if before.get(place) != _contents(value, _DEPTH))
         self.found = next(changed, None)
         return result
-
-
-def _unknown_options(model_options: dict) -> Iterator[tuple[str, object]]:
-    options = model_options.get("transformer_options", {})
-    return ((key, value) for key, value in options.items() if key not in _KNOWN_OPTIONS)
 
 
 def _named_attributes(network) -> Iterator[tuple[str, object]]:

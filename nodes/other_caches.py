@@ -2,6 +2,9 @@
 
 import logging
 import re
+from itertools import pairwise
+
+import torch
 
 log = logging.getLogger("easycache")
 
@@ -23,20 +26,38 @@ NAMES = {
     "dicache": "DiCache",
     "nunchaku_cache": "Nunchaku's cache",
     "deepcache": "DeepCache",
+    "adacache": "AdaCache",
+    "blockcache": "BlockCache",
+    "bwcache": "BWCache",
+    "ertacache": "ERTACache",
+    "fastercache": "FasterCache",
+    "hicache": "HiCache",
+    "meancache": "MeanCache",
+    "smoothcache": "SmoothCache",
+    "tgate": "T-GATE",
 }
+# The same answer at two noise levels, as a part of its size: networks, and rounding, are further apart.
+REPEATED = 1e-6
 
 
-def other_caches(model_options: dict, own_key: str) -> list[str]:
-    """Who else caches, by name, as far as the names in the model's options tell. own_key: of our wrappers."""
+def other_caches(patcher, model_options: dict, own_key: str) -> list[str]:
+    """Who else caches, by name, as far as names tell. patcher: a ModelPatcher. own_key: of our wrappers."""
     options = model_options.get("transformer_options", {})
     names = [key for key in options if key not in ("wrappers", "easycache_ranks")]
     for by_key in options.get("wrappers", {}).values():
         for key, wrappers in by_key.items():
             if key != own_key:
                 names += [str(key), *map(_origin, wrappers)]
-    functions = [value for value in model_options.values() if callable(value)]
-    functions += [one for value in model_options.values() if isinstance(value, list) for one in value if callable(one)]
-    names += map(_origin, functions)
+    patches = list(getattr(patcher, "object_patches", {}).values())
+    patches += [one for layers in options.get("patches_replace", {}).values() for one in layers.values()]
+    patches += [one for functions in options.get("patches", {}).values() for one in functions]
+    for value in model_options.values():
+        patches += value if isinstance(value, list) else [value]
+    network = getattr(patcher.model, "diffusion_model", None)
+    own = vars(network) if isinstance(network, torch.nn.Module) else {}
+    names += own  # some set attributes of the network, and put another forward there
+    patches += own.values()
+    names += [_origin(one) for one in patches if callable(one)]
     words = [re.sub(r"[^a-z0-9]+", "_", name.lower()) for name in map(str, names)]
     found = {who for mark, who in NAMES.items() for word in words if mark in word or mark in word.replace("_", "")}
     return sorted(found)
@@ -51,6 +72,22 @@ def _origin(function) -> str:
     return f"{' '.join(modules)} {kind.__qualname__}"
 
 
-def warn_of_other_caches(model_options: dict, own_key: str) -> None:
-    for who in other_caches(model_options, own_key):
+def warn_of_other_caches(patcher, model_options: dict, own_key: str) -> list[str]:
+    """Returns their names."""
+    found = other_caches(patcher, model_options, own_key)
+    for who in found:
         log.warning(f"EasyCache: the model also goes through {who}; two caches add up their errors, so use one of them")
+    return found
+
+
+def warn_of_repetitions(trace: list[dict]) -> None:
+    """Of an answer that was the one before, where the noise level was another one. trace: of the engine, read."""
+    computed = [one for one in trace if one["computed"] and one["output_norm"] and one["rate"] is not None]
+    for before, now in pairwise(computed):
+        moved = now["sigma"] != before["sigma"] and now["input_change"]
+        if moved and now["rate"] * now["input_change"] < REPEATED * now["output_norm"]:
+            log.warning(
+                f"EasyCache: at noise level {now['sigma']:.4g} the network's answer is the one before: another cache "
+                "repeats it, whose errors and ours add up; use one of them"
+            )
+            return

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from comfy.patcher_extension import WrappersMP
+
+from .call_options import INSIDE
 
 _DEPTH = 3  # of functions that call functions
-_INSIDE = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
 
 
 def patch_levels(model_options: dict, own_key: str, model_sampling, sigmas: torch.Tensor) -> list[float]:
@@ -36,7 +36,7 @@ def _patches(model_options: dict, own_key: str) -> Iterator:
     yield from (patch for patches in options.get("patches", {}).values() for patch in patches)
     yield from (patch for patches in options.get("patches_replace", {}).values() for patch in patches.values())
     yield options.get("optimized_attention_override")
-    for level in _INSIDE:
+    for level in INSIDE:
         by_key = options.get("wrappers", {}).get(level, {})
         yield from (wrapper for key, wrappers in by_key.items() if key != own_key for wrapper in wrappers)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from ..easycache_core import CacheController
+from .latents import Trail
 from .schedule_switches import Switches
 from .settings import Settings
 from .steps import Schedule, StepCounter
@@ -39,15 +40,25 @@ class QuestionHistory:
             step_lengths=schedule.step_lengths if config.target_speedup else None,
             **controller_options,
         )
+        self.trail = Trail()
         self.cache_miss = False  # whether the last evaluation had a branch that could not be predicted
+        self._misses = 0  # how many evaluations in a row had one
         self.moves = 0  # evaluations at which keyframes or strengths were others than at the last computed one
         self._switches: Switches | None = None
         self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
 
-    def begin(self, network_x: torch.Tensor, timestep: torch.Tensor, conds: dict) -> bool:
-        """Decide an evaluation; True: it is predicted. conds: the guider's conditionings by name."""
+    def begin(
+        self, network_x: torch.Tensor, timestep: torch.Tensor, conds: dict, values: dict, another: bool = False
+    ) -> bool:
+        """Decide an evaluation; True: it is predicted. conds: the guider's conditionings by name. values: in the
+        model's options, by name. another: whether the latent may be another one.
+        """
         step = self.steps.next_evaluation()
-        force, changed = self._force_and_changed(step, timestep[0], conds)
+        self._misses = self._misses + 1 if self.cache_miss else 0
+        if self._misses > 1:  # a budget that is spent would not compute it, and so never again have all that is asked
+            self.controller.reset_cache()
+        force, changed = self._force_and_changed(step, timestep, conds, values)
+        changed = changed | another
         self.cache_miss = False
         computing = self.controller.begin(network_x, sigma=timestep, step=step, force=force, changed=changed)
         if computing:
@@ -55,22 +66,23 @@ class QuestionHistory:
             self._switches.on_computed()
         return not computing
 
-    def _force_and_changed(self, step: int, sigma: torch.Tensor, conds: dict):
-        """(force, changed) as CacheController.begin takes them, at noise level sigma, a one-element tensor.
+    def _force_and_changed(self, step: int, timestep: torch.Tensor, conds: dict, values: dict):
+        """(force, changed) as CacheController.begin takes them. timestep: sigma, (batch,).
 
         force: compute whatever the error. changed: the conditioning is another one than was computed last.
 
         Samplers evaluate between the sigmas of the schedule, and some have a schedule of their own. Hence sigma itself
         is compared; it stays on the device, and so do the results.
         """
+        sigma = timestep[0]
         if self._switches is None:
             self._switches = Switches(conds, sigma.device, self._levels, self._schedule.first_sigma)
-        self._switches.observe(sigma, conds)
+        self._switches.observe(sigma, conds, values)
         if self._computed_sigma is None:
             return True, False
         self.moves += self._switches.moved
         changed = self.cache_miss or self._switches.changed(self._computed_sigma, sigma)
-        force = sigma <= self._schedule.last_sigma  # the last evaluation draws the detail
+        force = timestep.min() <= self._schedule.last_sigma  # the last evaluation draws the detail
         config = self.controller.config
         if not config.target_speedup:  # a budget has no warm-up, and would be spent on all of these at once
             force = force | self._switches.must_compute(sigma)

@@ -18,20 +18,23 @@ from ..easycache_core import CacheConfig, Ranks, Response
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import is_out_of_memory
+from .call_options import values_of
 from .continuation import Piece
-from .evaluation import Evaluation, Question, questions
+from .evaluation import Evaluation, Identities, Question, questions
+from .latents import position_of, trail_of
 from .network_memory import NetworkMemory
-from .other_caches import warn_of_other_caches
+from .other_caches import warn_of_other_caches, warn_of_repetitions
 from .parametrisation import Parametrisation
 from .patch_switches import patch_levels
 from .progress_events import ProgressEvents
 from .question_history import QuestionHistory
 from .run_history import WRAPPER_KEY, RunHistory
-from .sampler_response import response_of
+from .sampler_response import is_own, response_of
 from .schedule_switches import self_switching
 from .settings import Settings
 from .steps import UNKNOWN, Schedule, StepCounter
 from .summary import summarise, totals
+from .value_changes import TellingValues
 from .windows import CachedWindows
 
 log = logging.getLogger("easycache")
@@ -53,7 +56,7 @@ def sample_with_cache(
     """OUTER_SAMPLE wrapper: one run. Its state is freed on errors too; its report goes to `history` if it finishes."""
     guider = executor.class_obj
     options = guider.model_options.get("transformer_options", {})
-    warn_of_other_caches(guider.model_options, WRAPPER_KEY)
+    others = warn_of_other_caches(guider.model_patcher, guider.model_options, WRAPPER_KEY)
     streams = packed_streams(*args, **kwargs)
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
     levels = sigmas.detach().cpu()  # once: each look at them on their device waits for it
@@ -69,6 +72,7 @@ def sample_with_cache(
         piece.steps_before,
         patch_levels(guider.model_options, WRAPPER_KEY, model_sampling, levels),
         response_of(sampler, levels, model_sampling) if needs_response(settings.config) else None,
+        is_own(sampler) or settings.config.threshold == 0 == settings.config.target_speedup,
     )
     run.warn_of_self_switching()
     events, state = ProgressEvents(history.node), "stopped"
@@ -88,6 +92,8 @@ def sample_with_cache(
     try:
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
         log.info(run.summary())
+        if not others:
+            run.warn_of_repetitions()
         piece.finish(samples, run.denoised)
         state = "done"
     finally:
@@ -129,7 +135,8 @@ class Run:
 
     streams: as from packed_streams. ranks, response: as CacheController takes them. shape: of the latent; what has
     another one is a part of it, which may move, and is computed. None: any. steps_before: of the same schedule, in runs
-    that this one continues. levels: noise levels at which patches change what they do.
+    that this one continues. levels: noise levels at which patches change what they do. one_latent: whether the sampler
+    is known to have no other.
     """
 
     MAX_HISTORIES = 4  # each holds tensors
@@ -145,9 +152,10 @@ class Run:
         steps_before: int = 0,
         levels: Sequence[float] = (),
         response: Response | None = None,
+        one_latent: bool = False,
     ):
         self.settings, self._shape = settings, shape
-        self._steps_before, self._levels = steps_before, levels
+        self._steps_before, self._levels, self._one_latent = steps_before, levels, one_latent
         self._schedule, self._guider = schedule, guider
         self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
         follows_denoised = PREDICTORS[settings.config.predictor].follows_denoised
@@ -160,7 +168,7 @@ class Run:
         self._trace: list[tuple[QuestionHistory, int]] = []  # where the record of each evaluation is
         self._evaluation: Evaluation | None = None
         self._computing = False  # whether a call to calc_cond_batch is being computed
-        self._memory = NetworkMemory()
+        self._memory, self._telling, self._identities = NetworkMemory(), TellingValues(), Identities()
         self._parts = 0  # calls about a part of the latent
         self._self_switching = self_switching(getattr(guider, "conds", {}))
         self._callbacks = 0
@@ -181,6 +189,11 @@ class Run:
             means = "with target_speedup, a step after that may still be predicted from before"
         for name in self._self_switching if config.target_speedup or config.threshold else ():
             log.warning(f"EasyCache: a ControlNet ({name}) decides by itself at which noise levels it changes; {means}")
+
+    def warn_of_repetitions(self) -> None:
+        """Once the sampler is through. Waits for the device."""
+        for history in self._used:
+            warn_of_repetitions(history.controller.trace)
 
     def on_callback(self, denoised: torch.Tensor | None = None) -> None:
         """The sampler has called back, which it does once per step, with its denoised latent."""
@@ -240,9 +253,12 @@ class Run:
             return self._compute_nested(compute, model, model_options)
         # The branch stored first is the one whose error decides; some guiders list the negative first.
         order = sorted(asked, key=lambda i: conds[i] is not positive)
+        values = values_of(model_options)
         if evaluation.history is None:
-            self._open(evaluation, asked[order[0]], conds)
-        history, branches = evaluation.history, {i: evaluation.branch(asked[i]) for i in order}
+            self._open(evaluation, asked[order[0]], conds, values)
+        history, branches = evaluation.history, {}
+        for i in order:
+            branches[i] = evaluation.branch(asked[i], self._identities.of(conds[i]), values, self._telling)
         controller = history.controller
         own_x = None if x is evaluation.x else self._network_input(x, timestep)
         if evaluation.reusing and not self._memory.found and all(map(controller.has, branches.values())):
@@ -268,29 +284,45 @@ class Run:
         corrected = {i: controller.corrected(branches[i], denoised[i]) for i in order}
         return [corrected.get(i, output) for i, output in enumerate(denoised)]
 
-    def _open(self, evaluation: Evaluation, tracked: Question, asked: list) -> None:
-        """Decide an evaluation. tracked: the question whose error decides. asked: the conditionings of its call."""
+    def _open(self, evaluation: Evaluation, tracked: Question, asked: list, values: dict) -> None:
+        """Decide an evaluation. tracked: the question whose error decides. asked: the conditionings of its call.
+        values: of the model's options there.
+        """
+        self._telling.next_evaluation()
         evaluation.opened_by = tracked
         key = tracked.parts, tracked.switches, tracked.network, evaluation.depth
-        history = self._histories.pop(key, None)
-        if history is None:
-            if not self._trace and not self._schedule.follow(float(evaluation.timestep[0]), self._model_sampling):
-                if self._unused is not None:
-                    self._unused.close()
-                self._unused = None
-                log.info("EasyCache: the sampler follows a schedule of its own; the number of its steps is unknown")
-            history = self._unused or self._new_history()
-            history.steps = StepCounter(self._callbacks)
-            self._unused = None
-            self._used.append(history)
+        alike = {name: history for name, history in self._histories.items() if name[:-1] == key}
+        history, another = self._history_among(list(alike.values()), evaluation)
+        name = next((name for name, one in alike.items() if one is history), (*key, len(self._used)))
+        self._histories.pop(name, None)
         while len(self._histories) >= self.MAX_HISTORIES:
             oldest = next(iter(self._histories))
             self._histories.pop(oldest).close()
-        self._histories[key] = evaluation.history = history
+        self._histories[name] = evaluation.history = history
         network_x = self._network_input(evaluation.x, evaluation.timestep)
         conds = getattr(self._guider, "conds", None) or dict(enumerate(asked))
-        evaluation.reusing = history.begin(network_x, evaluation.timestep, conds)
+        evaluation.reusing = history.begin(network_x, evaluation.timestep, conds, values, another)
         self._trace.append((history, history.controller.computed + history.controller.skipped - 1))
+
+    def _history_among(self, alike: list[QuestionHistory], evaluation: Evaluation) -> tuple[QuestionHistory, bool]:
+        """(which of them, or a new one, an evaluation goes on with; whether its latent may be another one)."""
+        if self._one_latent or any(history.controller.shared for history in alike):  # ranks might not agree
+            return alike[0] if alike else self._next_history(evaluation), False
+        sigma, sample = position_of(evaluation.x, evaluation.timestep)
+        trail = trail_of([history.trail for history in alike], sigma, sample) if alike else None
+        history = next((one for one in alike if one.trail is trail), None) or self._next_history(evaluation)
+        return history, history.trail.add(sigma, sample)
+
+    def _next_history(self, evaluation: Evaluation) -> QuestionHistory:
+        if not self._trace and not self._schedule.follow(float(evaluation.timestep[0]), self._model_sampling):
+            if self._unused is not None:
+                self._unused.close()
+            self._unused = None
+            log.info("EasyCache: the sampler follows a schedule of its own; the number of its steps is unknown")
+        history, self._unused = self._unused or self._new_history(), None
+        history.steps = StepCounter(self._callbacks)
+        self._used.append(history)
+        return history
 
     def _network_input(self, x, timestep) -> torch.Tensor:
         """What the engine takes for x."""
@@ -365,7 +397,7 @@ class Run:
         self._closeness = self._estimate_closeness()
         return summarise(
             self._totals(), self.settings, self._callbacks or self._steps, self._steps_before, self._reason,
-            self._closeness,
+            self._closeness, self._parts,
         )  # fmt: skip
 
     def _estimate_closeness(self) -> float | None:

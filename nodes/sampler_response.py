@@ -55,18 +55,22 @@ class _Impulses:
         return answers["denoised"]
 
 
+def is_own(sampler) -> bool:
+    """Whether it is one of ComfyUI's samplers."""
+    function = getattr(sampler, "sampler_function", None)
+    return type(sampler) is KSAMPLER and getattr(function, "__module__", "").startswith(KNOWN_MODULES)
+
+
 def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | None:
     """The sampler's impulse response over a run; None where it is not one of ComfyUI's own that are linear.
 
     sigmas: (steps + 1,), as the sampler gets them; waits for their device. Injected noise is left out, and nobody's
     random numbers are used up.
     """
-    function = getattr(sampler, "sampler_function", None)
     steps = len(sigmas) - 1
-    if type(sampler) is not KSAMPLER or not step_count_known(sampler) or not 0 < steps <= MAX_STEPS:
+    if not is_own(sampler) or not step_count_known(sampler) or not 0 < steps <= MAX_STEPS:
         return None
-    if not getattr(function, "__module__", "").startswith(KNOWN_MODULES):
-        return None
+    function = sampler.sampler_function
     model = _Impulses(model_sampling, EVALUATIONS_PER_STEP * steps + 4)
     options = dict(sampler.extra_options)
     if "noise_sampler" in inspect.signature(function).parameters:

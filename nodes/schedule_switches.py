@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .value_changes import SettledValues
+
 
 class Switches:
     """The sigmas at which something starts (it is active below) or ends (it is inactive below), and what only the
@@ -44,24 +46,27 @@ class Switches:
         # Without non_blocking the copy would wait for the device.
         self._starts, self._ends = (torch.tensor(sigmas).to(device, non_blocking=True) for sigmas in (starts, ends))
         self._now = self._computed = None
+        self._values = SettledValues()
 
-    def observe(self, sigma: torch.Tensor, conds: dict) -> None:
-        """The next evaluation is at this noise level, a one-element tensor."""
+    def observe(self, sigma: torch.Tensor, conds: dict, values: dict) -> None:
+        """The next evaluation is at this noise level, a one-element tensor. values: in the model's options, by name."""
         level = float(sigma) if self._keyframes else 0.0
         for keyframes in self._keyframes:
             keyframes.observe(level)
         self._now = [keyframes.index for keyframes in self._keyframes], state_of(conds)
+        self._values.observe(values)
 
     def on_computed(self) -> None:
         """The network runs at the evaluation that was observed last."""
         self._computed = self._now
+        self._values.on_computed()
 
     @property
     def moved(self) -> bool:
         """Whether keyframes, strengths or the like are others at the evaluation that was observed last than at the one
         that was computed last.
         """
-        return self._now != self._computed
+        return self._now != self._computed or self._values.changed
 
     def changed(self, before: torch.Tensor, now: torch.Tensor) -> torch.Tensor | bool:
         """Whether other parts are active at the evaluation that was observed last than at the one that was computed

@@ -7,6 +7,8 @@ import torch
 # dpm_adaptive chooses its steps itself.
 SELF_STEPPING_SAMPLERS = ("dpm_fast_function", "dpm_adaptive_function")
 UNKNOWN = 10_000  # steps
+# Where another run goes on, nothing makes up for the last gap of this one. In shorter ones that would leave no gap.
+SHORT_PIECE = 5  # steps
 
 
 def step_count_known(sampler) -> bool:
@@ -33,9 +35,9 @@ class Schedule:
 
     steps: how many there are. Where levels rise within a descending schedule, noise is added and nothing is evaluated:
     a rise is no step. steps_known: whether the sampler takes these steps. step_lengths: as from `step_lengths`.
-    unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there, so
-    the last evaluation is none of the picture's last. first_sigma, end_sigma: where they begin, and where they stop.
-    last_sigma: evaluations at it or below are the picture's last. sigma_start, sigma_end: between them reuse is
+    unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there.
+    first_sigma, end_sigma: where they begin, and where they stop. last_sigma: evaluations at it or below are the last
+    ones, and computed; none are in short pieces of a schedule. sigma_start, sigma_end: between them reuse is
     allowed; restricted: whether that is less than everything.
 
     sigmas: (steps + 1,), as the sampler gets them. Waits for their device.
@@ -59,7 +61,8 @@ class Schedule:
         self.restricted = settings.start_percent > 0 or settings.end_percent < 1
         left = [float(sigma) for sigma, take in zip(values[:-1], taken, strict=True) if take] if len(values) else []
         # float16 has eleven bits.
-        self.last_sigma = -1.0 if flipped or self.unfinished or not left else left[-1] * (1 + 2**-10)
+        no_last = flipped or not left or (self.unfinished and self.steps <= SHORT_PIECE)
+        self.last_sigma = -1.0 if no_last else left[-1] * (1 + 2**-10)
 
     def follow(self, sigma: float, model_sampling) -> bool:
         """Take note of the first noise level that is evaluated; whether it belongs to this schedule.

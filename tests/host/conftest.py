@@ -4,11 +4,14 @@ import asyncio
 import functools
 import gc
 import inspect
+import json
 import os
+from collections import Counter
 
 import comfy_host
 import pytest
 import tiny_models
+from sampling import Outcome, schedule
 from scene import Scene
 
 
@@ -74,6 +77,32 @@ def demo_scene(comfy):
 def tiny(comfy):
     """tiny(name): the Scene of the tiny model of that family, the same one each time."""
     return functools.cache(tiny_models.build)
+
+
+@pytest.fixture
+def run(comfy):
+    """run(scene, make_guider, **widgets): one sampling run of `make_guider(model)`; without widgets uncached.
+
+    sampler: a name, a function as k-diffusion has them, or a SAMPLER.
+    """
+
+    def run(scene, make_guider, sampler="euler", sigmas=None, latent=None, patch=None, **widgets):
+        import comfy.samplers as samplers
+
+        model = patch(scene.model) if patch else scene.model
+        model = comfy.cached(model, **widgets) if widgets else model
+        sigmas = schedule(comfy, scene) if sigmas is None else sigmas
+        if not isinstance(sampler, samplers.Sampler):
+            sampler = samplers.KSAMPLER(sampler) if callable(sampler) else samplers.sampler_object(sampler)
+        noise, latent = comfy.node("RandomNoise", 5)[0], scene.latent if latent is None else latent
+        scene.calls.clear()
+        samples = comfy.node("SamplerCustomAdvanced", noise, make_guider(model), sampler, sigmas, latent)[0]["samples"]
+        calls = Counter(sigma for _, sigma, _ in scene.calls)
+        assert samples.isfinite().all()
+        report = json.loads(comfy.node("EasyCacheReport", model, {"samples": samples})[2]) if widgets else None
+        return Outcome(samples, calls, report)
+
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -244,3 +244,14 @@ def test_no_closeness_is_made_up(comfy, demo_scene, caplog, sampler):
         latent = comfy.sample(demo_scene, model, steps=10, sampler_name=sampler)
     report, _ = report_on(comfy, model, latent)
     assert report["closeness"] is None and report["skipped"] and "uncached" not in caplog.text
+
+
+def test_a_budget_of_any_size_is_drawn(comfy):
+    """Catches a report that ends the prompt with an error: at some sizes a line of the plot lies between two pixels."""
+    plot = sys.modules[comfy.classes["EasyCacheReport"].__module__.replace(".report", ".plot")]
+    record = dict(step=0, sigma=1.0, computed=True, input_change=0.1, rate=0.5, error=0.0, output_norm=1.0)
+    for size in range(1, 41):
+        report = dict(steps=2 * size, evaluations=2 * size, computed=size, skipped=size, speedup=2.0, threshold=0.05,
+                      warmup_steps=5, predictor="forecast", target_speedup=2.0,
+                      trace=[{**record, "computed": i < size} for i in range(2 * size)])  # fmt: skip
+        assert plot.draw_report(report).size == (1024, 768), size

@@ -1,0 +1,73 @@
+"""Numbers and lists that packs leave in a model's options: which of them change what is asked.
+
+Some do: a mode, the layers to leave out, a strength. Others only move on, as the number of a step does. Nothing tells
+which is which but how they change.
+"""
+
+
+class TellingValues:
+    """Which names tell calls of one evaluation apart: those under which calls that ask the same had different values.
+
+    Not those whose values never come back, such as the number of a call.
+    """
+
+    def __init__(self):
+        self.names: set = set()
+        self._moving: set = set()
+        self._now: dict[object, set] = {}  # values in this evaluation, by name
+        self._before: dict[object, set] = {}
+
+    def next_evaluation(self) -> None:
+        gone = {name for name in self.names if not self._now.get(name, set()) & self._before.get(name, set())}
+        if self._before:
+            self._moving |= gone
+            self.names -= gone
+        self._now, self._before = {}, self._now
+
+    def of(self, values: dict, others: list[dict]) -> tuple:
+        """What tells a call with these values from the others, which ask the same in this evaluation."""
+        for other in others:
+            differ = {name for name in values.keys() | other.keys() if values.get(name) != other.get(name)}
+            self.names |= differ - self._moving
+        for name, value in values.items():
+            self._now.setdefault(name, set()).add(value)
+        return tuple((name, values.get(name)) for name in sorted(self.names, key=repr))
+
+
+class SettledValues:
+    """Whether what a history is asked has other values than at its last computed evaluation, but for those that move on
+    with the steps: at least three, of which none comes back, in few evaluations each.
+    """
+
+    _DWELL = 2.5  # evaluations per value
+
+    def __init__(self):
+        self._evaluations = 0
+        self._seen: dict[object, list] = {}  # values by name, the present one at the end unless one came back
+        self._staying: set = set()  # names of values that came back
+        self._moving: set = set()
+        self._now = self._computed = {}
+
+    def observe(self, values: dict) -> None:
+        """The next evaluation has these."""
+        self._evaluations += 1
+        self._now = values
+        for name, value in values.items():
+            if name not in self._staying and name not in self._moving:
+                self._look(name, value, self._seen.setdefault(name, []))
+
+    def _look(self, name, value, seen: list) -> None:
+        if value in seen[:-1]:
+            self._staying.add(name)
+        elif value not in seen:
+            seen.append(value)
+            if len(seen) > 2 and self._evaluations <= self._DWELL * len(seen):
+                self._moving.add(name)
+
+    def on_computed(self) -> None:
+        self._computed = self._now
+
+    @property
+    def changed(self) -> bool:
+        names = (self._now.keys() | self._computed.keys()) - self._moving
+        return any(self._now.get(name) != self._computed.get(name) for name in names)

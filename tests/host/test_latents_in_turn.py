@@ -1,0 +1,122 @@
+"""Prompts and latents that take turns at one noise level."""
+
+import functools
+from collections import Counter
+
+import pytest
+import torch
+from closeness import psnr
+from sampling import BUDGET, STEPS, ask, both, guiding, pair, schedule
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def edit_in_turns(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """The latent's picture is carried from the prompt "source" to the prompt "target", along the difference between
+    what the two make of one noise, as flow-based editing does.
+    """
+    rng, start, options = torch.Generator().manual_seed(3), model.latent_image.clone(), extra_args["model_options"]
+    edited, one = start.clone(), x.new_ones([len(x)])
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        source = (1 - sigma) * start + sigma * torch.randn(x.shape, generator=rng)
+        points = {"source": source, "target": edited + source - start}
+        towards = {}
+        for name, point in points.items():
+            options["transformer_options"]["prompt in turn"] = name
+            towards[name] = (point - model(point, sigma * one, **extra_args)) / sigma
+        edited = edited + (following - sigma) * (towards["target"] - towards["source"])
+        if callback is not None:
+            callback({"x": edited, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": edited})
+    return edited
+
+
+def test_two_prompts_that_take_turns(comfy, demo_scene, run):
+    """Catches one past for both: the second prompt is then hardly ever asked, and the edit is lost."""
+    from comfy.samplers import cfg_function
+
+    scene, asked = demo_scene, Counter()
+    _, target, target_negative, _ = comfy.node("EasyCacheDemoModel", "fox", "meadow", "still", 1)
+    conds = {"source": scene.positive, "not source": scene.negative, "target": target, "not target": target_negative}
+    latent = {"samples": comfy.sample(scene, steps=12)}
+
+    def predict(guider, x, timestep, options):
+        name, before = options["transformer_options"]["prompt in turn"], len(scene.calls)
+        cond, uncond = ask(guider, [name, f"not {name}"], x, timestep, options)
+        asked[name] += len(scene.calls) > before
+        return cfg_function(
+            guider.inner_model, cond, uncond, {"source": 2.0, "target": 4.5}[name], x, timestep, options
+        )
+
+    def edit(sigmas, **widgets):
+        asked.clear()
+        make_guider = functools.partial(guiding, conds=conds, predict=predict)
+        return run(scene, make_guider, torch.no_grad()(edit_in_turns), sigmas, latent, **widgets), dict(asked)
+
+    sigmas = schedule(comfy, scene, 30)[4:]
+    plain, everywhere = edit(sigmas)
+    cached, computed = edit(sigmas, target_speedup=2.5)
+    assert everywhere == {"source": 26, "target": 26}
+    assert computed == {"source": 11, "target": 11}, "26 / 2.5, rounded up"
+    assert cached.report["evaluations"] == 52 and cached.report["computed"] == 22
+    assert psnr(cached.latent, plain.latent) > 20
+    cached, computed = edit(sigmas, threshold=0.2, warmup_steps=5)
+    assert 5 < computed["target"] < 26 and computed["target"] >= computed["source"] - 2
+    assert psnr(cached.latent, plain.latent) > 10
+    short = sigmas[::5]
+    assert torch.equal(edit(short, threshold=0.0)[0].latent, edit(short)[0].latent)
+
+
+def in_turn(count):
+    """A sampler that draws so many latents at once, all with the guider's prompt, and returns the last one."""
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        others = [torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)) for seed in range(1, count)]
+        latents, one = [x, *(other * x.std() for other in others)], x.new_ones([len(x)])
+        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            denoised = [model(latent, sigma * one, **extra_args) for latent in latents]
+            if callback is not None:
+                callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised[0]})
+            pairs = zip(latents, denoised, strict=True)
+            latents = [latent + (following - sigma) * (latent - D) / sigma for latent, D in pairs]
+        return latents[-1]
+
+    return sampler
+
+
+@pytest.mark.parametrize("widgets", [dict(threshold=0.1), dict(target_speedup=2.0)], ids=["threshold", "budget"])
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("name", ["SD15", "Flux"])
+def test_latents_that_take_turns(comfy, tiny, run, name, count, widgets):
+    """Nothing but the latents tells them apart. Catches one past for all of them: a budget then mixes the pictures, and
+    a threshold skips nothing.
+    """
+    scene = tiny(name)
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain = run(scene, make_guider, in_turn(count))
+    exact = run(scene, make_guider, in_turn(count), threshold=0.0)
+    assert torch.equal(exact.latent, plain.latent) and exact.calls == plain.calls
+    cached = run(scene, make_guider, in_turn(count), **widgets)
+    assert psnr(cached.latent, plain.latent) > (25 if count == 2 else 18)
+    assert cached.report["evaluations"] == count * STEPS
+    assert cached.report["computed"] == cached.calls.total() < 0.75 * count * STEPS
+
+
+@torch.no_grad()
+def renewing_the_noise(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """As consistency models are sampled."""
+    rng, one = torch.Generator().manual_seed(3), x.new_ones([len(x)])
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = model(x, sigma * one, **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = (1 - following) * denoised + following * torch.randn(x.shape, generator=rng)
+    return x
+
+
+def test_a_latent_with_new_noise_is_the_same_one(comfy, tiny, run):
+    """Catches a latent that is taken for another one at each step: each would be computed, whatever the budget."""
+    scene = tiny("Flux")
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    cached = run(scene, make_guider, renewing_the_noise, **BUDGET)
+    assert cached.report["evaluations"] == STEPS and cached.report["computed"] == STEPS / 4

@@ -1,0 +1,174 @@
+"""Other caches on the same model are warned of by name."""
+
+import functools
+import logging
+
+import pytest
+from sampling import log_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def foreign(name, module="custom_nodes.another", qualname=None):
+    """A function of another pack that fits wherever a wrapper does and changes nothing."""
+
+    def function(call, *args, **kwargs):
+        if args and isinstance(args[0], dict):
+            return call(args[0]["input"], args[0]["timestep"], **args[0]["c"])
+        return call(*args, **kwargs)
+
+    function.__name__, function.__qualname__, function.__module__ = name, qualname or name, module
+    return function
+
+
+def wrapper(level, key, function=None):
+    def add(model):
+        from comfy.patcher_extension import WrappersMP
+
+        model.add_wrapper_with_key(getattr(WrappersMP, level), key, function or foreign("around"))
+
+    return add
+
+
+def option(key, value=0.1):
+    return lambda model: model.model_options["transformer_options"].__setitem__(key, value)
+
+
+def around_the_network(function):
+    return lambda model: model.set_model_unet_function_wrapper(function)
+
+
+class MagCacheWrapper:
+    """Packs put objects there as well as functions."""
+
+    def __call__(self, network, given):
+        return network(given["input"], given["timestep"], **given["c"])
+
+
+OTHER_CACHES = {
+    "a wrapper's key, around the network": (wrapper("DIFFUSION_MODEL", "teacache"), "TeaCache"),
+    "a wrapper's key, around the model": (wrapper("APPLY_MODEL", "MagCache_v2"), "MagCache"),
+    "a wrapper's key, around the guider": (wrapper("PREDICT_NOISE", "spectrum_forecaster"), "Spectrum"),
+    "a wrapper's key, around the sampler": (wrapper("SAMPLER_SAMPLE", "dbcache"), "CacheDiT"),
+    "a wrapper's key, around the run": (wrapper("OUTER_SAMPLE", "cache-dit"), "CacheDiT"),
+    "a wrapper's name": (wrapper("DIFFUSION_MODEL", "patch", foreign("taylorseer_forward")), "TaylorSeer"),
+    "TeaCache's option": (option("rel_l1_thresh"), "TeaCache"),
+    "an option": (option("magcache_K", 2), "MagCache"),
+    "a function within another": (
+        around_the_network(foreign("wrapper", qualname="ApplyTeaCache.patch.<locals>.wrapper")),
+        "TeaCache",
+    ),
+    "first-block cache": (
+        around_the_network(foreign("wrapper", qualname="ApplyFBCacheOnModel.patch.<locals>.wrapper")),
+        "WaveSpeed",
+    ),
+    "a module": (around_the_network(foreign("wrapper", module="custom_nodes.magcache")), "MagCache"),
+    "a pack's folder": (
+        around_the_network(foreign("wrapper", module="/srv/ComfyUI/custom_nodes/ComfyUI-TeaCache.nodes")),
+        "TeaCache",
+    ),
+    "an object": (around_the_network(MagCacheWrapper()), "MagCache"),
+    "a bound method": (around_the_network(MagCacheWrapper().__call__), "MagCache"),
+    "a partial function": (around_the_network(functools.partial(foreign("teacache_forward"))), "TeaCache"),
+}
+
+
+def warnings_of(comfy, scene, caplog, model):
+    """What the cache warns of in two steps of this model."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        latent = comfy.sample(scene, model, steps=2)
+    assert latent.isfinite().all()
+    return log_of(caplog)
+
+
+@pytest.mark.parametrize("cache_first", [False, True])
+@pytest.mark.parametrize("other", OTHER_CACHES)
+def test_another_cache_is_warned_of_by_name(comfy, tiny, caplog, other, cache_first):
+    """Catches two caches whose errors add up without a word."""
+    scene, (add, name) = tiny("SD15"), OTHER_CACHES[other]
+    model = comfy.cached(scene.model) if cache_first else scene.model.clone()
+    add(model)
+    (warning,) = warnings_of(comfy, scene, caplog, model if cache_first else comfy.cached(model))
+    assert f"also goes through {name}" in warning
+
+
+@pytest.mark.parametrize("kind", ["EasyCache", "LazyCache"])
+def test_the_built_in_caches_are_warned_of_by_name(comfy, tiny, caplog, kind):
+    """Catches an option of theirs that has another name in another version of ComfyUI."""
+    scene = tiny("SD15")
+    built_in = comfy.node(kind, scene.model, 0.2, 0.15, 0.95, False)[0]
+    (warning,) = warnings_of(comfy, scene, caplog, comfy.cached(built_in))
+    assert "built-in EasyCache or LazyCache" in warning
+
+
+def repeating(model):
+    """A cache whose name says nothing: each second answer is the one before."""
+    from comfy.patcher_extension import WrappersMP
+
+    answers = []
+
+    def around(executor, *args, **kwargs):
+        answers.append(answers[-1] if len(answers) % 2 else executor(*args, **kwargs))
+        return answers[-1]
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "a wrapper", around)
+    return model
+
+
+@pytest.mark.parametrize("predictor", ["forecast", "reuse"])
+@pytest.mark.parametrize("name", ["SD15", "Flux"])
+def test_a_cache_without_a_name_is_known_by_its_repetitions(comfy, tiny, caplog, name, predictor):
+    """Catches two caches of which nobody is told, and a network that is taken for one."""
+    scene = tiny(name)
+    for widgets in (dict(threshold=0.1), dict(target_speedup=2.0)):
+        for model, warned in ((repeating(scene.model), 1), (scene.model, 0)):
+            caplog.clear()
+            with caplog.at_level(logging.WARNING):
+                comfy.sample(scene, comfy.cached(model, predictor=predictor, **widgets))
+            assert sum("another cache repeats it" in line for line in log_of(caplog)) == warned
+
+
+@pytest.mark.parametrize("where", ["an object patch", "an attribute of the network"])
+def test_a_cache_within_the_network_is_warned_of_by_name(comfy, tiny, caplog, where, monkeypatch):
+    """Catches a cache that replaces the network's forward: none of the model's options tells of it."""
+    scene, network = tiny("SD15"), tiny("SD15").model.model.diffusion_model
+    model = scene.model.clone()
+    if where == "an object patch":
+        model.add_object_patch("diffusion_model.forward", foreign("teacache_forward").__get__(network.forward))
+    else:
+        monkeypatch.setitem(network.__dict__, "teacache_skipped_steps", 0)
+    (warning,) = warnings_of(comfy, scene, caplog, comfy.cached(model))
+    assert "also goes through TeaCache" in warning
+
+
+HARMLESS = {
+    "wrappers": wrapper("DIFFUSION_MODEL", "another pack"),
+    "a wrapper without a key": wrapper("APPLY_MODEL", None),
+    "a wrapper around the network": around_the_network(foreign("scale")),
+    "options": option("cfg_scale"),
+    "our own option": option("easycache_ranks", None),
+    "a user's folder": around_the_network(foreign("scale", module="/home/teacache/ComfyUI/custom_nodes/another.nodes")),
+    "a cache of text": wrapper("OUTER_SAMPLE", "prompt cache", foreign("cache_prompts")),
+    "patches": lambda model: model.set_model_attn2_patch(lambda query, context, value, extra: (query, context, value)),
+    "functions of guidance": lambda model: model.set_model_sampler_post_cfg_function(lambda given: given["denoised"]),
+}
+
+
+@pytest.mark.parametrize("patch", HARMLESS)
+def test_a_harmless_patch_is_not_warned_of(comfy, tiny, caplog, patch):
+    """Catches a warning that says nothing: users then overlook the one that does."""
+    model = tiny("SD15").model.clone()
+    HARMLESS[patch](model)
+    assert warnings_of(comfy, tiny("SD15"), caplog, comfy.cached(model)) == []
+
+
+def test_nodes_that_cache_nothing_are_not_warned_of(comfy, tiny, caplog):
+    """Catches a name of ComfyUI's own that is taken for that of a cache."""
+    scene = tiny("SD15")
+    model = comfy.node("FreeU_V2", scene.model, b1=1.3, b2=1.4, s1=0.9, s2=0.2)[0]
+    model = comfy.node("PerturbedAttentionGuidance", model, scale=3.0)[0]
+    model = comfy.node("FreSca", model, scale_low=1.0, scale_high=1.25, freq_cutoff=20)[0]
+    model = comfy.node("RescaleCFG", model, multiplier=0.7)[0]
+    assert warnings_of(comfy, scene, caplog, comfy.cached(comfy.cached(model))) == [], "not even of itself"

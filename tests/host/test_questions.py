@@ -1,0 +1,376 @@
+"""What the network is asked comes, goes and changes on the way."""
+
+import functools
+import logging
+import uuid
+
+import pytest
+import tiny_models
+import torch
+from closeness import psnr
+from sampling import (
+    BUDGET,
+    SHORT_GAPS,
+    STEPS,
+    THRESHOLD,
+    Asking,
+    answering_by_prompt,
+    ask,
+    away_from,
+    check_counts,
+    guiding,
+    log_of,
+    pair,
+    plain_prompt,
+    relative,
+    schedule,
+    uncached,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("at_high_noise", [True, False])
+@pytest.mark.parametrize("order", ["positive negative perturbed", "negative perturbed positive"])
+def test_a_question_that_comes_or_goes_on_the_way(comfy, tiny, run, order, at_high_noise):
+    """The negative is asked at high noise only, or at low noise only, in between the others. Catches questions
+    that are told apart by the order in which they come: one is then answered with another one's past.
+    """
+    scene, sigmas = tiny("Flux"), schedule(comfy, tiny("Flux"))
+    conds = {"positive": plain_prompt(0), "negative": plain_prompt(2), "perturbed": plain_prompt(-2)}
+    middle = float(sigmas[8] + sigmas[9]) / 2
+    asking = Asking(scene)
+
+    def predict(guider, x, timestep, options):
+        names = [n for n in order.split() if n != "negative" or (timestep[0] > middle) == at_high_noise]
+        answers = {name: asking(guider, [name], x, timestep, options)[0] for name in names}
+        return away_from(answers.pop("positive"), answers.values())
+
+    make_guider = functools.partial(guiding, conds=conds, predict=predict)
+    plain = uncached(run, scene, make_guider, patch=answering_by_prompt)
+    cached = run(scene, make_guider, patch=answering_by_prompt, **SHORT_GAPS)
+    asking.check(*conds)
+    assert cached.calls.total() < 0.85 * plain.calls.total()
+    assert len(cached.levels) <= cached.report["computed"] + 1, "it comes once"
+
+
+@pytest.mark.parametrize("perturbed_by", ["a switch of its guider", "a switch in the options", "patched layers"])
+def test_the_positive_is_asked_once_more_with_a_patched_network(comfy, tiny, run, perturbed_by):
+    """The negative comes between the two at high noise only. Catches the perturbed answer in place of the other."""
+    scene, sigmas = tiny("Flux"), schedule(comfy, tiny("Flux"))
+    conds = {"positive": plain_prompt(1), "negative": plain_prompt(-1)}
+    middle, asking, on = float(sigmas[8] + sigmas[9]) / 2, Asking(scene), []
+
+    def patch(model):
+        def wrapper(network, given):
+            return inner(network, given) * (3.0 if on else 1.0)
+
+        model = answering_by_prompt(model)
+        inner = model.model_options["model_function_wrapper"]
+        model.set_model_unet_function_wrapper(wrapper)
+        return model
+
+    def predict(guider, x, timestep, options):
+        def perturbed():
+            other = options["transformer_options"]
+            if perturbed_by == "a switch in the options":
+                other = {**other, "perturbing": True}
+            elif perturbed_by == "patched layers":
+                other = {**other, "patches_replace": {"attn1": {("middle", 0): lambda q, k, v, extra: v}}}
+            on.append(1)
+            answer = asking(guider, ["positive"], x, timestep, {**options, "transformer_options": other})[0]
+            on.clear()
+            return answer
+
+        answers = [asking(guider, ["positive"], x, timestep, options)[0]]
+        if timestep[0] > middle:
+            answers += asking(guider, ["negative"], x, timestep, options)
+        answers.append(perturbed())
+        return away_from(answers[0], answers[1:])
+
+    make_guider = functools.partial(guiding, conds=conds, predict=predict)
+    plain, exact = run(scene, make_guider, patch=patch), run(scene, make_guider, patch=patch, threshold=0.0)
+    assert torch.equal(exact.latent, plain.latent)
+    cached = run(scene, make_guider, patch=patch, **SHORT_GAPS)
+    asking.check(*conds)
+    check_counts(cached, plain.calls)
+    assert len(cached.levels) < STEPS - 3
+
+
+def perturbed_options(kind, options):
+    """The options of a call that asks the network as it is perturbed."""
+    from comfy.patcher_extension import WrappersMP
+
+    def patch(query, key, value, extra):
+        return query, key, value * 0
+
+    def around(executor, *args, **kwargs):
+        return executor(*args, **kwargs)
+
+    other = options["transformer_options"]
+    added = {
+        "a number": {"mode": 2},
+        "a list of layers": {"layers": [1, 2]},
+        "a strength among others": {"guidance": {"scale": 1.0, "layers": (1,)}},
+        "a patch": {"patches": {**other.get("patches", {}), "attn1_patch": [patch]}},
+        "another patch of one layer": {"patches_replace": {"attn1": {("middle", 0): lambda q, k, v, extra: v}}},
+        "a wrapper": {"wrappers": {**other["wrappers"], WrappersMP.DIFFUSION_MODEL: {"another": [around]}}},
+    }
+    return {**options, "transformer_options": {**other, **added.get(kind, {})}}
+
+
+KINDS = [
+    "a number", "a list of layers", "a strength among others", "a patch", "another patch of one layer", "a wrapper",
+    "the prompt's strength",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_perturbed_network_is_asked_at_low_noise(comfy, tiny, run, kind):
+    """At high noise it comes after the network as it is. Catches the answer of that in place of its own: then only the
+    order of calls tells the two apart.
+    """
+    scene, sigmas, on, errors = tiny("Flux"), schedule(comfy, tiny("Flux")), [], []
+    middle = float(sigmas[8] + sigmas[9]) / 2
+
+    def patch(model):
+        def wrapper(network, given):
+            return inner(network, given) * (3.0 if on else 1.0)
+
+        model = answering_by_prompt(model)
+        inner = model.model_options["model_function_wrapper"]
+        model.set_model_unet_function_wrapper(wrapper)
+        return model
+
+    def call(guider, perturbed, x, timestep, options):
+        from comfy.samplers import calc_cond_batch
+
+        conds, before = guider.conds["positive"], len(scene.calls)
+        if kind == "another patch of one layer":
+            layers = {"attn1": {("middle", 0): lambda q, k, v, extra: q}}
+            options = {**options, "transformer_options": {**options["transformer_options"], "patches_replace": layers}}
+        if perturbed:
+            options = perturbed_options(kind, options)
+            on.append(1)
+            if kind == "the prompt's strength":
+                conds = [{**part, "strength": 0.5} for part in conds]
+        (answer,) = calc_cond_batch(guider.inner_model, [conds], x, timestep, options)
+        if len(scene.calls) == before:
+            bare = {**options, "transformer_options": {**options["transformer_options"], "wrappers": {}}}
+            (truth,) = calc_cond_batch(guider.inner_model, [conds], x, timestep, bare)
+            del scene.calls[before:]
+            errors.append(relative(answer, truth))
+        on.clear()
+        return answer
+
+    def predict(guider, x, timestep, options):
+        plain = [call(guider, False, x, timestep, options)] if timestep[0] > middle else []
+        return away_from(call(guider, True, x, timestep, options), plain)
+
+    make_guider = functools.partial(guiding, conds={"positive": plain_prompt(1)}, predict=predict)
+    plain, exact = run(scene, make_guider, patch=patch), run(scene, make_guider, patch=patch, threshold=0.0)
+    assert torch.equal(exact.latent, plain.latent)
+    errors.clear()
+    cached = run(scene, make_guider, patch=patch, **SHORT_GAPS)
+    assert errors and max(errors) < 0.4 and len(cached.levels) < STEPS - 3
+
+
+@pytest.mark.parametrize("note", ["number of the step", "noise level", "number of the call"])
+def test_options_that_move_on_change_no_question(tiny, run, note):
+    """Catches a speed-up of nothing because a pack counts its calls."""
+    scene = tiny("Flux")
+
+    def predict(guider, x, timestep, options):
+        step = guider.calls // 2
+        for _ in range(2):
+            guider.calls += 1
+            value = {"number of the step": step, "noise level": float(timestep[0])}.get(note, guider.calls)
+            noted = {**options, "transformer_options": {**options["transformer_options"], "note": value}}
+            (answer,) = ask(guider, ["positive"], x, timestep, noted)
+        return answer
+
+    def make_guider(model):
+        guider = guiding(model, pair(scene), predict)
+        guider.calls = 0
+        return guider
+
+    assert len(run(scene, make_guider, **THRESHOLD).levels) < STEPS * 0.7
+    extra = 2 if note == "number of the call" else 0  # until it is known to move on
+    assert len(run(scene, make_guider, **BUDGET).levels) <= STEPS / 4 + extra
+
+
+@pytest.mark.parametrize("at", [5, 8, 11])
+def test_a_number_in_the_options_changes(comfy, tiny, run, at):
+    """At one step, for good. Catches the step after it, predicted from before."""
+    scene = tiny("Flux")
+    sigmas = schedule(comfy, scene)
+    switch = float(sigmas[at - 1] + sigmas[at]) / 2
+
+    def predict(guider, x, timestep, options):
+        scale = 1.0 if timestep[0] > switch else 0.25
+        noted = {**options, "transformer_options": {**options["transformer_options"], "scale": scale}}
+        return ask(guider, ["positive"], x, timestep, noted)[0]
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=predict)
+    plain, cached = run(scene, make_guider), run(scene, make_guider, **THRESHOLD)
+    assert max(level for level in plain.levels if level < switch) in cached.levels
+    assert len(cached.levels) < STEPS * 0.75
+
+
+def test_a_question_that_comes_once_the_budget_is_spent(comfy, tiny, run):
+    """Catches a question that is computed at all steps that are left, as it is never kept for the next one."""
+    scene = tiny("SD15")
+    late = float(schedule(comfy, scene)[10])
+
+    def predict(guider, x, timestep, options):
+        names = ["positive", "negative"] if timestep[0] <= late else ["positive"]
+        return away_from(ask(guider, ["positive"], x, timestep, options)[0], [
+            answer for name in names[1:] for answer in ask(guider, [name], x, timestep, options)
+        ])  # fmt: skip
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=predict)
+    cached = run(scene, make_guider, target_speedup=8.0)
+    assert len(cached.levels) <= 2 + 3 and cached.report["trace"][-1]["computed"]
+
+
+@pytest.mark.parametrize("names", [("positive", "negative", "empty"), ("one", "two", "three")], ids=str)
+def test_a_list_in_another_order_in_each_step(tiny, run, names):
+    """Three prompts in one call. Catches an answer for each place in the list, and not for each prompt."""
+    scene = tiny("Flux")
+    conds = dict(zip(names, map(plain_prompt, (0, 2, -2)), strict=True))
+    asking, evaluations = Asking(scene), []
+
+    def predict(guider, x, timestep, options):
+        evaluations.append(1)
+        turn = len(evaluations) % 3
+        listed = names[turn:] + names[:turn]
+        answers = dict(zip(listed, asking(guider, listed, x, timestep, options), strict=True))
+        return away_from(answers[names[0]], [answers[name] for name in names[1:]])
+
+    make_guider = functools.partial(guiding, conds=conds, predict=predict)
+    plain = uncached(run, scene, make_guider, patch=answering_by_prompt)
+    cached = run(scene, make_guider, patch=answering_by_prompt, **SHORT_GAPS)
+    asking.check(*names)
+    check_counts(cached, plain.calls)
+    assert psnr(cached.latent, plain.latent) > 10
+
+
+def test_the_same_question_to_two_networks(comfy, tiny, run):
+    """The positive to a weak network, at high noise only, and then to the network itself. Catches the weak one's past
+    as the answer of the other.
+    """
+    scene, weak = tiny("Flux"), tiny_models.build("Flux", seed=1)
+    sigmas, conds = schedule(comfy, scene), {"positive": plain_prompt(1)}
+    middle, asking = float(sigmas[8] + sigmas[9]) / 2, Asking(scene)
+
+    def patch(model):
+        def wrapper(network, given):
+            answer = network(given["input"], given["timestep"], **given["c"])
+            return answer + (1.0 if network.__self__ is scene.model.model else -3.0)
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(wrapper)
+        return model
+
+    def predict(guider, x, timestep, options):
+        from comfy.samplers import calc_cond_batch
+
+        answers = []
+        if timestep[0] > middle:
+            weak.model.pre_run()
+            answers += calc_cond_batch(weak.model.model, [guider.conds["positive"]], x, timestep, options)
+            weak.model.cleanup()
+        answers += asking(guider, ["positive"], x, timestep, options)
+        return away_from(answers[-1], answers[:-1])
+
+    make_guider = functools.partial(guiding, conds=conds, predict=predict)
+    plain, exact = run(scene, make_guider, patch=patch), run(scene, make_guider, patch=patch, threshold=0.0)
+    assert torch.equal(exact.latent, plain.latent)
+    weak.calls.clear()
+    cached = run(scene, make_guider, patch=patch, **SHORT_GAPS)
+    check_counts(cached, plain.calls)
+    assert len(weak.calls) < 9, "it is cached, too"
+    asking.check("positive")
+    assert psnr(cached.latent, plain.latent) > 10
+
+
+def test_a_prompt_that_is_made_anew_in_each_step(tiny, run, caplog):
+    """Nothing known is asked, so all is computed. Catches an answer to what nobody asks any longer, and a log that
+    blames the threshold.
+    """
+    scene = tiny("SD15")
+
+    def predict(guider, x, timestep, options):
+        for name, parts in guider.conds.items():
+            guider.conds[name] = [{**part, "uuid": uuid.uuid4()} for part in parts]
+        return away_from(
+            *ask(guider, ["positive"], x, timestep, options), ask(guider, ["negative"], x, timestep, options)
+        )
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=predict)
+    plain = run(scene, make_guider)
+    for widgets in (THRESHOLD, BUDGET):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            cached = run(scene, make_guider, **widgets)
+        assert torch.equal(cached.latent, plain.latent)
+        check_counts(cached, plain.calls)
+        (line,) = [line for line in log_of(caplog) if line.startswith("EasyCache: computed")]
+        assert "Nothing was skipped" in line
+        assert "raise threshold" not in line and "allows each of them" not in line, line
+
+
+def test_a_negative_that_is_made_anew_in_each_step(tiny, run):
+    """The positive stays. Catches steps that are reported as skipped and in which the network ran all the same."""
+    scene = tiny("SD15")
+
+    def predict(guider, x, timestep, options):
+        guider.conds["negative"] = [{**part, "uuid": uuid.uuid4()} for part in guider.conds["negative"]]
+        positive, negative = ask(guider, ["positive", "negative"], x, timestep, options)
+        return away_from(positive, [negative])
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=predict)
+    plain, cached = run(scene, make_guider), run(scene, make_guider, **THRESHOLD)
+    assert torch.equal(cached.latent, plain.latent)
+    check_counts(cached, plain.calls)
+
+
+def test_more_sets_of_questions_than_are_kept(tiny, run, no_run_left):
+    """Seven pairs of prompts take turns at each noise level. Catches a cache that grows with each of them, and an
+    answer to one prompt from another one's past.
+    """
+    scene = tiny("Flux")
+    conds = {f"prompt {i}": plain_prompt(i - 3) for i in range(7)}
+    asking = Asking(scene)
+
+    def predict(guider, x, timestep, options):
+        name = f"prompt {guider.turn % 7}"
+        guider.turn += 1
+        return asking(guider, [name], x, timestep, options)[0]
+
+    def make_guider(model):
+        guider = guiding(model, conds, predict)
+        guider.turn = 0
+        return guider
+
+    @torch.no_grad()
+    def seven_per_level(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            denoised = sum(model(x, sigma * x.new_ones([len(x)]), **extra_args) for _ in range(7)) / 7
+            if callback is not None:
+                callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            x = x + (following - sigma) * (x - denoised) / sigma
+        return x
+
+    everything = dict(sampler=seven_per_level, patch=answering_by_prompt)
+    plain, exact = run(scene, make_guider, **everything), run(scene, make_guider, **everything, threshold=0.0)
+    assert torch.equal(exact.latent, plain.latent) and exact.calls == plain.calls
+    for widgets in (SHORT_GAPS, BUDGET):
+        cached = run(scene, make_guider, **everything, **widgets)
+        assert cached.report["evaluations"] == 7 * STEPS
+        assert cached.report["computed"] == cached.calls.total()
+        assert psnr(cached.latent, plain.latent) > 10
+        assert no_run_left() == []
+    for name, answer, truths in asking.predicted:
+        errors = {other: relative(answer, truth) for other, truth in truths.items()}
+        assert min(errors, key=errors.get) == name, errors

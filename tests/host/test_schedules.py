@@ -1,0 +1,126 @@
+"""Samplers whose noise levels are not those of a plain schedule, each evaluated once."""
+
+import functools
+import logging
+import math
+
+import pytest
+import torch
+from closeness import psnr
+from sampling import BUDGET, STEPS, THRESHOLD_OR_BUDGET, both, check_counts, guiding, log_of, pair, schedule
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@THRESHOLD_OR_BUDGET
+@pytest.mark.parametrize("name", ["SD15", "Flux"])
+def test_a_sampler_with_a_schedule_of_its_own(comfy, tiny, run, caplog, name, widgets):
+    """It is given [0, 0]. Catches a cache that takes this for the schedule: nothing is skipped, and the log blames the
+    settings.
+    """
+    from comfy.k_diffusion.sampling import sample_euler
+
+    scene = tiny(name)
+    own = schedule(comfy, scene)
+
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        x = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)) * own[0]
+        return sample_euler(model, x, own, extra_args, callback, disable)
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain, exact = (run(scene, make_guider, sampler, torch.zeros(2), **given) for given in ({}, dict(threshold=0.0)))
+    assert torch.equal(exact.latent, plain.latent)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, make_guider, sampler, torch.zeros(2), **widgets)
+    check_counts(cached, plain.calls)
+    assert len(cached.levels) <= (math.ceil(STEPS / 4) if widgets == BUDGET else STEPS * 0.7)
+    assert cached.report["steps"] == cached.report["evaluations"] == STEPS
+    assert psnr(cached.latent, plain.latent) > 5
+    assert sum("schedule of its own" in line for line in log_of(caplog)) == 1
+    assert not any("Nothing was skipped" in line for line in log_of(caplog))
+
+
+@torch.no_grad()
+def restarting(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Euler steps; where the noise levels rise, noise is added and nothing is evaluated."""
+    rng, one, step = torch.Generator().manual_seed(6), x.new_ones([len(x)]), 0
+    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        if following > sigma:
+            kept = (1 - following) / (1 - sigma) if sigmas[0] <= 1 else 1.0
+            added = (following**2 - (kept * sigma) ** 2).sqrt()
+            x = kept * x + added * torch.randn(x.shape, generator=rng)
+            continue
+        denoised = model(x, sigma * one, **extra_args)
+        step += 1
+        if callback is not None:
+            callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = x + (following - sigma) * (x - denoised) / sigma
+    return x
+
+
+@pytest.mark.parametrize("widgets", [dict(threshold=0.1), BUDGET], ids=["threshold", "budget"])
+@pytest.mark.parametrize("restarts", [1, 2, 4])
+@pytest.mark.parametrize(("name", "low", "high"), [("SD15", 0.5, 2.0), ("Flux", 0.4, 0.7)])
+def test_restarts(comfy, tiny, run, name, low, high, restarts, widgets):
+    """The noise level rises again within a run. Catches rises that are counted as steps: the last evaluation, which
+    draws the detail, is then predicted.
+    """
+    scene = tiny(name)
+    sigmas = schedule(comfy, scene)
+    at = int((sigmas > low).sum())
+    sigmas = torch.cat([sigmas[: at + 1], *[torch.linspace(high, float(sigmas[at]), 4)] * restarts, sigmas[at + 1 :]])
+    evaluations = STEPS + 3 * restarts
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain, cached = (run(scene, make_guider, restarting, sigmas, **given) for given in ({}, widgets))
+    assert min(plain.levels) in cached.levels and cached.report["trace"][-1]["computed"]
+    assert cached.report["steps"] == cached.report["evaluations"] == plain.calls.total() == evaluations
+    assert cached.report["computed"] == cached.calls.total() < evaluations
+    if widgets == BUDGET:
+        assert math.ceil(evaluations / 4) - 1 <= cached.calls.total() <= math.ceil(evaluations / 4)
+    else:
+        assert psnr(cached.latent, plain.latent) > 10
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpm_2", "heunpp2"])
+def test_nearly_everything_is_skipped_with_two_evaluations_per_step(tiny, run, sampler):
+    """Catches steps that are counted twice, and a division by zero where hardly anything is computed."""
+    scene = tiny("SD15")
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain = run(scene, make_guider, sampler)
+    cached = run(scene, make_guider, sampler, target_speedup=10.0)
+    evaluations = plain.calls.total()
+    assert cached.report["evaluations"] == evaluations
+    assert cached.report["computed"] == cached.calls.total() <= math.ceil(evaluations / 10)
+    assert cached.report["speedup"] == pytest.approx(evaluations / cached.calls.total())
+
+
+def inner_iterations(count):
+    """A sampler that moves the latent so often at each noise level, with noise, before it takes an Euler step."""
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        rng, one = torch.Generator().manual_seed(4), x.new_ones([len(x)])
+        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            for _ in range(count):
+                drift = (1 - sigma) * model(x, sigma * one, **extra_args) - x
+                x = x + 0.1 * drift + 0.4 * sigma * torch.randn(x.shape, generator=rng)
+            denoised = model(x, sigma * one, **extra_args)
+            if callback is not None:
+                callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            x = x + (following - sigma) * (x - denoised) / sigma
+        return x
+
+    return sampler
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("speedup", [2.0, 3.0, 6.0])
+def test_the_last_of_several_evaluations_per_step(tiny, run, count, speedup):
+    """Catches a budget that is spent at the first evaluation of the last step: the last one draws the detail."""
+    scene = tiny("Flux")
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    cached = run(scene, make_guider, inner_iterations(count), target_speedup=speedup)
+    evaluations = (count + 1) * STEPS
+    assert cached.report["evaluations"] == evaluations and cached.report["trace"][-1]["computed"]
+    assert math.ceil(evaluations / speedup) - 2 <= cached.report["computed"] <= math.ceil(evaluations / speedup)

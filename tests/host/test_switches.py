@@ -1,0 +1,279 @@
+"""What changes by itself at noise levels of its own: ControlNets, keyframes, patches."""
+
+import functools
+import logging
+import math
+import sys
+
+import pytest
+import tiny_models
+import torch
+from sampling import BUDGET, STEPS, THRESHOLD, both, guiding, log_of, pair, schedule
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def levels_and_what_held(record):
+    """{noise level: what was in force at it}, of calls in order; the first call at a level counts."""
+    held = {}
+    for level, what in record:
+        held.setdefault(level, what)
+    return held
+
+
+def check_held(everywhere, computed):
+    """everywhere: as from levels_and_what_held, of the uncached run. computed: of the cached one.
+
+    What is predicted is predicted from a computed evaluation at which the same was in force.
+    """
+    assert 3 < len(computed) < len(everywhere)
+    last = None
+    for level, what in everywhere.items():
+        if level in computed:
+            last = what
+            assert computed[level] == what, level
+        assert last == what, f"at noise level {level:.3f}"
+
+
+class Keyframe:
+    def __init__(self, start_percent, strength, guarantee_steps=1):
+        self.start_percent, self.strength, self.guarantee_steps = start_percent, strength, guarantee_steps
+        self.start_t = 0.0
+
+
+class KeyframeGroup:
+    def __init__(self, keyframes):
+        self.keyframes = keyframes
+
+
+@pytest.fixture
+def controlled(comfy, tiny):
+    """controlled(strength_at, **attributes): (positive, negative, net, record of (noise level, strength)).
+
+    A ControlNet of another pack for the tiny SD 1.5, of which `strength_at(net, sigma)` is the strength in force.
+    """
+    import comfy.cldm.cldm as cldm
+    import comfy.controlnet as controlnet
+    import comfy.model_management as management
+
+    scene, record = tiny("SD15"), []
+    network = cldm.ControlNet(hint_channels=3, **scene.model.model.model_config.unet_config)
+    tiny_models.fill(network, torch.Generator().manual_seed(7))
+    picture = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(1))
+
+    def controlled(strength_at=None, start=0.0, end=1.0, **attributes):
+        class Controlled(controlnet.ControlNet):
+            def __init__(self, network):
+                super().__init__(network, load_device=management.get_torch_device())
+                self.__dict__.update(attributes)
+
+            def pre_run(self, model, percent_to_timestep_function):
+                super().pre_run(model, percent_to_timestep_function)
+                for group in attributes.values():
+                    for keyframe in group.keyframes:
+                        keyframe.start_t = percent_to_timestep_function(keyframe.start_percent)
+
+            def copy(self):
+                net = Controlled(None)
+                net.control_model, net.control_model_wrapped = self.control_model, self.control_model_wrapped
+                self.copy_to(net)
+                return net
+
+        if strength_at is not None:
+
+            def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+                sigma = float(t[0])
+                strength = strength_at(self, sigma)
+                record.append((sigma, strength))
+                answers = controlnet.ControlNet.get_control(self, x_noisy, t, cond, batched_number, transformer_options)
+                return answers and {key: [None if one is None else one * strength for one in part]
+                                    for key, part in answers.items()}  # fmt: skip
+
+            Controlled.get_control = get_control
+        net = Controlled(network)
+        conds = comfy.node("ControlNetApplyAdvanced", scene.positive, scene.negative, net, picture, 1.0, start, end)
+        return *conds, record
+
+    return controlled
+
+
+@pytest.mark.parametrize("at", [6, 9, 13])
+def test_a_controlnet_that_switches_by_itself(comfy, tiny, controlled, caplog, at):
+    """Nothing tells at which noise level. Catches a step after the switch that is predicted from before it, and a log
+    that blames the threshold.
+    """
+    scene = tiny("SD15")
+    sigmas = schedule(comfy, scene)
+    switch = float(sigmas[at - 1] + sigmas[at]) / 2
+    positive, negative, record = controlled(lambda net, sigma: float(sigma > switch))
+    conds = dict(positive=positive, negative=negative)
+    plain = comfy.sample(scene, **conds)
+    assert not torch.equal(comfy.sample(scene), plain)
+    with caplog.at_level(logging.INFO):
+        cached, computed = scene.counting(lambda: comfy.sample(scene, comfy.cached(scene.model, **THRESHOLD), **conds))
+    assert torch.equal(cached, plain) and len(computed) == STEPS
+    warning, summary = log_of(caplog)
+    assert "ControlNet (Controlled) decides by itself" in warning and "everything is computed" in warning
+    assert "decides by itself" in summary and "raise threshold" not in summary
+    caplog.clear()
+    _, computed = scene.counting(lambda: comfy.sample(scene, comfy.cached(scene.model, **BUDGET), **conds))
+    assert len(computed) <= math.ceil(STEPS / 4)
+    assert "may still be predicted" in log_of(caplog)[0]
+
+
+def test_a_controlnet_that_switches_by_itself_while_it_is_active(comfy, tiny, controlled):
+    """Catches a run that is computed to its end for what acted at its beginning only."""
+    scene = tiny("SD15")
+    end = scene.model.get_model_object("model_sampling").percent_to_sigma(0.3)
+    positive, negative, _ = controlled(lambda net, sigma: sigma, end=0.3)
+    conds = dict(positive=positive, negative=negative)
+    _, computed = scene.counting(lambda: comfy.sample(scene, comfy.cached(scene.model, **THRESHOLD), **conds))
+    everywhere = [float(sigma) for sigma in schedule(comfy, scene)[:-1]]
+    rounded = [round(sigma, 3) for sigma in computed]
+    assert all(round(sigma, 3) in rounded for sigma in everywhere if sigma >= end) and len(computed) < STEPS
+
+
+KEYFRAMES = {
+    "two": [(0.0, 1.0, 0), (0.5, 0.0, 1)],
+    "several in one step": [(0.0, 1.0, 0), (0.4, 0.2, 1), (0.401, 0.4, 1), (0.402, 0.6, 1), (0.403, 0.0, 1)],
+    "guaranteed for longer": [(0.0, 1.0, 4), (0.1, 0.5, 3), (0.15, 0.0, 1), (0.9, 1.0, 1)],
+}
+
+
+@pytest.mark.parametrize("keyframes", KEYFRAMES)
+def test_keyframes_of_a_controlnet(comfy, tiny, controlled, keyframes):
+    """Catches a strength that lasts beyond its keyframe: in what is predicted, or as its count of steps missed some."""
+    from comfy.hooks import HookKeyframeGroup
+
+    scene, groups = tiny("SD15"), []
+
+    def strength_at(net, sigma):
+        groups[-1].prepare_current_keyframe(sigma, {"sample_sigmas": sigmas})
+        return groups[-1].strength
+
+    sigmas = schedule(comfy, scene, 24)
+    given = KeyframeGroup([Keyframe(*one) for one in KEYFRAMES[keyframes]])
+    for keyframe in given.keyframes:  # ComfyUI's own choice among them
+        keyframe.get_effective_guarantee_steps = functools.partial(
+            lambda one, highest: 0 if one.start_t > highest else one.guarantee_steps, keyframe
+        )
+    positive, negative, record = controlled(strength_at, schedule_of_strength=given)
+
+    def sample(model):
+        record.clear()
+        groups.append(HookKeyframeGroup())
+        groups[-1].keyframes = given.keyframes
+        groups[-1].reset()
+        comfy.sample(scene, model, steps=24, positive=positive, negative=negative)
+        return levels_and_what_held(record)
+
+    everywhere = sample(scene.model)
+    assert len(everywhere) == 24 and len(set(everywhere.values())) > 1
+    check_held(everywhere, sample(comfy.cached(scene.model, threshold=1.0, max_consecutive_skips=2)))
+
+
+def test_a_keyframe_for_each_step(comfy, tiny, controlled, caplog):
+    """Catches a log that blames the threshold, which would not help."""
+    scene = tiny("SD15")
+    group = KeyframeGroup([Keyframe(i / 48, 1 - i / 48) for i in range(48)])
+    positive, negative, _ = controlled(lambda net, sigma: 1.0, schedule_of_strength=group)
+    with caplog.at_level(logging.INFO):
+        comfy.sample(scene, comfy.cached(scene.model, **THRESHOLD), positive=positive, negative=negative)
+    (line,) = log_of(caplog)
+    assert "skipped 0" in line and "keyframes or strengths" in line and "raise threshold" not in line
+
+
+def test_keyframes_are_chosen_as_comfyui_does(comfy):
+    """Catches a keyframe that is taken for over, or for begun, at any noise level of any schedule."""
+    from comfy.hooks import HookKeyframe, HookKeyframeGroup
+
+    switches = sys.modules[comfy.classes["EasyCacheAdaptive"].__module__.replace(".adaptive", ".schedule_switches")]
+    rng = torch.Generator().manual_seed(1)
+
+    def between(low, high):
+        return int(torch.randint(low, high + 1, (1,), generator=rng))
+
+    for _ in range(200):
+        group = HookKeyframeGroup()
+        for _ in range(between(1, 5)):
+            keyframe = HookKeyframe(1.0, 0.0, between(0, 3))
+            keyframe.start_t = between(0, 24) / 20
+            group.keyframes.append(keyframe)
+        group.keyframes.sort(key=lambda keyframe: -keyframe.start_t)
+        group.reset()
+        sigmas = torch.linspace(1, 0, between(3, 21))
+        ours = switches.Keyframes(group.keyframes, 0, 1.0)
+        for sigma in sigmas[:-1].repeat_interleave(2).tolist():
+            group.prepare_current_keyframe(sigma, {"sample_sigmas": sigmas})
+            ours.observe(sigma)
+            assert ours.index == group._current_index
+
+
+def test_the_strength_of_a_controlnet_is_changed_from_outside(comfy, tiny, controlled):
+    """By another pack's wrapper, at a noise level that only it knows. Catches a strength that is no longer set."""
+    from comfy.patcher_extension import WrappersMP
+
+    scene = tiny("SD15")
+    middle = float(schedule(comfy, scene)[9])
+    positive, negative, record = controlled(None)
+
+    def set_strength(executor, x, timestep, *args, **kwargs):
+        for entries in executor.class_obj.conds.values():
+            for cond in entries:
+                cond["control"].strength = 1.0 if timestep[0] > middle else 0.25
+                record.append((float(timestep[0]), cond["control"].strength))
+        return executor(x, timestep, *args, **kwargs)
+
+    model = scene.model.clone()
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "strength", set_strength)
+    conds = dict(positive=positive, negative=negative)
+    comfy.sample(scene, model, **conds)
+    everywhere = levels_and_what_held(record)
+    _, computed = scene.counting(lambda: comfy.sample(scene, comfy.cached(model, **THRESHOLD), **conds))
+    ran = {level: what for level, what in everywhere.items() if any(abs(level - one) < 1e-3 for one in computed)}
+    check_held(everywhere, ran)
+
+
+def by_noise_level(kind, at):
+    """A patch that acts at this noise level and above, as other packs write them; it knows the level by a name."""
+
+    def patch(model):
+        model = model.clone()
+        start_sigma = at
+
+        def wrapper(network, given):
+            output = network(given["input"], given["timestep"], **given["c"])
+            return output * 3.0 if given["timestep"][0] >= start_sigma else output
+
+        class Attention:
+            def __init__(self):
+                self.sigma_end = at
+
+            def __call__(self, q, k, v, extra):
+                return q, k, v * 3.0 if extra["sigmas"][0] >= self.sigma_end else v
+
+        if kind == "a wrapper":
+            model.set_model_unet_function_wrapper(wrapper)
+        elif kind == "a wrapper around another one":
+            model.set_model_unet_function_wrapper(lambda network, given: wrapper(network, given))
+        else:
+            model.set_model_attn1_patch(Attention())
+        return model
+
+    return patch
+
+
+@pytest.mark.parametrize("at", [5, 8, 11])
+@pytest.mark.parametrize("kind", ["a wrapper", "a wrapper around another one", "an attention patch"])
+def test_a_patch_that_acts_by_noise_level(comfy, tiny, run, kind, at):
+    """Catches the step after it, predicted from before."""
+    scene = tiny("SD15")
+    sigmas = schedule(comfy, scene)
+    switch = float(sigmas[at - 1] + sigmas[at]) / 2
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    patch = by_noise_level(kind, switch)
+    plain, exact = run(scene, make_guider, patch=patch), run(scene, make_guider, patch=patch, threshold=0.0)
+    assert torch.equal(exact.latent, plain.latent)
+    cached = run(scene, make_guider, patch=patch, **THRESHOLD)
+    assert max(level for level in plain.levels if level < switch) in cached.levels
+    assert len(cached.levels) < STEPS
