@@ -20,7 +20,9 @@ import comfy_host
 import pytest
 from turns import has_its_turn
 
-TABLES = {"models": ("family", "name"), "samplers": ("sampler",)}  # the parameter that names the row
+TABLES = {
+    "models": ("family", "name"), "samplers": ("sampler",), "schedulers": ("scheduler",), "nodes": ("node",),
+}  # fmt: skip  # the parameter that names the row
 APART = ("test_every_model.py", "test_every_sampler.py")
 MARKERS = [
     "verifies(table, column): what a passed test proves, for the docs",
