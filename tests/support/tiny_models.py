@@ -470,7 +470,9 @@ RECIPES = {
     ),
     "WAN21_FlowRVS": Recipe(WAN | dict(in_dim=16), VIDEO),
     "WAN21_SCAIL": Recipe(
-        WAN | dict(in_dim=20), VIDEO, cond=dict(reference_latents=[(1, 16, 1, 8, 8)], pose_video_latent=(1, 16, 2, 4, 4))
+        WAN | dict(in_dim=20),
+        VIDEO,
+        cond=dict(reference_latents=[(1, 16, 1, 8, 8)], pose_video_latent=(1, 16, 2, 4, 4)),
     ),
     "WAN21_SCAIL2": Recipe(
         WAN | dict(in_dim=20),
@@ -541,7 +543,12 @@ RECIPES = {
         (1, 128, 8, 8),
         text=(1, 6, 96),
     ),
-    "Anima": Recipe(COSMOS_2 | dict(in_channels=16, crossattn_emb_channels=1024), (1, 16, 1, 16, 16), text=(1, 6, 1024), trim=no_adapter),
+    "Anima": Recipe(
+        COSMOS_2 | dict(in_channels=16, crossattn_emb_channels=1024),
+        (1, 16, 1, 16, 16),
+        text=(1, 6, 1024),
+        trim=no_adapter,
+    ),
     "ErnieImage": Recipe(
         dict(hidden_size=64, num_attention_heads=2, num_layers=1, ffn_hidden_size=64, text_in_dim=48,
              rope_axes_dim=(8, 12, 12)),
