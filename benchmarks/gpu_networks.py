@@ -14,8 +14,8 @@ sys.path.append(str(ROOT / "tests" / "support"))
 import tiny_models  # noqa: E402
 
 FLUX = tiny_models.FLUX | dict(
-    hidden_size=3072, num_heads=24, mlp_ratio=4.0, depth=19, depth_single_blocks=38, context_in_dim=4096, vec_in_dim=768,
-    axes_dim=[16, 56, 56], guidance_embed=True,
+    hidden_size=3072, num_heads=24, mlp_ratio=4.0, depth=19, depth_single_blocks=38, context_in_dim=4096,
+    vec_in_dim=768, axes_dim=[16, 56, 56], guidance_embed=True,
 )  # fmt: skip
 WAN = dict(dim=1536, ffn_dim=8960, freq_dim=256, text_dim=4096, num_heads=12, num_layers=30, in_dim=16, out_dim=16)
 SDXL = dict(
