@@ -39,7 +39,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    comfyui(session, *PICTURES, "pytest", "pytest-timeout", "pytest-xdist", "playwright", "diffusers==0.42.1")
+    comfyui(session, *PICTURES, "pytest", "pytest-timeout", "pytest-xdist", "playwright", "diffusers==0.42.1", "ray")
     session.run("python", "-m", "pytest", *PROCESSES, *session.posargs)
 
 

@@ -1,8 +1,8 @@
-"""EasyCache for Raylight, which spreads sampling over several GPUs: the cache is put into the model of each worker.
+"""EasyCache for Raylight, which spreads sampling over several GPUs: the cache is put into each worker's model.
 
-Raylight (komikndr/raylight) runs a Ray actor for each GPU, with a ComfyUI model of its own; its samplers take the actors
-and no MODEL. What a node wants to do to the model it sends to all of them, as a function of the model. There the cache is
-EasyCache (Adaptive)'s, and ranks decide together, as they do wherever torch.distributed is initialised.
+Raylight (komikndr/raylight) runs a Ray actor for each GPU, with a ComfyUI model of its own; its samplers take the
+actors and no MODEL. What a node wants to do to the model it sends to all of them, as a function of the model. There the
+cache is EasyCache (Adaptive)'s, and ranks decide together, as they do wherever torch.distributed is initialised.
 """
 
 import importlib.util

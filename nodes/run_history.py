@@ -47,7 +47,7 @@ class RunHistory:
         """Add a run that returned this latent; waits for the latent's device."""
         # Newer ComfyUI casts what a sampler returns (--fp16-intermediates), some of its nodes do not.
         handed_on = getattr(comfy.model_management, "intermediate_dtype", lambda: latent.dtype)()
-        fingerprints = {_fingerprint(latent), _fingerprint(latent.to(handed_on))}
+        fingerprints = {_fingerprint(latent.to(dtype)) for dtype in {latent.dtype, handed_on}}
         self._runs.append(FinishedRun(report, fingerprints, _prompt_id()))
 
     def find(self, latent: torch.Tensor) -> dict | None:

@@ -178,6 +178,7 @@ NOT_TRIED = {
     "EasyCache": "another cache; tests/host/test_field.py: it is warned of",
     "LazyCache": "another cache; tests/host/test_field.py: it is warned of",
     "HypernetworkLoader": "takes a file of weights; it patches attention as UNetSelfAttentionMultiply does",
+    "TrainLoraNode": "trains a LoRA, which LoraModelLoader applies",
     "ImageOnlyCheckpointLoader": "loads a model, and patches none",
     "QwenImageDiffsynthControlnet": "takes a network of its own, which only a checkpoint brings",
     "ZImageFunControlnet": "takes a network of its own, which only a checkpoint brings",

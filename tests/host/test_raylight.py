@@ -12,8 +12,9 @@ import pytest
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.timeout(400)
 
-TOGETHER = dict(global_world_size=2, dp_degree=1)
-REPLICAS = dict(global_world_size=2, dp_degree=2)
+TOGETHER = dict(dp_degree=1)
+REPLICAS = dict(dp_degree=2)
+APART = dict(threshold=0.2, warmup_steps=3)  # alone the two decide differently
 
 
 @pytest.fixture(scope="module")
@@ -23,33 +24,32 @@ def node(comfy):
 
 
 @pytest.fixture(scope="module")
-def cluster(comfy):
+def two_workers(comfy, tmp_path_factory):
+    """Raylight's `ray_actors`."""
+    import ray_worker
+
     support = comfy_host.PACK / "tests" / "support"
     path = os.pathsep.join([str(comfy_host.find()), str(support), str(comfy_host.PACK / "tools")])
     environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COMFYUI_PATH": str(comfy_host.find())}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
-    yield
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    kind, folder = ray.remote(num_cpus=1)(ray_worker.Worker), tmp_path_factory.mktemp("workers")
+    yield {"workers": [kind.remote(rank, 2, port, str(folder)) for rank in range(2)]}
     ray.shutdown()
 
 
 @pytest.fixture
-def workers(cluster, tmp_path):
-    """workers(layout): Raylight's `ray_actors`."""
-    started = []
+def workers(two_workers):
+    """workers(layout): both, with a model that the node has not been at."""
 
     def workers(layout):
-        import ray_worker
+        for worker in two_workers["workers"]:
+            ray.get([worker.set_parallel_dict.remote(layout), worker.load.remote()])
+        return two_workers
 
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        kind = ray.remote(num_cpus=1)(ray_worker.Worker)
-        started.extend(kind.remote(rank, layout, port, str(tmp_path)) for rank in range(layout["global_world_size"]))
-        return {"workers": started}
-
-    yield workers
-    for worker in started:
-        ray.kill(worker)
+    return workers
 
 
 def sampled(actors):
@@ -63,7 +63,7 @@ def test_the_workers_sample_with_one_cache_and_decide_together(node, workers):
     actors = workers(TOGETHER)
     everywhere = sampled(actors)
     assert [len(levels) for levels in everywhere] == [16, 16]
-    for widgets in (dict(target_speedup=2.0), dict(threshold=0.2, warmup_steps=3)):
+    for widgets in (dict(target_speedup=2.0), APART):
         assert node.EasyCacheRaylight.execute(actors, **widgets).result == (actors,)
         first, second = sampled(actors)
         assert first == second and len(first) < 16
@@ -75,7 +75,7 @@ def test_the_workers_sample_with_one_cache_and_decide_together(node, workers):
 def test_replicas_decide_alone(node, workers):
     """Data parallelism: each samples something else. Catches replicas that wait for each other at every step."""
     actors = workers(REPLICAS)
-    node.EasyCacheRaylight.execute(actors, threshold=0.1, warmup_steps=2)
+    node.EasyCacheRaylight.execute(actors, **APART)
     first, second = sampled(actors)
     assert len(first) < 16 and first != second
 
