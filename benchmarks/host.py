@@ -10,10 +10,10 @@ import comfy_host  # noqa: E402
 
 
 class Host:
-    """Runs ComfyUI's nodes. base: an empty folder for ComfyUI's own files."""
+    """Runs ComfyUI's nodes. base: an empty folder for ComfyUI's own files. cpu: or else the GPU, all of it."""
 
-    def __init__(self, base: Path):
-        folder = comfy_host.import_comfy(base)
+    def __init__(self, base: Path, cpu: bool = True):
+        folder = comfy_host.import_comfy(base, cpu)
         import comfy.utils
         import torch
 
@@ -58,4 +58,4 @@ class Host:
                     widgets[name] = options[0]["default"]
         with self._inference_mode():  # as ComfyUI does
             outputs = cls.execute(*args, **widgets) if v3 else getattr(cls(), cls.FUNCTION)(*args, **widgets)
-        return outputs.result if v3 else outputs
+        return getattr(outputs, "result", outputs)

@@ -3,6 +3,7 @@
 from collections import deque
 from typing import NamedTuple
 
+import comfy.model_management
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
@@ -14,10 +15,12 @@ MAX_RUNS = 16
 
 
 class FinishedRun(NamedTuple):
-    """fingerprint: of the latent that the run returned. prompt_id: of the queued prompt, None outside of one."""
+    """fingerprints: of the latent that the run returned, in each type that it may be handed on in. prompt_id: of the
+    queued prompt, None outside of one.
+    """
 
     report: dict
-    fingerprint: tuple[int, int]
+    fingerprints: set[tuple[int, int]]
     prompt_id: str | None
 
 
@@ -42,7 +45,10 @@ class RunHistory:
 
     def add(self, latent: torch.Tensor, report: dict) -> None:
         """Add a run that returned this latent; waits for the latent's device."""
-        self._runs.append(FinishedRun(report, _fingerprint(latent), _prompt_id()))
+        # Newer ComfyUI casts what a sampler returns (--fp16-intermediates), some of its nodes do not.
+        handed_on = getattr(comfy.model_management, "intermediate_dtype", lambda: latent.dtype)()
+        fingerprints = {_fingerprint(latent.to(dtype)) for dtype in {latent.dtype, handed_on}}
+        self._runs.append(FinishedRun(report, fingerprints, _prompt_id()))
 
     def find(self, latent: torch.Tensor) -> dict | None:
         """The report of the run that returned this latent; waits for the latent's device.
@@ -52,7 +58,7 @@ class RunHistory:
         """
         fingerprint = _fingerprint(latent)
         for run in reversed(self._runs):
-            if run.fingerprint == fingerprint:
+            if fingerprint in run.fingerprints:
                 return run.report
         return self.last if self._runs and self._runs[-1].prompt_id == _prompt_id() else None
 

@@ -8,7 +8,8 @@ APART only tests with the same first parameter belong together; they come last, 
 long file. All that needs a browser stays together, as that may have to be installed first.
 
 Book: a test says by `@pytest.mark.verifies(table, column)` what it proves. The parameter that TABLES names is the row,
-and a column may contain others in braces. `--verified FOLDER` writes the tables there once all tests are through.
+and a column may contain others in braces; what it records as a property stands below the table. `--verified FOLDER`
+writes the tables there once all tests are through.
 """
 
 import os
@@ -20,7 +21,9 @@ import comfy_host
 import pytest
 from turns import has_its_turn
 
-TABLES = {"models": ("family", "name"), "samplers": ("sampler",)}  # the parameter that names the row
+TABLES = {
+    "models": ("family", "name"), "samplers": ("sampler",), "schedulers": ("scheduler",), "nodes": ("node",),
+}  # fmt: skip  # the parameter that names the row
 APART = ("test_every_model.py", "test_every_sampler.py")
 MARKERS = [
     "verifies(table, column): what a passed test proves, for the docs",
@@ -94,7 +97,9 @@ def pytest_runtest_makereport(item, call):
         row = next(parameters[name] for name in TABLES[table] if name in parameters)
         outcome = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else report.outcome
         place = item.session.items.index(item)
-        report.user_properties.append((Book.ENTRY, (place, table, row, column.format(**parameters), outcome)))
+        notes = [f"{name}: {reason}" for name, reason in item.user_properties if report.passed]
+        for entry in (outcome, *notes):
+            report.user_properties.append((Book.ENTRY, (place, table, row, column.format(**parameters), entry)))
     return report
 
 
@@ -124,7 +129,8 @@ def _page(version, tables):
     yield f"# Verified on ComfyUI {version}\n"
     yield (
         "Written by the tests (`python3 -m nox -s verify`); a cell says yes where all of its tests passed. Models are "
-        "built in their own architecture, tiny and with random weights. Samplers run on a flow and on an eps model.\n"
+        "built in their own architecture, tiny and with random weights. Samplers run on a flow and on an eps model; "
+        "nodes are all of comfy_extras that make a sampler, a guider, a schedule or a patched model.\n"
     )
     notes = {}
     for table, rows in tables.items():

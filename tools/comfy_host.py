@@ -88,16 +88,18 @@ def make_base(folder: Path) -> Path:
     return folder
 
 
-def import_comfy(base: Path) -> Path:
-    """Make `import comfy`, `import nodes` ... work in this process, on the CPU; returns the pack's folder in `base`.
+def import_comfy(base: Path, cpu: bool = True) -> Path:
+    """Make `import comfy`, `import nodes` ... work in this process; returns the pack's folder in `base`.
+
+    cpu: or else the GPU, on which models then stay.
 
     The pack's own root must not be on sys.path: its folder `nodes` would hide ComfyUI's module of that name.
     """
     host = find()
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != PACK]
     sys.path.insert(0, str(host))
-    argv, sys.argv = sys.argv, [str(host / "main.py"), "--cpu", "--use-pytorch-cross-attention",
-                                "--base-directory", str(make_base(base))]  # fmt: skip
+    argv, sys.argv = sys.argv, [str(host / "main.py"), "--cpu" if cpu else "--gpu-only",
+                                "--use-pytorch-cross-attention", "--base-directory", str(make_base(base))]  # fmt: skip
     try:
         import comfy.options
 

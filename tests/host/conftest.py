@@ -47,7 +47,7 @@ class Comfy:
             if name not in given and widget and "default" in widget[0]:
                 inputs.setdefault(name, widget[0]["default"])
         outputs = execute(*args, **inputs)
-        return outputs.result if v3 else outputs
+        return getattr(outputs, "result", outputs)
 
     def cached(self, model, **widgets):
         """The model behind an EasyCache (Adaptive) node."""

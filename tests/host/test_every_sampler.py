@@ -8,6 +8,7 @@ from typing import NamedTuple
 import comfy_host
 import pytest
 import torch
+from closeness import psnr
 from host_source import assigned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,6 +29,11 @@ def sampler_names(host):
 
 
 SAMPLERS = sampler_names(comfy_host.find())
+SCHEDULERS = [
+    key.value
+    for table in assigned(comfy_host.find() / "comfy" / "samplers.py", "SCHEDULER_HANDLERS")
+    for key in table.keys
+]
 
 
 class Run(NamedTuple):
@@ -46,7 +52,7 @@ class Run(NamedTuple):
         return self.reports[step] - first if step < len(self.reports) else len(self.levels)
 
 
-def sample(comfy, scene, sampler, scheduler, cfg, **widgets) -> Run:
+def sample(comfy, scene, sampler, scheduler, cfg, steps=STEPS, **widgets) -> Run:
     """A KSampler run; without widgets uncached."""
     from comfy.patcher_extension import WrappersMP
 
@@ -62,7 +68,7 @@ def sample(comfy, scene, sampler, scheduler, cfg, **widgets) -> Run:
     model = comfy.cached(scene.model, **widgets) if widgets else scene.model.clone()
     model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "reports", count_at_callbacks)
     latent, _ = scene.counting(
-        lambda: comfy.sample(scene, model, sampler_name=sampler, scheduler=scheduler, steps=STEPS, cfg=cfg)
+        lambda: comfy.sample(scene, model, sampler_name=sampler, scheduler=scheduler, steps=steps, cfg=cfg)
     )
     return Run(latent, [sigma for _, sigma, _ in scene.calls], reports)
 
@@ -94,6 +100,7 @@ def test_no_sampler_is_left_out(comfy):
     import comfy.samplers
 
     assert SAMPLERS == comfy.samplers.KSampler.SAMPLERS
+    assert SCHEDULERS == comfy.samplers.KSampler.SCHEDULERS
 
 
 @pytest.mark.verifies("samplers", "threshold 0 is bit-identical")
@@ -141,6 +148,7 @@ def test_warmup_counts_sampler_steps(comfy, tiny, uncached, sampler, warmup):
         assert len(cached.levels) < len(plain.levels), "nothing was reused"
 
 
+@pytest.mark.verifies("samplers", "a budget of {speedup} is kept")
 @pytest.mark.in_turn("speedup")
 @pytest.mark.parametrize("speedup", [2, 4])
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -161,6 +169,19 @@ def test_a_budget_is_kept(comfy, tiny, uncached, sampler, speedup):
     calls = len(tiny("Flux").calls)
     assert calls <= math.ceil(len(asked) / speedup)
     assert calls >= math.ceil(len(asked) / speedup) - 1
+
+
+@pytest.mark.verifies("schedulers", "{model}, {settings}")
+@pytest.mark.parametrize("settings", ["a budget of 2", "threshold 0.3"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler(comfy, tiny, model, scheduler, settings):
+    """Catches a schedule on which nothing is skipped, or whose steps lead a forecast astray."""
+    given = comfy, tiny(model), "euler", scheduler, MODELS[model], 2 * STEPS
+    widgets = {"a budget of 2": dict(target_speedup=2.0), "threshold 0.3": dict(threshold=0.3, warmup_steps=2)}
+    plain, cached = sample(*given), sample(*given, **widgets[settings])
+    assert len(cached.levels) < len(plain.levels), "nothing was skipped"
+    assert psnr(cached.latent, plain.latent) > 20
 
 
 @pytest.mark.parametrize(

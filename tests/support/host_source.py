@@ -11,3 +11,17 @@ def assigned(file: Path, name: str) -> Iterator[ast.expr]:
         target = getattr(statement, "target", None) or getattr(statement, "targets", [None])[0]
         if isinstance(target, ast.Name) and target.id == name:
             yield statement.value
+
+
+def node_ids(host: Path) -> set[str]:
+    """Of the nodes in its comfy_extras, whether they are written with a schema or with a table of classes."""
+    found = set()
+    for file in (host / "comfy_extras").glob("nodes_*.py"):
+        tables = assigned(file, "NODE_CLASS_MAPPINGS")
+        found |= {key.value for table in tables for key in table.keys if isinstance(key, ast.Constant)}
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            named = isinstance(node, ast.keyword) and node.arg == "node_id"
+            renamed = isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", None) == "node_id"
+            if (named or renamed) and isinstance(node.value, ast.Constant):
+                found.add(node.value.value)
+    return found

@@ -30,7 +30,7 @@ class Recipe:
     several streams. text: the prompt. cond: further entries of a conditioning, named as ComfyUI's nodes name them.
     mask: the latent's noise mask, one for each stream. checkpoint: what the class itself, not its network, reads from
     a checkpoint. trim: cuts down what the network has no argument for. one_batch: the network takes cond and uncond
-    only together.
+    only together. apart: it takes them only one after the other.
     """
 
     sizes: dict = field(default_factory=dict)
@@ -41,6 +41,7 @@ class Recipe:
     checkpoint: dict = field(default_factory=dict)
     trim: Callable = lambda network: None
     one_batch: bool = False
+    apart: bool = False
 
 
 def families(host: Path) -> Iterator[tuple[str, Recipe | None]]:
@@ -64,7 +65,9 @@ def build(
 
     recipe, family = RECIPES[name], getattr(comfy.supported_models, name)
     rng = torch.Generator().manual_seed(seed)
-    config = family(known_arguments({**family.unet_config, **recipe.sizes}))
+    sizes = known_arguments({**family.unet_config, **recipe.sizes})
+    config = family(sizes)
+    config.unet_config.update({name: sizes[name] for name in recipe.sizes if name in sizes})  # over the class's own
     config.set_inference_dtype(weights, computed_in)
     model = config.get_model(draw(recipe.checkpoint, rng), "", device=torch.device("cpu"))
     recipe.trim(model.diffusion_model)
@@ -76,6 +79,14 @@ def build(
         latent["noise_mask"] = nested(recipe.mask)
     return Scene(patcher, positive, negative, latent)
 
+
+# Classes of the list that ComfyUI does not sample with.
+NOT_SAMPLED = {
+    "RT_DETR_v4": "finds objects in a picture; nothing is sampled",
+    "SAM3": "cuts objects out of a picture; nothing is sampled",
+    "SAM31": "cuts objects out of a picture; nothing is sampled",
+    "DepthAnything3": "estimates depth from a picture; nothing is sampled",
+}
 
 # By image model: where a network lists its arguments. It takes no others, and newer versions of ComfyUI ask for more.
 ARGUMENTS = {
@@ -149,7 +160,8 @@ CHROMA = STREAMS | dict(in_channels=64, out_channels=64, axes_dim=[8, 12, 12], t
                         out_dim=64, hidden_dim=64, n_layers=1, txt_ids_dims=[], vec_in_dim=None)  # fmt: skip
 RADIANCE = CHROMA | dict(in_channels=3, out_channels=3, patch_size=16, nerf_hidden_size=16, nerf_mlp_ratio=2,
                          nerf_depth=1, nerf_max_freqs=4, nerf_tile_size=512, nerf_final_head_type="conv",
-                         nerf_embedder_dtype=torch.float32, use_x0=False)  # fmt: skip
+                         nerf_embedder_dtype=torch.float32, use_x0=False,
+                         use_sequential_txt_ids=False)  # fmt: skip
 HUNYUAN = STREAMS | dict(in_channels=16, out_channels=16, vec_in_dim=32, axes_dim=[8, 12, 12], theta=256,
                          patch_size=[1, 2, 2], guidance_embed=False, byt5=False, meanflow=False,
                          use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False)  # fmt: skip
@@ -167,6 +179,11 @@ LTX = dict(num_layers=1, num_attention_heads=2, attention_head_dim=32, cross_att
 KANDINSKY = dict(in_text_dim=48, in_text_dim2=32, time_dim=32, model_dim=64, ff_dim=128, num_text_blocks=1,
                  num_visual_blocks=2, axes_dims=(8, 12, 12))  # fmt: skip
 WAN = dict(dim=64, ffn_dim=128, freq_dim=32, text_dim=48, num_heads=2, num_layers=2, in_dim=16, out_dim=16)
+PIXEL_DIT = dict(num_groups=2, hidden_size=64, pixel_hidden_size=8, pixel_attn_hidden_size=64, pixel_num_groups=2,
+                 patch_depth=2, pixel_depth=1, txt_embed_dim=48, txt_max_length=6)  # fmt: skip
+COGVIDEO = dict(num_attention_heads=2, attention_head_dim=32, time_embed_dim=32, text_embed_dim=48, num_layers=1,
+                sample_width=8, sample_height=8, sample_frames=5, max_text_seq_length=6,
+                use_rotary_positional_embeddings=True)  # fmt: skip
 
 # Conditionings that several families share.
 
@@ -196,6 +213,16 @@ def seconds(name: str) -> dict:
 def one_lyric_layer(network: torch.nn.Module) -> None:
     """Six layers of width 1024 are the only lyric encoder there is."""
     del network.lyric_encoder.encoders[1:]
+
+
+def one_music_layer(network: torch.nn.Module) -> None:
+    """36 layers of width 2048 are the only network there is."""
+    del network.diffusion_transformer.transformer.layers[1:]
+
+
+def no_adapter(network: torch.nn.Module) -> None:
+    """It turns prompts of another encoder into these, and has a vocabulary of 32,128."""
+    del network.llm_adapter
 
 
 RECIPES = {
@@ -407,4 +434,141 @@ RECIPES = {
         cond=PADDED | POOLED | dict(time_dim_replace=(1, 16, 1, 8, 8), concat_mask=GIVEN_START),
     ),
     "Kandinsky5Image": Recipe(KANDINSKY, cond=PADDED | POOLED),
+    # Since ComfyUI 0.9.
+    "LongCatImage": Recipe(FLUX | dict(guidance_embed=False, vec_in_dim=None, txt_ids_dims=[1, 2])),
+    "StableAudio3": Recipe(
+        dict(embed_dim=64, depth=1, num_heads=1, project_cond_tokens=True, global_cond_dim=768,
+             io_channels=256, input_concat_dim=0, global_cond_type="adaLN", timestep_features_type="expo",
+             local_add_cond_dim=257),
+        (1, 256, 32),
+        text=(1, 6, 768),
+        checkpoint={"conditioner.conditioners.seconds_total.embedder.embedding.1.weight": (768, 256),
+                    "conditioner.conditioners.seconds_total.embedder.embedding.1.bias": (768,)},
+    ),
+    "MiniMaxH3": Recipe(
+        dict(hidden_size=96, num_layers=1, token_refiner_num_layers=1, num_attention_heads=1, attention_head_dim=96,
+             ffn_hidden_size=64, text_dim=48, timestep_input_dim=32, time_embed_hidden_size=32, time_embed_dim=32),
+        [(1, 24, 2, 8, 8), (1, 32, 2, 8)],  # video and sound
+        mask=[torch.ones(1, 1, 2, 8, 8), torch.ones(1, 1, 2, 8)],
+        apart=True,
+    ),
+    "ZImagePixelSpace": Recipe(
+        LUMINA | dict(dim=256, n_kv_heads=2, axes_dims=[32, 48, 48], rope_theta=256.0, z_image_modulation=True,
+                      time_scale=1000.0, pad_tokens_multiple=32, patch_size=8, in_channels=3, decoder_hidden_size=32,
+                      decoder_num_res_blocks=1, decoder_max_freqs=4, decoder_in_channels=192),
+        (1, 3, 64, 64),
+        cond=PADDED,
+    ),
+    "PixelDiTT2I": Recipe(PIXEL_DIT, (1, 3, 64, 64)),
+    "PiD": Recipe(
+        PIXEL_DIT | dict(lq_hidden_dim=32, lq_num_res_blocks=1),
+        (1, 3, 64, 64),
+        cond=dict(lq_latent=(1, 16, 2, 2), degrade_sigma=torch.tensor([0.1])),
+    ),
+    "WAN_Animate2": Recipe(
+        WAN | dict(in_dim=36), VIDEO, cond=START | CLIP_IMAGE | dict(pose_video_latent=(1, 16, 1, 8, 8))
+    ),
+    "WAN21_FlowRVS": Recipe(WAN | dict(in_dim=16), VIDEO),
+    "WAN21_SCAIL": Recipe(
+        WAN | dict(in_dim=20),
+        VIDEO,
+        cond=dict(reference_latents=[(1, 16, 1, 8, 8)], pose_video_latent=(1, 16, 2, 4, 4)),
+    ),
+    "WAN21_SCAIL2": Recipe(
+        WAN | dict(in_dim=20),
+        VIDEO,
+        cond=dict(reference_latents=[(1, 16, 1, 8, 8)], pose_video_latent=(1, 16, 2, 4, 4),
+                  driving_mask_28ch=(1, 2, 28, 4, 4), ref_mask_28ch=(1, 3, 28, 8, 8), ref_mask_flag=False),
+    ),
+    "WAN22_WanDancer": Recipe(
+        WAN | dict(in_dim=36, audio_inject_layers=[0]), VIDEO, cond=START | CLIP_IMAGE | dict(audio_embed=(1, 8, 35))
+    ),
+    "TripoSplat": Recipe(
+        dict(q_token_length=16, model_channels=64, cond_channels=48, num_blocks=1, num_refiner_blocks=1,
+             num_head_channels=32, cond2_channels=128),
+        [(1, 16, 16), (1, 1, 5)],  # tokens and the camera
+        cond=dict(reference_latents=[(1, 128, 2, 2)]),
+    ),
+    "HiDreamO1": Recipe(
+        dict(text_config_overrides=dict(vocab_size=151936, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+                                        num_attention_heads=2, num_key_value_heads=1),
+             vision_config_overrides=dict(hidden_size=64, num_heads=2, intermediate_size=64, depth=1,
+                                          deepstack_visual_indexes=())),
+        (1, 3, 128, 128),
+        cond=dict(text_input_ids=torch.tensor([[1, 2, 3, 4, 5, 151673]])),
+    ),
+    "ACEStep15": Recipe(
+        dict(hidden_size=64, text_hidden_dim=48, num_dit_layers=1, num_lyric_layers=1, num_timbre_layers=1,
+             num_tokenizer_layers=1, num_heads=2, num_kv_heads=1, head_dim=32, intermediate_size=64, fsq_dim=64,
+             encoder_hidden_size=64, encoder_intermediate_size=64, encoder_num_heads=2),
+        (1, 64, 32),
+        cond=dict(conditioning_lyrics=(1, 5, 48)),
+    ),
+    "MiniMaxMusic3": Recipe(
+        {}, (1, 128, 32), text=(1, 4, 32768), cond=dict(conditioning_scale=torch.ones(1, 1, 1)), trim=one_music_layer
+    ),
+    "Boogu": Recipe(
+        dict(hidden_size=64, num_layers=1, num_double_stream_layers=1, num_refiner_layers=1, num_attention_heads=2,
+             num_kv_heads=1, multiple_of=32, axes_dim_rope=[8, 12, 12], axes_lens=[64, 64, 64],
+             instruction_feat_dim=48),
+        cond=PADDED | dict(reference_latents=[(1, 16, 8, 8)]),
+    ),
+    "MageFlow": Recipe(
+        dict(in_channels=128, out_channels=128, num_layers=1, attention_head_dim=32, num_attention_heads=2,
+             joint_attention_dim=48, axes_dims_rope=[8, 12, 12]),
+        (1, 128, 8, 8),
+        cond=dict(reference_latents=[(1, 128, 4, 4)]),
+    ),
+    "JoyImage": Recipe(
+        dict(in_channels=16, hidden_size=64, num_attention_heads=2, text_dim=48, num_layers=1,
+             rope_dim_list=[8, 12, 12]),
+        (1, 16, 1, 16, 16),
+        cond=dict(reference_latents=[(1, 16, 1, 8, 8)]),
+    ),
+    "Ideogram4": Recipe(
+        dict(num_layers=1, num_attention_heads=2, attention_head_dim=32, intermediate_size=64, adaln_dim=32,
+             llm_features_dim=48, mrope_section=[8, 4, 4]),
+        (1, 128, 8, 8),
+        cond=PADDED,
+    ),
+    "Krea2": Recipe(
+        dict(features=128, tdim=32, txtdim=64, heads=1, kvheads=1, layers=1, txtlayers=2, txtheads=1, txtkvheads=1),
+        (1, 16, 1, 16, 16),
+        text=(1, 6, 128),
+        cond=dict(reference_latents=[(1, 16, 1, 8, 8)]),
+    ),
+    "Lens": Recipe(
+        dict(in_channels=128, out_channels=32, num_layers=1, attention_head_dim=32, num_attention_heads=2,
+             enc_hidden_dim=48, axes_dims_rope=[8, 12, 12], selected_layer_index=[0, 1]),
+        (1, 128, 8, 8),
+        text=(1, 6, 96),
+    ),
+    "Anima": Recipe(
+        COSMOS_2 | dict(in_channels=16, crossattn_emb_channels=1024),
+        (1, 16, 1, 16, 16),
+        text=(1, 6, 1024),
+        trim=no_adapter,
+    ),
+    "ErnieImage": Recipe(
+        dict(hidden_size=64, num_attention_heads=2, num_layers=1, ffn_hidden_size=64, text_in_dim=48,
+             rope_axes_dim=(8, 12, 12)),
+        (1, 128, 8, 8),
+    ),
+    "SeedVR2": Recipe(
+        dict(norm_eps=1e-5, num_layers=2, mlp_type="swiglu", vid_dim=64, heads=2, head_dim=32, mm_layers=1, rope_dim=24,
+             vid_out_norm=True),
+        VIDEO,
+        text=(1, 6, 5120),
+        cond=dict(condition=(1, 17, 2, 8, 8)),
+    ),
+    "CogVideoX_T2V": Recipe(COGVIDEO, VIDEO),
+    "CogVideoX_I2V": Recipe(COGVIDEO | dict(in_channels=32), VIDEO, cond=dict(concat_latent_image=VIDEO)),
+    "CogVideoX_Inpaint": Recipe(
+        COGVIDEO | dict(in_channels=48), VIDEO, cond=dict(concat_latent_image=(1, 32, 2, 8, 8))
+    ),
+    "Trellis2": Recipe(
+        dict(resolution=16, model_channels=64, cond_channels=48, num_blocks=1, num_heads=2, mlp_ratio=2.0),
+        (1, 32, 16, 16, 16),
+        cond=dict(embeds=(1, 6, 48), trellis2_generation_mode="structure_generation"),
+    ),
 }  # fmt: skip
