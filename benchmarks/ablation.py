@@ -57,7 +57,10 @@ def parts(engine):
         "extrapolation (g = 0)": [(forecast, "MAX_GAIN", 0.0)],
         "gain from the last change (g = MAX_GAIN)": [(gains, "update", fixed_gain)],
         "limit of the step ratio": [(steps, "MAX_STEP_RATIO", 1e9)],
-        "sensitivity to the input (theta = 0)": [(gains, "update", without_theta)],
+        "sensitivity to the input (theta = 0)": [
+            (gains, "update", without_theta),
+            (gains, "advance", lambda self, sigmas: None),
+        ],
         "ridge of the regression for theta": [(forecast, "RIDGE", 0.0)],
         "forgetting in the regression for theta": [(forecast, "FORGETTING_FACTOR", 1.0)],
         "correction (c = 0)": [(payments, "pay", lambda self: [])],

@@ -6,13 +6,14 @@ With t = log(1 + sigma), a skipped evaluation n gets, from the last two computed
     r    = clip((t_n - t_i) / (t_i - t_j), +-MAX_STEP_RATIO)    step ratio (steps.py)
     g    = clip(<p, q> / <p, p>, +-MAX_GAIN)                    gain: p the extrapolated, q the actual last change of D
     xe_n = D_i + sigma_n / sigma_i (x_i - D_i)                  where x would be had it followed v_i: the Euler path
-    theta in [0, 1]                                             sensitivity of D to x, by regression (Gains)
+    theta in [0, 1]                                             sensitivity of D to x (Gains)
     c_n, d                                                      what makes up for the last gaps (correction.py)
 
 Evaluations that are computed get c_n d as well, where the sampler's response is known (`Forecast.correction`).
 
-Where D swings to and fro (strong guidance with few evaluations, injected noise) the gain is negative. docs/method.md
-derives all of it, with an example in numbers and with what each part is worth.
+Where D swings to and fro (strong guidance with few evaluations) the gain is negative. What noise that the sampler adds
+does to D does not go on along t: it is taken out of D_i - D_j and of d.
+docs/method.md derives all of it, with an example in numbers and with what each part is worth.
 """
 
 import math
@@ -44,7 +45,7 @@ DECISIVE, DECISIVE_PART = 0.35, 0.2
 
 class Branch(NamedTuple):
     """One branch at its last computed evaluation: x_i, which branches may share, D_i, D_i - D_j, None where nothing
-    comparable was before, and the defect d of each of the last gaps, the last one first.
+    comparable was before, and the defect d of each of the last gaps, the last one first; without what added noise did.
     """
 
     x: torch.Tensor
@@ -73,12 +74,21 @@ def forecast(x: torch.Tensor, i: Branch, ratios: StepRatios, gains: "Gains", pay
     return denoised
 
 
-def changes(i: Branch, denoised: torch.Tensor, gain: float, step_ratio: float | None) -> dict:
+def off_path(x: torch.Tensor, x_i: torch.Tensor, denoised_i: torch.Tensor, sigma_ratio: float) -> torch.Tensor:
+    """x_n - xe_n. x: x_n, at least float32 as the others."""
+    return (x - denoised_i).sub_(x_i - denoised_i, alpha=sigma_ratio)
+
+
+def changes(
+    i: Branch, denoised: torch.Tensor, gain: float, step_ratio: float | None, noise: torch.Tensor | None
+) -> dict:
     """change and defects of the branch at the next computed evaluation, kept where i's are. denoised: D there.
-    step_ratio: r of the gap between the two, None if there is none.
+    step_ratio: r of the gap between the two, None if there is none. noise: what added noise did to D in between.
     """
     device = denoised.device
     change = upcast(denoised) - upcast(i.denoised.to(device))
+    if noise is not None:
+        change.sub_(noise)
     kept = change.to(i.denoised)
     if step_ratio is None:
         return dict(change=kept, defects=i.defects)
@@ -91,20 +101,35 @@ def changes(i: Branch, denoised: torch.Tensor, gain: float, step_ratio: float | 
 class Gains:
     """By least squares: gain from the last change of D, theta over the run with forgetting. They are the tracked
     branch's and hold for all: guidance lives on the difference of branches; a theta for each would cost 3 dB.
+
+    Where noise is added, theta is that of the paper's rule for flow models, 1 - sigma. What least squares would find,
+    mostly noise, is a third of it and less: but D answers to what is no noise in x more than to noise, and the sampler
+    removes what is too much.
     """
 
-    def __init__(self):
-        self.gain, self.theta = MAX_GAIN, 0.0
+    def __init__(self, noise_added: bool = False):
+        self._noise_added = noise_added
+        self.gain, self.theta = 0.0 if noise_added else MAX_GAIN, 0.0
         self._xy = self._xx = 0.0  # sums of the regression for theta
+        self._pq = self._pp = 0.0  # and for the gain
+
+    def advance(self, sigmas: Sequence[float]) -> None:
+        """Go on to the evaluation at the last of these noise levels."""
+        if self._noise_added:
+            sigma, part = sigmas[-1], sigmas[-1] / max(sigmas[0], 1.0)
+            self.theta = clip((1 - part) / (1 + sigma - part), 0, 1)
 
     def update(self, products: Sequence[float]) -> None:
         """products: those of Measurements; x: what is off the path, y: the residual of the extrapolation p."""
         xy, xx, yy, pq, pp = products
-        self._xy = FORGETTING_FACTOR * self._xy + xy
-        self._xx = FORGETTING_FACTOR * self._xx + xx + RIDGE * yy
-        self.theta = clip(ratio(self._xy, self._xx), 0, 1)
-        if pp > 0:
-            self.gain = clip(ratio(pq, pp), -MAX_GAIN, MAX_GAIN)
+        if not self._noise_added:
+            self._xy = FORGETTING_FACTOR * self._xy + xy
+            self._xx = FORGETTING_FACTOR * self._xx + xx + RIDGE * yy
+            self.theta = clip(ratio(self._xy, self._xx), 0, 1)
+        kept = FORGETTING_FACTOR if self._noise_added else 0.0
+        self._pq, self._pp = kept * self._pq + pq, kept * self._pp + pp
+        if self._pp > 0:
+            self.gain = clip(ratio(self._pq, self._pp), -MAX_GAIN, MAX_GAIN)
 
 
 class Forecast(Predictor):
@@ -114,7 +139,8 @@ class Forecast(Predictor):
 
     def __init__(self, cache_device: str, norms: Norms, response: Response | None = None):
         super().__init__(cache_device, norms, response)
-        self._steps, self._gains = StepHistory(response), Gains()
+        self._noise_added = response is not None and response.adds_noise
+        self._steps, self._gains = StepHistory(response), Gains(self._noise_added)
         # Where the evaluations begin that are not skipped under a threshold.
         self._end = math.inf if response is None else _begin_of_end(response.influence())
         self._correction = Correction(self._steps)
@@ -178,6 +204,7 @@ class Forecast(Predictor):
 
     def advance(self, sigma: float | None, comparable: bool) -> None:
         self._steps.advance(sigma)
+        self._gains.advance(self._steps.sigmas)
         self.jumped = self._steps.risen
         if self.jumped:
             self._correction.forget()
@@ -235,9 +262,15 @@ class Forecast(Predictor):
             self.measured = self._measure(before if branch == self._tracked else None, output, x)
             self._tracked = branch
         if before is not None and self._comparable:
-            here = here._replace(**changes(before, output, *self._gap_closed))
+            noise = self._off_path(x, before, output.device).mul_(self._gains.theta) if self._noise_added else None
+            here = here._replace(**changes(before, output, *self._gap_closed, noise))
         self._branches[branch] = here
         return upcast(output).sum()
+
+    def _off_path(self, x: torch.Tensor, i: Branch, device: torch.device) -> torch.Tensor:
+        """At a computed evaluation."""
+        x, x_i, denoised_i = (upcast(part.to(device)) for part in (x, i.x, i.denoised))
+        return off_path(x, x_i, denoised_i, self._ratios_at_i.sigma_ratio)
 
     def _measure(self, i: Branch | None, denoised: torch.Tensor, x: torch.Tensor) -> Measurements:
         """At a computed evaluation n, before which the network ran at i."""
@@ -249,15 +282,16 @@ class Forecast(Predictor):
         step_ratio, sigma_ratio = self._ratios_at_i
         x_i, denoised_i = (upcast(self.subsample(part).to(device)) for part in (i.x, i.denoised))
         change = denoised - denoised_i  # q
-        off_path = (x - denoised_i).sub_(x_i - denoised_i, alpha=sigma_ratio)  # x_n - xe_n
+        off = off_path(x, x_i, denoised_i, sigma_ratio)
         previous = torch.zeros_like(change) if i.change is None else upcast(self.subsample(i.change).to(device))
         extrapolated = previous * step_ratio  # p
         residual = torch.sub(change, extrapolated, alpha=self._gains.gain)
-        pairs = [(off_path, residual), (off_path, off_path), (residual, residual)]
-        pairs += [(extrapolated, change), (extrapolated, extrapolated)]
+        followed = torch.sub(change, off, alpha=self._gains.theta) if self._noise_added else change
+        pairs = [(off, residual), (off, off), (residual, residual)]
+        pairs += [(extrapolated, followed), (extrapolated, extrapolated)]
         products = [(a * b).mean() for a, b in pairs]
-        miss = norms.of(residual.sub_(off_path, alpha=self._gains.theta))
-        output_change = norms.of(off_path.sub_(change))  # sigma_n ||v_n - v_i||
+        miss = norms.of(residual.sub_(off, alpha=self._gains.theta))
+        output_change = norms.of(off.sub_(change))  # sigma_n ||v_n - v_i||
         return Measurements(output_norm, output_change, norms.of_difference(x, x_i), miss, products)
 
     def correction(self, branch: str) -> torch.Tensor | None:

@@ -19,7 +19,8 @@ KNOWN_MODULES = ("comfy.", "comfy_extras.")
 
 
 class _Impulses:
-    """Stands in for the model: answers evaluation k with 1 in row k of a batch and 0 elsewhere.
+    """Stands in for the model: answers evaluation k with 1 in row k of a batch and 0 elsewhere. Noise is 1 in the last
+    row, which no evaluation has: some samplers draw noise and add nothing of it.
 
     Samplers reach for the noise levels' properties through these attributes.
     """
@@ -30,11 +31,11 @@ class _Impulses:
         self._rows = rows
         self.sigmas: list[float] = []
         self.latents: list[torch.Tensor] = []
-        self.adds_noise = False
 
     def noise_sampler(self, *_) -> torch.Tensor:
-        self.adds_noise = True
-        return torch.zeros(self._rows, 1, 1, 1)
+        noise = torch.zeros(self._rows, 1, 1, 1)
+        noise[-1] = 1
+        return noise
 
     def get_model_object(self, name: str):
         return getattr(self, name)
@@ -85,8 +86,8 @@ def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | Non
         log.debug(f"EasyCache: what the sampler makes of its answers is not known: {type(error).__name__}: {error}")
         return None
     count = len(model.sigmas)
-    weights, untouched = weights[:, :count], weights[:, count:]
+    weights, untouched, noise = weights[:, :count], weights[:, count:-1], weights[:, -1]
     if not count or not np.isfinite(weights).all() or untouched.any():  # noise from elsewhere
         return None
     lengths = step_lengths(model_sampling, torch.tensor(model.sigmas)) or ()
-    return Response(tuple(model.sigmas), weights, model.adds_noise, lengths)
+    return Response(tuple(model.sigmas), weights, bool(noise.any()), lengths)

@@ -1,6 +1,7 @@
 """Forecasts on a flow whose exact denoiser is known: an Euler loop of 40 steps."""
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -129,6 +130,31 @@ def test_the_defect_is_what_was_forecast_wrong():
     right = seen[2] + part * (seen[4] - seen[2])
     (kept,) = controller._predictor._branches["cond"].defects
     torch.testing.assert_close(part * kept, seen[3] - right, rtol=1e-3, atol=1e-3)
+
+
+def test_what_added_noise_did_is_not_carried_on():
+    """Catches forecasts that continue where noise has pushed the denoised latent, and corrections that pay for it:
+    where the network's answer follows its input, they would be far from the uncached run.
+    """
+    sigmas = noise_levels(20)
+
+    def run(config, adds_noise=True):
+        noise = torch.Generator().manual_seed(1)
+        x, response = torch.randn(SHAPE, generator=noise), euler_response(sigmas)._replace(adds_noise=adds_noise)
+        controller = CacheController(config, total_steps=20, denoised=True, response=response)
+        for step, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+            if controller.begin(x, sigma=sigma, step=step):
+                controller.store("cond", (1 - sigma) * x)
+                denoised = controller.corrected("cond", (1 - sigma) * x)
+            else:
+                denoised = controller.predict("cond")
+            down = 0.8 * following
+            x = (1 - down) * denoised + down * (x - (1 - sigma) * denoised) / sigma
+            x = x + math.sqrt(following**2 - down**2) * torch.randn(SHAPE, generator=noise)
+        return x
+
+    exact, cached = run(Settings(threshold=0)), run(Settings(target_speedup=2))
+    assert psnr(exact, cached) > psnr(exact, run(Settings(target_speedup=2), adds_noise=False)) + 6
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.4], ids=["Euler", "two steps"])

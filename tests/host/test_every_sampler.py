@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import math
 from typing import NamedTuple
 
@@ -50,6 +51,21 @@ class Run(NamedTuple):
         else:
             first = 1
         return self.reports[step] - first if step < len(self.reports) else len(self.levels)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "adds_noise"),
+    [("euler", False), ("res_multistep", False), ("gradient_estimation", False), ("euler_ancestral", True),
+     ("res_multistep_ancestral", True), ("dpmpp_2m_sde", True), ("er_sde", True), ("lcm", True)],
+)  # fmt: skip
+def test_samplers_that_draw_noise_and_add_none_are_known(tiny, sampler, adds_noise):
+    """Catches forecasts that expect added noise where there is none: res_multistep draws it and leaves it out."""
+    import comfy.samplers
+
+    nodes = importlib.import_module(f"{comfy_host.load_pack().__name__}.nodes.sampler_response")
+    model_sampling = tiny("Flux").model.get_model_object("model_sampling")
+    found = nodes.response_of(comfy.samplers.sampler_object(sampler), torch.linspace(1, 0, 9), model_sampling)
+    assert found.adds_noise is adds_noise
 
 
 def sample(comfy, scene, sampler, scheduler, cfg, steps=STEPS, **widgets) -> Run:
