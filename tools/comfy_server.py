@@ -148,10 +148,11 @@ class ComfyServer:
 
 
 @contextlib.asynccontextmanager
-async def scratch_server():
-    """A ComfyServer with a temporary base directory."""
+async def scratch_server(*arguments: str):
+    """A ComfyServer with a temporary base directory. arguments: of its command line."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        async with ComfyServer(comfy_host.make_base(Path(scratch) / "base"), Path(scratch) / "server.log") as server:
+        base = comfy_host.make_base(Path(scratch) / "base")
+        async with ComfyServer(base, Path(scratch) / "server.log", *arguments) as server:
             yield server
 
 

@@ -18,7 +18,7 @@ from workflow_card import PAPER
 
 FOLDER = comfy_host.PACK / "workflows"
 DEMO, REPORT = "EasyCache - instant demo", "EasyCache - report and compare"
-DEMO_SIZE = (411, 237)
+DEMO_SIZE = (584, 333)
 REPORT_SIZE, CHART, TILE, GAP = (584, 352), (460, 345), 108, 6
 
 

@@ -1,4 +1,7 @@
-"""The README's pictures of the node in the browser: python tools/screenshots.py [FOLDER]"""
+"""The README's pictures of the node in the browser: python tools/screenshots.py [FOLDER]
+
+They show the newest frontend. COMFYUI_PATH should name a new ComfyUI, too: older ones do not fold advanced inputs away.
+"""
 
 import asyncio
 import json
@@ -25,7 +28,7 @@ def main(folder: Path):
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    scratch = scratch_server()
+    scratch = scratch_server("--front-end-root", str(frontend.newest()))
     server = asyncio.run_coroutine_threadsafe(scratch.__aenter__(), loop).result()
     try:
         with browsers.chromium() as browser:
