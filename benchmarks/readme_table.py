@@ -1,6 +1,6 @@
 """The READMEs' small table, out of the runs: python benchmarks/readme_table.py
 
-PSNR in dB and speed-up of the bundled video model's runs, means over the development seeds. Where a method's knob is
+PSNR in dB and speed-up of the video model's runs, means over the development seeds. Where a method's knob is
 not the number of evaluations, both are interpolated between its two neighbouring settings, of its best family of
 settings.
 """

@@ -57,6 +57,8 @@ def test_what_a_user_downloads(shipped):
     for folder in ("easycache_core", "nodes", "web", "locales", "workflows", "subgraphs"):
         assert set(files(folder)) <= shipped
     assert any(path.startswith("demo/") and path.endswith(".safetensors") for path in shipped)
+    assert not {path for path in shipped if path.startswith("demo/clips")} | shipped & {"demo/train.py"}
+    assert not {path for path in files() if path.endswith((".whl", ".zip", ".log"))}, "no part of the project"
     assert sum((PACK / path).stat().st_size for path in shipped) < 30e6
 
 

@@ -1,7 +1,7 @@
 /** Which of the node's widgets change nothing at its present settings, and why. No DOM here. */
 
-const BUDGET = "No effect: target_speedup decides how many steps are computed. Set it to 0 to use this.";
-const EVERYTHING = "No effect: at these settings every step is computed.";
+const BUDGET = "target_speedup decides how many steps are computed. Set it to 0 to use what is grey.";
+const EVERYTHING = "At these settings every step is computed. What is grey changes nothing.";
 const WHEN_SKIPPING = ["warmup_steps", "predictor", "max_consecutive_skips", "start_percent", "end_percent"];
 
 /** {widget: the reason}. settings: values by widget; one that comes over a link is left out. */

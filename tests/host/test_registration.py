@@ -49,7 +49,7 @@ def test_widgets_in_their_order(comfy):
 
 
 def test_what_only_newer_hosts_know(comfy):
-    """Few inputs on top and a name to be found by where the host has that; where not, the pack must load still."""
+    """Few inputs on top and names to be found by, where the host has that; where it has not, the pack loads still."""
     features = importlib.import_module(f"{comfy_host.load_pack().__name__}.nodes.host_features")
     assert features.known_to(lambda a, b=0: a, b=1, advanced=True) == {"b": 1}
     info = comfy.classes["EasyCacheAdaptive"].GET_NODE_INFO_V1()
