@@ -446,6 +446,7 @@ class Run:
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
         self._evaluation = self._guider = self.denoised = None
+        self._identities = Identities()
         for history in self._used:
             history.close()
         if self._unused is not None:
