@@ -46,6 +46,8 @@ class CacheController(contextlib.AbstractContextManager):
             method: `euler_response`). With it a budget knows where skips cost least, and the correction is paid in the
             sampler's own weights, also where the network runs: see `corrected`. Once the sampler evaluates at another
             noise level than it says, it is not believed any more.
+        supposed: a response by which a budget is placed where the sampler's own is not known, as long as the noise
+            levels are those that it says; corrections do without.
         ranks: the processes that sample together and must decide alike. By default all that torch.distributed knows of,
             which is this one where it is not initialised. None: decide alone. All ranks make a controller with the same
             settings and call `begin` for the same evaluations, and `release` whatever happens, or others wait for them.
@@ -58,7 +60,7 @@ class CacheController(contextlib.AbstractContextManager):
     def __init__(
         self, config: CacheConfig, total_steps: int, streams: Sequence[int] = (), denoised: bool = False,
         step_count_known: bool = True, step_lengths: Sequence[float] | None = None, ranks: Ranks | None = ALL_RANKS,
-        by_row: bool = False, response: Response | None = None,
+        by_row: bool = False, response: Response | None = None, supposed: Response | None = None,
     ):  # fmt: skip
         if total_steps < 0:
             raise ValueError(f"total_steps must not be negative, got {total_steps}")
@@ -78,8 +80,8 @@ class CacheController(contextlib.AbstractContextManager):
             weakref.finalize(self, self._ranks.leave, "its controller is gone")
         self._budget = None
         if config.target_speedup:
-            self._budget = Budget(config.target_speedup, lengths if step_count_known else [], response)
-        self._response = response
+            self._budget = Budget(config.target_speedup, lengths if step_count_known else [], response or supposed)
+        self._response, self._planned = response, response or supposed
         self._records: list[Record] = []
         self._warnings: set[str] = set()
         self._final_error: float | None = None  # once the run is over
@@ -140,7 +142,7 @@ class CacheController(contextlib.AbstractContextManager):
         if not finite:
             self._warn_once("NaN or inf in the latent or the network's output; such steps are not reused")
         self._comparable = finite and not now.changed
-        if self._response is not None and not self._response.expects(len(self._records), now.sigma):
+        if self._planned is not None and not self._planned.expects(len(self._records), now.sigma):
             self._forget_response()
         self._predictor.advance(now.sigma, self._comparable)
         skipping, errors = self._decide(step, now, finite)
@@ -158,7 +160,7 @@ class CacheController(contextlib.AbstractContextManager):
 
     def _forget_response(self) -> None:
         """The sampler does not do what its response says."""
-        self._response = None
+        self._response = self._planned = None
         self._predictor.forget_response()
         if self._budget is not None:
             self._budget.forget_plan()

@@ -82,9 +82,9 @@ def warn_of_other_caches(patcher, model_options: dict, own_key: str) -> list[str
 
 def warn_of_repetitions(trace: list[dict]) -> None:
     """Of an answer that was the one before, where the noise level was another one. trace: of the engine, read."""
-    computed = [one for one in trace if one["computed"] and one["output_norm"] and one["rate"] is not None]
-    for before, now in pairwise(computed):
-        moved = now["sigma"] != before["sigma"] and now["input_change"]
+    for before, now in pairwise([record for record in trace if record["computed"]]):
+        known = now["rate"] is not None and now["output_norm"] and now["input_change"]
+        moved = known and now["sigma"] != before["sigma"]
         if moved and now["rate"] * now["input_change"] < REPEATED * now["output_norm"]:
             log.warning(
                 f"EasyCache: at noise level {now['sigma']:.4g} the network's answer is the one before: another cache "

@@ -98,4 +98,5 @@ class QuestionHistory:
     def close(self) -> None:
         """Free every tensor."""
         self._computed_sigma = self._switches = None
+        self.trail = Trail()
         self.controller.release()

@@ -29,7 +29,7 @@ from .patch_switches import patch_levels
 from .progress_events import ProgressEvents
 from .question_history import QuestionHistory
 from .run_history import WRAPPER_KEY, RunHistory
-from .sampler_response import is_own, response_of
+from .sampler_response import is_own, response_of, supposed_response
 from .schedule_switches import self_switching
 from .settings import Settings
 from .steps import UNKNOWN, Schedule, StepCounter
@@ -73,6 +73,7 @@ def sample_with_cache(
         patch_levels(guider.model_options, WRAPPER_KEY, model_sampling, levels),
         response_of(sampler, levels, model_sampling) if needs_response(settings.config) else None,
         is_own(sampler) or settings.config.threshold == 0 == settings.config.target_speedup,
+        supposed_response(levels, model_sampling) if settings.config.target_speedup and schedule.steps_known else None,
     )
     run.warn_of_self_switching()
     events, state = ProgressEvents(history.node), "stopped"
@@ -133,10 +134,10 @@ class Run:
     none. A branch of the engine is one question. The engine's inputs and outputs are the noisy and the denoised latent,
     or, for predictors that do not follow the denoised latent, those of the network.
 
-    streams: as from packed_streams. ranks, response: as CacheController takes them. shape: of the latent; what has
-    another one is a part of it, which may move, and is computed. None: any. steps_before: of the same schedule, in runs
-    that this one continues. levels: noise levels at which patches change what they do. one_latent: whether the sampler
-    is known to have no other.
+    streams: as from packed_streams. ranks, response, supposed: as CacheController takes them. shape: of the latent;
+    what has another one is a part of it, which may move, and is computed. None: any. steps_before: of the same
+    schedule, in runs that this one continues. levels: noise levels at which patches change what they do. one_latent:
+    whether the sampler is known to have no other.
     """
 
     MAX_HISTORIES = 4  # each holds tensors
@@ -153,6 +154,7 @@ class Run:
         levels: Sequence[float] = (),
         response: Response | None = None,
         one_latent: bool = False,
+        supposed: Response | None = None,
     ):
         self.settings, self._shape = settings, shape
         self._steps_before, self._levels, self._one_latent = steps_before, levels, one_latent
@@ -161,7 +163,7 @@ class Run:
         follows_denoised = PREDICTORS[settings.config.predictor].follows_denoised
         self._conversion = None if follows_denoised else Parametrisation(self._model_sampling)
         self._controller_options = dict(
-            streams=streams, denoised=follows_denoised, ranks=ranks, by_row=True, response=response
+            streams=streams, denoised=follows_denoised, ranks=ranks, by_row=True, response=response, supposed=supposed
         )
         self._histories: dict = {}  # by the question that opens their evaluations, the one asked last at the end
         self._used: list[QuestionHistory] = []  # all there have been
@@ -446,6 +448,7 @@ class Run:
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
         self._evaluation = self._guider = self.denoised = None
+        self._identities = Identities()
         for history in self._used:
             history.close()
         if self._unused is not None:

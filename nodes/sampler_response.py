@@ -8,6 +8,7 @@ import torch
 from comfy.samplers import KSAMPLER
 
 from ..easycache_core import Response
+from ..easycache_core.response import euler_response
 from .steps import step_count_known, step_lengths
 
 log = logging.getLogger("easycache")
@@ -91,3 +92,14 @@ def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | Non
         return None
     lengths = step_lengths(model_sampling, torch.tensor(model.sigmas)) or ()
     return Response(tuple(model.sigmas), weights, bool(noise.any()), lengths)
+
+
+def supposed_response(sigmas: torch.Tensor, model_sampling) -> Response | None:
+    """Euler's, by which a budget is placed for samplers of which nothing is known. Noise may be added.
+
+    sigmas: (steps + 1,), on the host. None where they do not descend.
+    """
+    if len(sigmas) < 2 or not bool((sigmas[1:] < sigmas[:-1]).all()):
+        return None
+    lengths = step_lengths(model_sampling, sigmas[:-1]) or ()
+    return euler_response(sigmas.tolist())._replace(adds_noise=True, lengths=lengths)

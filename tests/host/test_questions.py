@@ -101,8 +101,8 @@ def perturbed_options(kind, options):
     """The options of a call that asks the network as it is perturbed."""
     from comfy.patcher_extension import WrappersMP
 
-    def patch(query, key, value, extra):
-        return query, key, value * 0
+    def patch(*args):
+        return args
 
     def around(executor, *args, **kwargs):
         return executor(*args, **kwargs)
@@ -112,7 +112,7 @@ def perturbed_options(kind, options):
         "a number": {"mode": 2},
         "a list of layers": {"layers": [1, 2]},
         "a strength among others": {"guidance": {"scale": 1.0, "layers": (1,)}},
-        "a patch": {"patches": {**other.get("patches", {}), "attn1_patch": [patch]}},
+        "a patch": {"patches": {**other.get("patches", {}), "of another pack": [patch]}},
         "another patch of one layer": {"patches_replace": {"attn1": {("middle", 0): lambda q, k, v, extra: v}}},
         "a wrapper": {"wrappers": {**other["wrappers"], WrappersMP.DIFFUSION_MODEL: {"another": [around]}}},
     }
