@@ -3,8 +3,8 @@
 nox -s demo         watch EasyCache work in a real ComfyUI
 nox -s tests        the tests
 nox -s verify       every sampler and model family in all combinations; writes docs/verified
-  nox -s benchmark    the figures of docs/figures.md
-  nox -s gpu          what the node is worth on this machine's GPU (ten minutes; `-- --rehearse` without one)
+nox -s benchmark    the figures of docs/figures.md
+nox -s gpu          what the node is worth on this machine's GPU (ten minutes; `-- --rehearse` without one)
 nox -s train        train the demo model anew (six minutes on an H100)
 nox -s digits       train the benchmark's two models of digits (forty minutes each)
 nox -s lint         style checks
