@@ -16,7 +16,7 @@ PATIENCE = 240  # seconds
 
 @pytest.mark.timeout(PATIENCE + 60)
 def test_both_ranks_skip_the_same_evaluations(tmp_path):
-    """Catches a rank that runs its part of the network alone: it would wait for ever for the other's keys and values."""
+    """Catches a rank that runs its part of the network alone: it would wait for the other's keys and values."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     logs = [tmp_path / f"{rank}.log" for rank in range(2)]
     commands = [[sys.executable, str(WORKER), str(rank), str(store.port), str(tmp_path)] for rank in range(2)]

@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from diffusers import ContextParallelConfig, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel  # noqa: E402
+
 from easycache_core import CacheConfig, attach  # noqa: E402
 
 RANKS, STEPS = 2, 16
