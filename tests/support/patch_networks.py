@@ -9,11 +9,12 @@ import torch
 WIDTH, Z_IMAGE_WIDTH = 64, 256
 
 
+@torch.no_grad()
 def _patch(network: torch.nn.Module):
     import comfy.model_management as management
     import comfy.model_patcher
 
-    tiny_models.fill(network, torch.Generator().manual_seed(3))
+    tiny_models.fill(network.requires_grad_(False), torch.Generator().manual_seed(3))
     return comfy.model_patcher.ModelPatcher(network, management.get_torch_device(), management.unet_offload_device())
 
 
