@@ -277,6 +277,7 @@ class Tried:
 
         conds = dict(positive=scene.positive, negative=scene.negative)  # some nodes put out others
 
+        @torch.no_grad()
         def made(model):
             node = comfy.classes[self._name]
             inputs = inputs_of(node, self._way.inputs, comfy, scene, model, sigmas)
