@@ -37,7 +37,7 @@ WAYS: dict[str, dict | None] = {  # widgets of the node; None: without it
     "target_speedup 2.2, cache on cpu": dict(target_speedup=2.2, cache_device="cpu"),
     BUILT_IN: {},
 }
-SCENES = ("red", "circle", "right", "sea"), ("blue", "square", "up", "night")  # of the bundled model
+SCENES = (0, 1)  # of the bundled model: the place of the words in its lists
 ALL_COMPUTED, HALF = dict(threshold=1e-6), dict(target_speedup=2.0)  # for the node's own work
 READS = {"item", "__bool__", "__float__", "__int__", "__index__", "tolist", "cpu", "numpy", "nonzero"}
 MIB = 2**20
@@ -394,9 +394,11 @@ class Benchmark:
                          computed=round(calls / len(SCENES)),
                          psnr=None if way == UNCACHED else statistics.mean(closeness))  # fmt: skip
 
-    def _pictures(self, way: str, steps: int, scene: tuple[str, ...]) -> tuple[torch.Tensor, int]:
+    def _pictures(self, way: str, steps: int, scene: int) -> tuple[torch.Tensor, int]:
         """(pictures, how many evaluations were computed)."""
-        model, positive, negative, latent = self.host.node("EasyCacheDemoModel", *scene, 1)
+        inputs = self.host.node_class("EasyCacheDemoModel").INPUT_TYPES()["required"].values()
+        words = [options["options"][scene] for _, options in inputs if "options" in options]
+        model, positive, negative, latent = self.host.node("EasyCacheDemoModel", *words, 1)
         model = model.clone()
         model.set_model_compute_dtype(torch.bfloat16)
         shape = tuple(latent["samples"].shape)

@@ -85,7 +85,8 @@ class QuestionHistory:
         force = timestep.min() <= self._schedule.last_sigma  # the last evaluation draws the detail
         config = self.controller.config
         if not config.target_speedup:  # a budget has no warm-up, and would be spent on all of these at once
-            force = force | self._switches.must_compute(sigma)
+            switching = self._switches.must_compute(sigma)
+            force = force if switching is False else force | switching  # each | is a launch
             if self.steps.ambiguous:  # it may still be warm-up
                 return True, changed
             if step == config.warmup_steps and self.steps.one_per_step:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import comfy_host
+import patch_networks
 import pytest
 import tiny_models
 import torch
@@ -33,7 +34,7 @@ SETTINGS = {
 class Way:
     """family: the tiny model. inputs: of the node; a function is called with (comfy, scene) for its value. latent: the
     shape to sample, if not the family's own. sampled: what the sampling node gets. closer_than: in dB, of the uncached
-    run. output: which of the node's outputs is meant.
+    run.
     """
 
     family: str = "SD15"
@@ -42,7 +43,6 @@ class Way:
     mask: bool = False
     sampled: dict = field(default_factory=dict)
     closer_than: float = 10.0
-    output: int = 0
 
 
 def way(family: str = "SD15", **inputs) -> Way:
@@ -73,10 +73,13 @@ def lora_file(comfy, scene) -> str:
     return "every_node.safetensors"
 
 
-def vae_of(comfy, scene):
-    import tiny_loaders
+def picture(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, 3, generator=torch.Generator().manual_seed(1))
 
-    return tiny_loaders.vae(tiny_models.RECIPES["WAN21_T2V"])
+
+def hidden_states(*_) -> tiny_models.Vision:
+    shapes = tiny_models.Vision(all_hidden_states=(1, 21, 5, 1152), penultimate_hidden_states=(1, 5, 1152))
+    return tiny_models.draw(shapes, torch.Generator().manual_seed(2))
 
 
 LAYERS = dict(double_layers="0", single_layers="", start_percent=0.0, end_percent=1.0)
@@ -163,9 +166,33 @@ WAYS: dict[str, Way] = {
     "WanAnimate2Cache": way("WAN_Animate2"),
     "ARVideoI2V": Way(
         "WAN21_CausalAR_T2V",
-        dict(vae=vae_of, start_image=torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1)), width=64,
-             height=64, length=13),
+        dict(vae=patch_networks.vae("WAN21_T2V"), start_image=picture(1, 64, 64), width=64, height=64, length=13),
         sampled=dict(sampler="ar_video", cfg=1.0),
+    ),
+    "QwenImageDiffsynthControlnet": way(
+        "QwenImage",
+        model_patch=patch_networks.qwen_image,
+        vae=patch_networks.vae("QwenImage"),
+        image=picture(1, 128, 128),
+    ),
+    "ZImageFunControlnet": way(
+        "ZImage", model_patch=patch_networks.z_image, vae=patch_networks.vae("ZImage"), image=picture(1, 128, 128)
+    ),
+    "WanUni3CControlnetApply": way(
+        "WAN21_T2V",
+        model_patch=patch_networks.uni3c,
+        vae=patch_networks.vae("WAN21_T2V"),
+        render_video=picture(5, 64, 64),
+    ),
+    "USOStyleReference": Way(
+        "Flux", dict(model_patch=patch_networks.uso, clip_vision_output=hidden_states), sampled=dict(cfg=1.0)
+    ),
+    "LTXVReferenceAudio": way(
+        "LTXAV",
+        audio_vae=patch_networks.audio_vae,
+        reference_audio=dict(waveform=torch.zeros(1, 2, 100), sample_rate=44100),
+        start_percent=0.2,
+        end_percent=0.7,
     ),
     "ContextWindowsManual": Way("WAN21_T2V", WINDOWS | dict(dim=2, context_length=4, context_overlap=2), LONG_VIDEO),
     "WanContextWindowsManual": Way("WAN21_T2V", WINDOWS | dict(context_length=13), LONG_VIDEO),
@@ -180,14 +207,9 @@ NOT_TRIED = {
     "HypernetworkLoader": "takes a file of weights; it patches attention as UNetSelfAttentionMultiply does",
     "TrainLoraNode": "trains a LoRA, which LoraModelLoader applies",
     "ImageOnlyCheckpointLoader": "loads a model, and patches none",
-    "QwenImageDiffsynthControlnet": "takes a network of its own, which only a checkpoint brings",
-    "ZImageFunControlnet": "takes a network of its own, which only a checkpoint brings",
-    "WanUni3CControlnetApply": "takes a network of its own, which only a checkpoint brings",
-    "USOStyleReference": "takes a network of its own, which only a checkpoint brings",
     "SUPIRApply": "takes a network of its own, which only a checkpoint brings",
     "AnimaLLLiteApply": "takes a network of its own, which only a checkpoint brings",
     "WanInfiniteTalkToVideo": "takes a network of its own, which only a checkpoint brings",
-    "LTXVReferenceAudio": "takes an audio VAE, which only a checkpoint brings",
     "TripoSplatSamplingPreview": "takes a decoder that only a checkpoint brings; it draws previews",
 }
 
@@ -253,20 +275,24 @@ class Tried:
         comfy, scene = self._comfy, self._scene
         sigmas = comfy.node("BasicScheduler", scene.model, "simple", STEPS, 1.0)[0]
 
+        conds = dict(positive=scene.positive, negative=scene.negative)  # some nodes put out others
+
+        @torch.no_grad()
         def made(model):
             node = comfy.classes[self._name]
             inputs = inputs_of(node, self._way.inputs, comfy, scene, model, sigmas)
-            return comfy.node(self._name, **inputs)[self._way.output]
+            outputs = dict(zip(getattr(node, "RETURN_NAMES", MADE), comfy.node(self._name, **inputs), strict=False))
+            conds.update({name: value for name, value in outputs.items() if name in conds})
+            return next(iter(outputs.values()))
 
         def cached(model):
             return comfy.cached(model, **widgets) if widgets else model
 
         kinds = makes(comfy.classes[self._name])
-        model = scene.model
-        if kinds == {"MODEL"} or self._name == "ARVideoI2V":
-            model = made(cached(model)) if cache_first else cached(made(model))
+        if "MODEL" in kinds:
+            model = made(cached(scene.model)) if cache_first else cached(made(scene.model))
         else:
-            model = cached(model)
+            model = cached(scene.model)
         if kinds == {"GUIDER"}:
             guider = made(model)
             return self._counted(
@@ -280,8 +306,8 @@ class Tried:
         if kinds == {"SIGMAS"}:
             sigmas = made(model)
         return self._counted(
-            lambda: comfy.node("SamplerCustom", model, sampled["add_noise"], 5, sampled["cfg"], scene.positive,
-                               scene.negative, sampler, sigmas, self.latent)[0]
+            lambda: comfy.node("SamplerCustom", model, sampled["add_noise"], 5, sampled["cfg"], conds["positive"],
+                               conds["negative"], sampler, sigmas, self.latent)[0]
         )  # fmt: skip
 
     def _counted(self, sample):

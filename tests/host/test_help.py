@@ -69,5 +69,6 @@ def test_every_node_has_a_help_page(info, node, page):
 
 
 def test_no_help_page_is_left_over():
-    assert {file.stem for file in DOCS.glob("*.md")} == set(NODES)
-    assert {file.relative_to(DOCS).as_posix() for file in DOCS.glob("*/*")} == {f"{node}/zh.md" for node in NODES}
+    nodes = {*NODES, "EasyCacheRaylight"}  # the last one is registered only beside Raylight
+    assert {file.stem for file in DOCS.glob("*.md")} == nodes
+    assert {file.relative_to(DOCS).as_posix() for file in DOCS.glob("*/*")} == {f"{node}/zh.md" for node in nodes}
