@@ -1,0 +1,37 @@
+"""A sample of the benchmark's grid: what docs/grid.md says of samplers, schedulers, steps and CFG scales stays true."""
+
+import grid
+import measures
+import pytest
+from sheet import model as sheet
+
+SPEEDUP = 2.0
+# What another machine's rounding may change, in dB. Beyond 50 dB nothing is looked for.
+SLACK, MOST = 2.0, 50.0
+# Two of each sampler, and every scheduler, number of steps and CFG scale among them.
+CELLS = grid.pairwise(grid.product())[:28]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def published():
+    found = grid.compared(grid.read(grid.RESULTS))
+    return {cell: values for (cell, speedup), values in found.items() if speedup == SPEEDUP}
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, cell)))
+def test_forecasts_are_as_close_as_published(comfy, published, cell):
+    """Catches a change that costs closeness with some sampler or schedule, where others hide it."""
+    model = sheet.load()
+    positive, negative, latent = sheet.scene(0)
+
+    def pictures(model):
+        settings = dict(seed=0, steps=cell.steps, cfg=cell.cfg, sampler_name=cell.sampler, scheduler=cell.scheduler)
+        scene = dict(positive=positive, negative=negative, latent_image=latent, denoise=1.0)
+        sampled = comfy.node("KSampler", model, **settings, **scene)
+        return sheet.pictures(sampled[0]["samples"]).numpy()
+
+    cached = comfy.node("EasyCacheAdaptive", model, target_speedup=SPEEDUP)[0]
+    closeness = measures.psnr(pictures(model), pictures(cached))
+    assert min(closeness, MOST) > min(published[cell].forecast, MOST) - SLACK
