@@ -21,7 +21,7 @@ paid over several evaluations. The network's own output stays in the cache as it
 from .steps import StepHistory, clip, ratio
 
 # Larger ones would be for samplers in which the answer at n hardly counts for the next latent.
-MAX_PAYMENT = 1.0
+MAX_PAYMENT = 1.5
 NEGLIGIBLE = 1e-3
 # Gaps that are remembered: what is still owed for earlier ones is next to nothing.
 GAPS = 2
