@@ -62,10 +62,10 @@ class Trainer:
 
     def run(self, loss_of_next_batch) -> None:
         """Afterwards the modules have the averaged weights, and are frozen."""
-        started, recent, reports = time.perf_counter(), [], 0
+        started, recent, reports = time.perf_counter(), [], 1
         while (spent := time.perf_counter() - started) < self.seconds:
             recent.append(self._learn(loss_of_next_batch, spent / self.seconds))
-            if self._step % 10 and len(recent) > 1:
+            if self._step % 10:
                 continue  # reading a loss waits for the GPU
             mean = torch.stack(recent).mean().item()
             if not math.isfinite(mean):
