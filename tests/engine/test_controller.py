@@ -10,7 +10,7 @@ import torch
 from memory import Allocations
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from easycache_core import CacheConfig, CacheController
+from easycache_core import CacheConfig, CacheController, euler_response
 from easycache_core.predictors import PREDICTORS
 from easycache_core.storage import is_out_of_memory
 
@@ -449,3 +449,23 @@ def test_a_stream_that_stands_still_keeps_nobody_from_being_reused():
         if flags[-1]:
             controller.store("cond", velocity(x, 0.5, 0.8))
     assert flags == [True, True, False, False, False, False]
+
+
+def test_a_budget_is_placed_by_what_is_supposed_of_a_sampler():
+    """Catches an even spread where the last steps count most, and a supposition that is kept though it is wrong: a
+    budget that was planned for other evaluations is then not spent, or more than spent.
+    """
+    sigmas = torch.cat([torch.linspace(1, 0.5, STEPS), torch.zeros(1)])  # as with a large shift
+    supposed = euler_response(sigmas.tolist())._replace(adds_noise=True)
+
+    def run(levels, **options):
+        x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+        with CacheController(CacheConfig(target_speedup=3.0), STEPS, denoised=True, **options) as controller:
+            for step, sigma in enumerate(levels[:-1]):
+                if controller.begin(x, sigma=sigma, step=step):
+                    controller.store("cond", torch.tanh(x))
+            return [record["computed"] for record in controller.trace]
+
+    assert run(sigmas, supposed=supposed) == run(sigmas, response=supposed) != run(sigmas)
+    wrong = run(sigmas * 0.9, supposed=supposed)
+    assert wrong == run(sigmas * 0.9) and sum(wrong) == STEPS / 3
