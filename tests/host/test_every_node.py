@@ -17,7 +17,7 @@ import tiny_models
 import torch
 from closeness import psnr
 from host_source import node_ids
-from streams import streams
+from streams import nested, streams
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,13 +33,13 @@ SETTINGS = {
 @dataclass(frozen=True)
 class Way:
     """family: the tiny model. inputs: of the node; a function is called with (comfy, scene) for its value. latent: the
-    shape to sample, if not the family's own. sampled: what the sampling node gets. closer_than: in dB, of the uncached
-    run.
+    shape to sample, if not the family's own; a list for several streams. mask: whether its noise is masked. sampled:
+    what the sampling node gets. closer_than: in dB, of the uncached run.
     """
 
     family: str = "SD15"
     inputs: dict = field(default_factory=dict)
-    latent: tuple | None = None
+    latent: tuple | list[tuple] | None = None
     mask: bool = False
     sampled: dict = field(default_factory=dict)
     closer_than: float = 10.0
@@ -196,7 +196,9 @@ WAYS: dict[str, Way] = {
     ),
     "ContextWindowsManual": Way("WAN21_T2V", WINDOWS | dict(dim=2, context_length=4, context_overlap=2), LONG_VIDEO),
     "WanContextWindowsManual": Way("WAN21_T2V", WINDOWS | dict(context_length=13), LONG_VIDEO),
-    "LTXVContextWindows": Way("LTXV", WINDOWS | dict(context_length=25, context_overlap=9), (1, 128, 8, 8, 8)),
+    "LTXVContextWindows": Way(  # windows of a video and its sound
+        "LTXAV", WINDOWS | dict(context_length=25, context_overlap=9), [(1, 128, 8, 8, 8), (1, 8, 57, 16)]
+    ),
 }  # fmt: skip
 
 # The others, and why.
@@ -265,7 +267,11 @@ class Tried:
 
     def __init__(self, comfy, scene, name):
         self._comfy, self._scene, self._name, self._way = comfy, scene, name, WAYS[name]
-        self.latent = scene.latent if self._way.latent is None else {"samples": torch.zeros(self._way.latent)}
+        self.latent = scene.latent
+        if self._way.latent is not None:
+            shapes = self._way.latent
+            several = isinstance(shapes, list)
+            self.latent = {"samples": nested(list(map(torch.zeros, shapes))) if several else torch.zeros(shapes)}
         if self._way.mask:
             mask = torch.linspace(0, 1, 16).expand(1, 16, 16)
             self.latent = comfy.node("SetLatentNoiseMask", {"samples": torch.ones(1, 4, 16, 16)}, mask)[0]
