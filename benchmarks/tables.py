@@ -1,9 +1,10 @@
 """The tables of docs/figures.md out of the runs.
 
-A field holds PSNR in dB as the mean (and the least) over the seeds, SSIM, LPIPS where its weights were there, and how
-much faster sampling was. Methods whose knob is not the number of evaluations are interpolated linearly in it, between
-the two neighbouring settings of one family (means over seeds); where a method has several families, the best one at
-that count is shown. Outside of the range of its settings a method's field is empty.
+A field holds PSNR in dB as the mean (and the least) over the seeds, SSIM, and LPIPS where its weights were there.
+Seconds are in the rows, but not here: they depend on what else the machine does. Methods whose knob is not the number
+of evaluations are interpolated linearly in it, between the two neighbouring settings of one family (means over seeds);
+where a method has several families, the best one at that count is shown. Outside of the range of its settings a
+method's field is empty.
 """
 
 from collections import defaultdict
@@ -20,14 +21,13 @@ COUNTED = {"base": (23, 15, 11), SHORT: (14, 10, 8)}  # evaluations
 
 @dataclass(frozen=True)
 class Point:
-    """A setting's means over its seeds; least: the lowest PSNR among them. faster: uncached seconds over its own."""
+    """A setting's means over its seeds; least: the lowest PSNR among them."""
 
     evaluations: float
     psnr: float
     least: float
     ssim: float
     lpips: float
-    faster: float
 
     def __add__(self, other: "Point") -> "Point":
         return Point(*(a + b for a, b in zip(self.values, other.values, strict=True)))
@@ -37,12 +37,12 @@ class Point:
 
     @property
     def values(self) -> tuple:
-        return self.evaluations, self.psnr, self.least, self.ssim, self.lpips, self.faster
+        return self.evaluations, self.psnr, self.least, self.ssim, self.lpips
 
     @property
     def text(self) -> str:
         lpips = "" if np.isnan(self.lpips) else f", {self.lpips:.4f}"
-        return f"**{self.psnr:.1f}** ({self.least:.1f}), {self.ssim:.4f}{lpips}, {self.faster:.1f}x"
+        return f"**{self.psnr:.1f}** ({self.least:.1f}), {self.ssim:.4f}{lpips}"
 
 
 def point(runs: list[Run]) -> Point:
@@ -50,10 +50,7 @@ def point(runs: list[Run]) -> Point:
         values = [getattr(run, name) for run in runs]
         return float("nan") if None in values else float(np.mean(values))
 
-    return Point(
-        mean("evaluations"), mean("psnr"), min(run.psnr for run in runs), mean("ssim"), mean("lpips"),
-        sum(run.reference_seconds for run in runs) / sum(run.seconds for run in runs),
-    )  # fmt: skip
+    return Point(mean("evaluations"), mean("psnr"), min(run.psnr for run in runs), mean("ssim"), mean("lpips"))
 
 
 def families(runs: list[Run]) -> dict[str, list[Point]]:

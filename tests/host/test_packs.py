@@ -164,7 +164,8 @@ def test_steps_of_several_evaluations_that_end_with_a_callback(tiny, run, number
     assert report["computed"] == len(computed) < len(calls)
     assert computed[-1] <= calls[-numbers[-1]], "the last step draws the detail"
     if widgets == BUDGET:
-        assert len(computed) == math.ceil(sum(numbers) / 2)
+        kept_for_nothing = numbers[-1] < numbers[-2]  # the last step has fewer evaluations than the one before
+        assert 0 <= math.ceil(sum(numbers) / 2) - len(computed) <= kept_for_nothing
     assert psnr(cached, latent) > 10
 
 
