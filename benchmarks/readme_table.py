@@ -1,4 +1,4 @@
-"""The READMEs' small table, out of the runs: python benchmarks/readme_table.py
+"""The READMEs' small table, out of the runs: python benchmarks/run.py --parts tables
 
 PSNR in dB of the video model's runs at so many evaluations, means over the development seeds, as in tables.py.
 """
@@ -45,7 +45,8 @@ def table(runs: list[records.Run]) -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
-    made = table(records.read(PACK / "benchmarks" / "results" / "fidelity.csv"))
+def write(runs: list[records.Run]) -> None:
+    """Into the READMEs."""
+    made = table(runs)
     for page in PAGES:
         page.write_text(BETWEEN.sub(lambda _: made, page.read_text("utf-8"), count=1), encoding="utf-8")

@@ -7,8 +7,8 @@ fidelity: each subject (subjects.py) is sampled uncached and with the methods (m
 to 7 in each configuration (configurations.py), all methods in the base and with 20 steps and the main ones in the
 others, and with seeds 5000 to 5007, on which nothing was tuned, in these two and the held-out configuration. Rows go to
 benchmarks/results/fidelity.csv as they come; without the file it starts anew. frechet: distance of sets of generated
-digits to the real ones. overhead: what the node itself costs. At the end tables.md and the plots beside them are made
-of what is there.
+digits to the real ones. overhead: what the node itself costs. At the end tables.md, the plots beside them and the
+READMEs' small table are made of what is there.
 """
 
 import argparse
@@ -92,6 +92,7 @@ def publish(results: Path):
     import frechet
     import overhead
     import plots
+    import readme_table
     import records
     import tables
     from configurations import DEVELOPMENT_SEEDS, SHORT
@@ -103,6 +104,8 @@ def publish(results: Path):
             text += f"\n### {name}\n\n{table(results / f'{name}.csv')}\n"
     (results / "tables.md").write_text(text)
     print(text)
+    if results == HERE / "results":
+        readme_table.write(runs)
     for subject in dict.fromkeys(run.subject for run in runs):
         for configuration, suffix in (("base", ""), (SHORT, "-20-steps")):
             here = [run for run in runs if (run.subject, run.configuration) == (subject, configuration)]
