@@ -43,8 +43,21 @@ forecast is more than {tolerance:g} dB further from the uncached run; the margin
 ![How much closer forecasts are than the better of reuse and fewer steps](grid.png)
 
 {summary}
+
+{lost}
 """
+LOST = """Why forecasts are the further ones in {all} of {cells} cells, by more than {tolerance:g} dB:
+
+- {noisy}: the sampler adds noise, which nobody can forecast. The mean over all cells of such samplers is {mean:+.1f} dB
+  against reuse.
+- {short}: 15 steps or fewer. With a few evaluations far apart, what the last two say of the next is little.
+- {close}: forecasts have {far:g} dB or more, where no difference can be seen.
+- {others}: others.
+
+In {below} of them the better one has less than 25 dB: at so few evaluations no method is close there."""
+FAR = 45.0  # dB
 SPEEDUPS = (1.3, 1.5, 2.0, 3.0)
+ADD_NOISE = {"euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde", "er_sde", "sa_solver", "lcm"}
 TOLERANCE = 0.3  # dB by which a cell may be below the better of the others
 MOST = 100.0  # dB; beyond it is float32's rounding
 
@@ -230,6 +243,21 @@ def summary(rows: list[Row], shown: int = 20) -> str:
     return "\n".join(lines)
 
 
+def reasons(found: dict[tuple[Cell, float], Compared]) -> str:
+    """Of the cells in which forecasts are below another method."""
+    noisy = {place: v for place, v in found.items() if place[0].sampler in ADD_NOISE}
+    lost = {place: v for place, v in found.items() if v.margin < -TOLERANCE}
+    close = {place for place, v in lost.items() if v.forecast >= FAR}
+    with_noise = lost.keys() & noisy.keys() - close
+    short = {place for place in lost if place[0].steps <= 15} - close - with_noise
+    return LOST.format(
+        all=len(lost), cells=len(found), tolerance=TOLERANCE, far=FAR, noisy=len(with_noise), short=len(short),
+        mean=statistics.mean(v.forecast - v.reuse for v in noisy.values()) if noisy else 0.0, close=len(close),
+        others=len(lost) - len(close) - len(with_noise) - len(short),
+        below=sum(max(v.reuse, v.fewer) < 25 for v in lost.values()),
+    )  # fmt: skip
+
+
 def chosen(args) -> list[Cell]:
     factors = Cell(*(getattr(args, name) or values for name, values in zip(Cell._fields, FACTORS, strict=True)))
     cells = product(factors)
@@ -288,7 +316,7 @@ def publish(rows: list[Row], folder: Path) -> None:
     seeds = len({row.seed for row in rows})
     page = PAGE.format(
         cells=len({row.cell for row in rows}), all_cells=len(product()), seeds=f"{seeds} seed{'s' * (seeds > 1)}",
-        subject=rows[0].subject, tolerance=TOLERANCE, summary=summary(rows),
+        subject=rows[0].subject, tolerance=TOLERANCE, summary=summary(rows), lost=reasons(compared(rows)),
     )  # fmt: skip
     (folder / "grid.md").write_text(page, encoding="utf-8")
     grid_plot.draw(compared(rows), folder / "grid.png")
