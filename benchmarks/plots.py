@@ -57,7 +57,8 @@ def quality(runs: list[Run], path: Path) -> None:
     axes.set_ylabel("PSNR against the uncached run, dB", color=INK)
     axes.set_xlim(fewest, most)
     lines = np.concatenate([line.get_ydata() for line in axes.lines if len(line.get_xdata()) == len(counts)])
-    axes.set_ylim(np.nanmin(lines) - 1, np.nanmax(lines) + 1)
+    lines = lines[np.isfinite(lines)]  # not where nothing was skipped
+    axes.set_ylim(lines.min() - 1, lines.max() + 1)
     axes.xaxis.set_major_locator(pyplot.MultipleLocator(2))
     axes.grid(color=GRID)
     axes.tick_params(colors=INK)
