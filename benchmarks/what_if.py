@@ -19,9 +19,9 @@ from pathlib import Path
 from host import ROOT, Host
 
 RESULTS = Path(__file__).resolve().parent / "results" / "what_if.csv"
-THRESHOLDS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
-STEPS = (30, 50)
-WARMUP = 5
+THRESHOLDS = (0.03, 0.05, 0.08, 0.12, 0.18, 0.27)
+STEPS = (20, 50)
+WARMUP = 2
 NEAR = 2.5  # times the threshold of the run that is asked
 COLUMNS = ("predictor", "steps", "seed", "run_at", "threshold", "estimated", "computed", "evaluations")
 
