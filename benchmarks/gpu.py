@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from gpu_networks import CASES, LARGE_LATENT, Case, Network, build, small
 from host import ROOT, Host
-from torch.overrides import TorchFunctionMode
+from reads import Reads
 from torch.utils._python_dispatch import TorchDispatchMode
 
 BUILT_IN = "built-in EasyCache"
@@ -39,7 +39,6 @@ WAYS: dict[str, dict | None] = {  # widgets of the node; None: without it
 }
 SCENES = (0, 1)  # of the bundled model: the place of the words in its lists
 ALL_COMPUTED, HALF = dict(threshold=1e-6), dict(target_speedup=2.0)  # for the node's own work
-READS = {"item", "__bool__", "__float__", "__int__", "__index__", "tolist", "cpu", "numpy", "nonzero"}
 MIB = 2**20
 
 
@@ -151,16 +150,6 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.count += not function.is_view
-        return function(*args, **(kwargs or {}))
-
-
-class Reads(TorchFunctionMode):
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.count += getattr(function, "__name__", "") in READS
         return function(*args, **(kwargs or {}))
 
 

@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from reads import Reads
 from subjects import Video
-from torch.overrides import TorchFunctionMode
 
 # Shapes, and how often each run is repeated.
 SIZES = {"bundled model": ((1, 16, 5, 16, 16), 10), "HunyuanVideo 720p": ((1, 16, 33, 90, 160), 3)}
 STEPS, SETTLED = 14, 5  # evaluations; those before the second are not looked at
-READS = {"item", "__bool__", "__float__", "__int__", "__index__", "tolist", "cpu", "numpy", "nonzero"}
 ALWAYS, SELDOM = 1e-6, 1.0  # thresholds at which the error is asked for, and the network is run so often
 
 NODES = {
@@ -51,18 +50,6 @@ class Evaluation(NamedTuple):
     seconds: float
     reads: int
     held: int  # bytes of all tensors afterwards
-
-
-class Reads(TorchFunctionMode):
-    """Counts reads of values on the host."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.count += getattr(function, "__name__", "") in READS
-        return function(*args, **(kwargs or {}))
 
 
 class OwnWork:

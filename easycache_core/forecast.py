@@ -108,25 +108,25 @@ class Gains:
     """
 
     def __init__(self, noise_added: bool = False):
-        self._noise_added = noise_added
+        self.noise_added = noise_added
         self.gain, self.theta = 0.0 if noise_added else MAX_GAIN, 0.0
         self._xy = self._xx = 0.0  # sums of the regression for theta
         self._pq = self._pp = 0.0  # and for the gain
 
     def advance(self, sigmas: Sequence[float]) -> None:
         """Go on to the evaluation at the last of these noise levels."""
-        if self._noise_added:
+        if self.noise_added:
             sigma, part = sigmas[-1], sigmas[-1] / max(sigmas[0], 1.0)
             self.theta = clip((1 - part) / (1 + sigma - part), 0, 1)
 
     def update(self, products: Sequence[float]) -> None:
         """products: those of Measurements; x: what is off the path, y: the residual of the extrapolation p."""
         xy, xx, yy, pq, pp = products
-        if not self._noise_added:
+        if not self.noise_added:
             self._xy = FORGETTING_FACTOR * self._xy + xy
             self._xx = FORGETTING_FACTOR * self._xx + xx + RIDGE * yy
             self.theta = clip(ratio(self._xy, self._xx), 0, 1)
-        kept = FORGETTING_FACTOR if self._noise_added else 0.0
+        kept = FORGETTING_FACTOR if self.noise_added else 0.0
         self._pq, self._pp = kept * self._pq + pq, kept * self._pp + pp
         if self._pp > 0:
             self.gain = clip(ratio(self._pq, self._pp), -MAX_GAIN, MAX_GAIN)
@@ -139,8 +139,7 @@ class Forecast(Predictor):
 
     def __init__(self, cache_device: str, norms: Norms, response: Response | None = None):
         super().__init__(cache_device, norms, response)
-        self._noise_added = response is not None and response.adds_noise
-        self._steps, self._gains = StepHistory(response), Gains(self._noise_added)
+        self._steps, self._gains = StepHistory(response), Gains(response is not None and response.adds_noise)
         # Where the evaluations begin that are not skipped under a threshold.
         self._end = math.inf if response is None else _begin_of_end(response.influence())
         self._correction = Correction(self._steps)
@@ -262,15 +261,16 @@ class Forecast(Predictor):
             self.measured = self._measure(before if branch == self._tracked else None, output, x)
             self._tracked = branch
         if before is not None and self._comparable:
-            noise = self._off_path(x, before, output.device).mul_(self._gains.theta) if self._noise_added else None
-            here = here._replace(**changes(before, output, *self._gap_closed, noise))
+            here = here._replace(**changes(before, output, *self._gap_closed, self._noise(x, before, output.device)))
         self._branches[branch] = here
         return upcast(output).sum()
 
-    def _off_path(self, x: torch.Tensor, i: Branch, device: torch.device) -> torch.Tensor:
-        """At a computed evaluation."""
+    def _noise(self, x: torch.Tensor, i: Branch, device: torch.device) -> torch.Tensor | None:
+        """What added noise did to D at a computed evaluation, before which the network ran at i; None if none is."""
+        if not self._gains.noise_added:
+            return None
         x, x_i, denoised_i = (upcast(part.to(device)) for part in (x, i.x, i.denoised))
-        return off_path(x, x_i, denoised_i, self._ratios_at_i.sigma_ratio)
+        return off_path(x, x_i, denoised_i, self._ratios_at_i.sigma_ratio).mul_(self._gains.theta)
 
     def _measure(self, i: Branch | None, denoised: torch.Tensor, x: torch.Tensor) -> Measurements:
         """At a computed evaluation n, before which the network ran at i."""
@@ -286,7 +286,7 @@ class Forecast(Predictor):
         previous = torch.zeros_like(change) if i.change is None else upcast(self.subsample(i.change).to(device))
         extrapolated = previous * step_ratio  # p
         residual = torch.sub(change, extrapolated, alpha=self._gains.gain)
-        followed = torch.sub(change, off, alpha=self._gains.theta) if self._noise_added else change
+        followed = torch.sub(change, off, alpha=self._gains.theta) if self._gains.noise_added else change
         pairs = [(off, residual), (off, off), (residual, residual)]
         pairs += [(extrapolated, followed), (extrapolated, extrapolated)]
         products = [(a * b).mean() for a, b in pairs]

@@ -30,6 +30,21 @@ from sampling import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def three_times_while(on):
+    """A patch after which the network answers by its prompt, and three times as much while `on` holds anything."""
+
+    def patch(model):
+        def wrapper(network, given):
+            return inner(network, given) * (3.0 if on else 1.0)
+
+        model = answering_by_prompt(model)
+        inner = model.model_options["model_function_wrapper"]
+        model.set_model_unet_function_wrapper(wrapper)
+        return model
+
+    return patch
+
+
 @pytest.mark.parametrize("at_high_noise", [True, False])
 @pytest.mark.parametrize("order", ["positive negative perturbed", "negative perturbed positive"])
 def test_a_question_that_comes_or_goes_on_the_way(comfy, tiny, run, order, at_high_noise):
@@ -60,15 +75,7 @@ def test_the_positive_is_asked_once_more_with_a_patched_network(comfy, tiny, run
     scene, sigmas = tiny("Flux"), schedule(comfy, tiny("Flux"))
     conds = {"positive": plain_prompt(1), "negative": plain_prompt(-1)}
     middle, asking, on = float(sigmas[8] + sigmas[9]) / 2, Asking(scene), []
-
-    def patch(model):
-        def wrapper(network, given):
-            return inner(network, given) * (3.0 if on else 1.0)
-
-        model = answering_by_prompt(model)
-        inner = model.model_options["model_function_wrapper"]
-        model.set_model_unet_function_wrapper(wrapper)
-        return model
+    patch = three_times_while(on)
 
     def predict(guider, x, timestep, options):
         def perturbed():
@@ -131,16 +138,7 @@ def test_only_the_perturbed_network_is_asked_at_low_noise(comfy, tiny, run, kind
     order of calls tells the two apart.
     """
     scene, sigmas, on, errors = tiny("Flux"), schedule(comfy, tiny("Flux")), [], []
-    middle = float(sigmas[8] + sigmas[9]) / 2
-
-    def patch(model):
-        def wrapper(network, given):
-            return inner(network, given) * (3.0 if on else 1.0)
-
-        model = answering_by_prompt(model)
-        inner = model.model_options["model_function_wrapper"]
-        model.set_model_unet_function_wrapper(wrapper)
-        return model
+    middle, patch = float(sigmas[8] + sigmas[9]) / 2, three_times_while(on)
 
     def call(guider, perturbed, x, timestep, options):
         from comfy.samplers import calc_cond_batch
