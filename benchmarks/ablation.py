@@ -56,6 +56,7 @@ def parts(engine):
         "nothing": [],
         "extrapolation (g = 0)": [(forecast, "MAX_GAIN", 0.0)],
         "gain from the last change (g = MAX_GAIN)": [(gains, "update", fixed_gain)],
+        "gain of the guided latent (cond's instead)": [(forecast.Forecast, "answered", lambda self, answer, x: None)],
         "limit of the step ratio": [(steps, "MAX_STEP_RATIO", 1e9)],
         "sensitivity to the input (theta = 0)": [
             (gains, "update", without_theta),

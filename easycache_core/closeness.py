@@ -39,7 +39,7 @@ class Seen(NamedTuple):
 
 def seen(products: Sequence[float], gain: float, ratios: tuple[float, float], times: Sequence[float]) -> Seen:
     """products: as of Measurements. ratios: r there, and that of the gap which it ends. times: t_j, t_i, t_b."""
-    *_, residual, pq, pp = products
+    residual, pq, pp = products[2:5]
     change = max(residual + 2 * gain * pq - gain**2 * pp, 0.0)
     (step_ratio, gap_ratio), (j, i, b) = ratios, times
 

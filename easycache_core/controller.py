@@ -286,6 +286,19 @@ class CacheController(contextlib.AbstractContextManager):
             return upcast(output).add(correction.to(output.device), alpha=factor).to(output.dtype)
         return output
 
+    def answered(self, answer: torch.Tensor) -> None:
+        """What a guider made of all branches at an evaluation that was computed, in the terms of `store`; with
+        corrections where `corrected` was asked. Some elements of it are copied. It may be left out: but guidance
+        amplifies what differs between branches, and by how much that goes on is learnt from it.
+        """
+        if self._x is None or answer.shape != self._x.shape:
+            return
+        with self.cache_dropped_on_oom():
+            if self._conversion is not None:
+                self._conversion.set_sigma(self._sigma)
+                answer = self._conversion.denoised(answer, self._x.to(answer.device))
+            self._predictor.answered(answer, self._x)
+
     def has(self, branch: str) -> bool:
         """Whether `predict` has something to start from for this branch."""
         return self._predictor.has(branch)

@@ -18,13 +18,13 @@ docs/method.md derives all of it, with an example in numbers and with what each 
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
+from .branch import Branch, Departure, changes, departure, off_path, uncorrected
 from .closeness import Seen, final_error, seen
-from .correction import GAPS, Correction
-from .norms import Norms, upcast
+from .correction import Correction
+from .norms import Norms, some_of, upcast
 from .predictor import Predictor
 from .reading import Measurements
 from .response import Response
@@ -41,17 +41,6 @@ FORGETTING_FACTOR = 0.5
 # The influence on the final latent from which on nothing is skipped under a threshold: of Euler's steps, the last two.
 # It is never more than a part of the run.
 DECISIVE, DECISIVE_PART = 0.35, 0.2
-
-
-class Branch(NamedTuple):
-    """One branch at its last computed evaluation: x_i, which branches may share, D_i, D_i - D_j, None where nothing
-    comparable was before, and the defect d of each of the last gaps, the last one first; without what added noise did.
-    """
-
-    x: torch.Tensor
-    denoised: torch.Tensor
-    change: torch.Tensor | None = None
-    defects: Sequence[torch.Tensor] = ()
 
 
 def _begin_of_end(influence: Sequence[float]) -> int:
@@ -74,33 +63,11 @@ def forecast(x: torch.Tensor, i: Branch, ratios: StepRatios, gains: "Gains", pay
     return denoised
 
 
-def off_path(x: torch.Tensor, x_i: torch.Tensor, denoised_i: torch.Tensor, sigma_ratio: float) -> torch.Tensor:
-    """x_n - xe_n. x: x_n, at least float32 as the others."""
-    return (x - denoised_i).sub_(x_i - denoised_i, alpha=sigma_ratio)
-
-
-def changes(
-    i: Branch, denoised: torch.Tensor, gain: float, step_ratio: float | None, noise: torch.Tensor | None
-) -> dict:
-    """change and defects of the branch at the next computed evaluation, kept where i's are. denoised: D there.
-    step_ratio: r of the gap between the two, None if there is none. noise: what added noise did to D in between.
-    """
-    device = denoised.device
-    change = upcast(denoised) - upcast(i.denoised.to(device))
-    if noise is not None:
-        change.sub_(noise)
-    kept = change.to(i.denoised)
-    if step_ratio is None:
-        return dict(change=kept, defects=i.defects)
-    defect = -change
-    if i.change is not None:
-        defect.add_(i.change.to(device), alpha=gain * step_ratio)
-    return dict(change=kept, defects=(defect.to(i.denoised), *i.defects[: GAPS - 1]))
-
-
 class Gains:
-    """By least squares: gain from the last change of D, theta over the run with forgetting. They are the tracked
-    branch's and hold for all: guidance lives on the difference of branches; a theta for each would cost 3 dB.
+    """By least squares: gain from the last change of D, theta over the run with forgetting. They hold for all branches:
+    guidance lives on the difference of branches; a theta for each would cost 3 dB. theta is the tracked branch's. The
+    gain is that of the guided latent, which the sampler gets: guidance amplifies what differs between branches, and
+    that goes on along t for less long than each of them does.
 
     Where noise is added, theta is that of the paper's rule for flow models, 1 - sigma. What least squares would find,
     mostly noise, is a third of it and less: but D answers to what is no noise in x more than to noise, and the sampler
@@ -120,8 +87,8 @@ class Gains:
             self.theta = clip((1 - part) / (1 + sigma - part), 0, 1)
 
     def update(self, products: Sequence[float]) -> None:
-        """products: those of Measurements; x: what is off the path, y: the residual of the extrapolation p."""
-        xy, xx, yy, pq, pp = products
+        """products: those of Measurements."""
+        xy, xx, yy, *_, pq, pp = products
         if not self.noise_added:
             self._xy = FORGETTING_FACTOR * self._xy + xy
             self._xx = FORGETTING_FACTOR * self._xx + xx + RIDGE * yy
@@ -147,8 +114,10 @@ class Forecast(Predictor):
         self._moved: list[float] | None = None  # by how much x moved at repeated noise levels, since i
         self._error_per_move: list[float] | None = None  # ||error of a forecast of D|| per ||change of x|| there
         self._gap_length, self._max_gap = 0, 1  # evaluations of this gap, and how many they may become
+        self._guided: Branch | None = None  # what a guider made of the branches; some elements
         # At the last computed evaluation, as seen from the one before:
         self._before: dict[str, Branch] = {}  # the branches there
+        self._guided_before: Branch | None = None  # and what was made of them
         self._ratios_at_i = StepRatios(0.0, 0.0)
         self._offset_at_i = 0.0
         self._gap_closed: tuple[float, float | None] = 0.0, None  # gain and r of the gap between the two
@@ -251,6 +220,7 @@ class Forecast(Predictor):
             self._gap_length, self._max_gap, self._moved = 0, self._gap_length + 1, None
             self._another_x = False
             self._before, self._branches = self._branches, {}
+            self._guided_before, self._guided = self._guided, None
 
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:
         here = Branch(x, copy_for_cache(output, self._cache_device))
@@ -264,6 +234,24 @@ class Forecast(Predictor):
             here = here._replace(**changes(before, output, *self._gap_closed, self._noise(x, before, output.device)))
         self._branches[branch] = here
         return upcast(output).sum()
+
+    def answered(self, answer: torch.Tensor, x: torch.Tensor) -> None:
+        if len(self._branches) < 2:  # a guider makes nothing of one branch
+            return
+        answer, x = upcast(some_of(answer)), upcast(some_of(x).to(answer.device, copy=True))
+        before = self._guided_before
+        if before is None or before.denoised.shape != answer.shape or not self._comparable:
+            self._guided = Branch(x, answer.clone())
+            return
+        payments = [] if self._steps.response is None else self._correction.pay()
+        denoised = uncorrected(before, answer, *self._gap_closed, payments)
+        if denoised is None:
+            return
+        if self.measured is not None and self.measured.products:
+            of_gain = self._products_of_gain(departure(before, denoised, x, self._ratios_at_i))
+            self.measured = self.measured._replace(products=[*self.measured.products[:-2], *of_gain])
+        changed = changes(before, denoised, *self._gap_closed, self._noise(x, before, denoised.device))
+        self._guided = Branch(x, denoised, **changed)
 
     def _noise(self, x: torch.Tensor, i: Branch, device: torch.device) -> torch.Tensor | None:
         """What added noise did to D at a computed evaluation, before which the network ran at i; None if none is."""
@@ -279,20 +267,24 @@ class Forecast(Predictor):
         output_norm = norms.of_difference(x, denoised)  # sigma_n ||v_n||
         if i is None:
             return Measurements(output_norm)
-        step_ratio, sigma_ratio = self._ratios_at_i
-        x_i, denoised_i = (upcast(self.subsample(part).to(device)) for part in (i.x, i.denoised))
-        change = denoised - denoised_i  # q
-        off = off_path(x, x_i, denoised_i, sigma_ratio)
-        previous = torch.zeros_like(change) if i.change is None else upcast(self.subsample(i.change).to(device))
-        extrapolated = previous * step_ratio  # p
+        i = Branch(*(part if part is None else upcast(self.subsample(part).to(device)) for part in i[:3]))
+        departed = departure(i, denoised, x, self._ratios_at_i)
+        change, extrapolated, off = departed
         residual = torch.sub(change, extrapolated, alpha=self._gains.gain)
-        followed = torch.sub(change, off, alpha=self._gains.theta) if self._gains.noise_added else change
-        pairs = [(off, residual), (off, off), (residual, residual)]
-        pairs += [(extrapolated, followed), (extrapolated, extrapolated)]
-        products = [(a * b).mean() for a, b in pairs]
+        products = [(a * b).mean() for a, b in [(off, residual), (off, off), (residual, residual)]]
+        of_gain = self._products_of_gain(departed)
         miss = norms.of(residual.sub_(off, alpha=self._gains.theta))
         output_change = norms.of(off.sub_(change))  # sigma_n ||v_n - v_i||
-        return Measurements(output_norm, output_change, norms.of_difference(x, x_i), miss, products)
+        return Measurements(
+            output_norm, output_change, norms.of_difference(x, i.x), miss, [*products, *of_gain, *of_gain]
+        )
+
+    def _products_of_gain(self, departed: Departure) -> list[torch.Tensor]:
+        """<p, q> and <p, p>"""
+        q, p, off = departed
+        if self._gains.noise_added:
+            q = torch.sub(q, off, alpha=self._gains.theta)
+        return [(p * q).mean(), (p * p).mean()]
 
     def correction(self, branch: str) -> torch.Tensor | None:
         if self._steps.response is None:

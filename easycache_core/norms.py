@@ -14,6 +14,16 @@ def upcast(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def some_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Some 65,000 evenly spread elements of a large tensor, in one row."""
+    return tensor.flatten()[:: _every(tensor)]
+
+
+def _every(tensor: torch.Tensor) -> int:
+    """Odd, to fall into no pattern of rows."""
+    return tensor.numel() // SAMPLE_SIZE | 1
+
+
 class Norms:
     """Norms of each part of a latent that has an error of its own, as scalar tensors.
 
@@ -38,10 +48,10 @@ class Norms:
 
     def subsample(self, tensor: torch.Tensor) -> torch.Tensor:
         """Some 65,000 evenly spread elements of a large tensor: enough for means. Of several streams all are taken."""
-        every = tensor.numel() // SAMPLE_SIZE
+        every = _every(tensor)
         if self._streams or every < 2:
             return tensor
-        return tensor.reshape(self._rows(tensor), -1)[:, :: every | 1]  # odd, to fall into no pattern of rows
+        return tensor.reshape(self._rows(tensor), -1)[:, ::every]
 
     def _means(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         parts = self._split(tensor)

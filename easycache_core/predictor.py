@@ -14,7 +14,7 @@ from .response import Response
 class Predictor(abc.ABC):
     """Holds the branches of the last computed evaluation i. At each evaluation n the controller calls `update`, if the
     evaluation before measured something; `advance`; `errors`, if the threshold decides; `commit`; then, per branch,
-    `store` where the network runs, else `predict`.
+    `store` where the network runs, and then `answered`, else `predict`.
 
     follows_denoised: whether branches are denoised latents D, so that noise levels are needed; else they are what the
     network answers.
@@ -85,6 +85,10 @@ class Predictor(abc.ABC):
 
         Returns a scalar tensor that is finite if all of the output is.
         """
+
+    def answered(self, answer: torch.Tensor, x: torch.Tensor) -> None:
+        """What a guider made of the branches at n, corrections included, once all of them are stored. x: as of them."""
+        return
 
     def correction(self, branch: str) -> torch.Tensor | None:
         """What is to be added to the branch, as it was stored at n, for the sampler; None if nothing is."""

@@ -11,7 +11,9 @@ class Measurements(NamedTuple):
     have one entry per part of the latent (stream, row). All entries are scalar tensors, and numbers once they are read.
 
     output_norm: ||v_i||. The rest is empty without j. output_change, input_change: ||v_i - v_j||, ||x_i - x_j||. Of
-    forecasts alone: miss, how far a forecast of D_i would have been off; products, from which gains are estimated.
+    forecasts alone: miss, how far a forecast of D_i would have been off; products, from which gains are estimated: the
+    means of x y, x x, y y, p q, p p, and the last two once more, of the guided latent, with x what is off the path, y
+    the residual of the extrapolation p, and q the change of D.
     """
 
     output_norm: Sequence

@@ -11,6 +11,7 @@ from closeness import psnr
 from memory import Allocations
 
 from easycache_core import CacheConfig, CacheController, Response, euler_response, forecast
+from easycache_core.branch import Branch, changes, uncorrected
 from easycache_core.budget import Budget
 from easycache_core.correction import Correction
 from easycache_core.predictors import PREDICTORS
@@ -119,6 +120,40 @@ def test_movements_are_carried_on_as_far_as_they_were_seen_to_go_on(places, leas
     _, seen = follow(places, pattern, [0.9, 0.8, 0.7, last, 0.0], skipped=[3])
     onward = ((seen[3] * pattern).sum() / pattern.square().sum() - places[-1]).item()
     assert least <= onward <= most, "from 0 back towards 1, on from 2 towards 3, or nowhere"
+
+
+@pytest.mark.parametrize(("told", "least", "most"), [(True, -0.5, 0.0), (False, 0.3, 0.8)])
+def test_what_guidance_amplifies_decides_how_far_forecasts_go(told, least, most):
+    """Catches forecasts that overshoot under strong guidance: here cond moves on steadily, while what the sampler gets,
+    cond + 2 (cond - uncond), swings back. Such runs were 4 dB further from the uncached one than the paper's rule.
+    """
+    pattern, sigmas = torch.randn(SHAPE), [0.9, 0.8, 0.7, 0.6]
+    places = [(0.0, 0.0), (1.0, -0.5), (2.0, 2.0)]  # of cond and uncond, so that the guided latent is at 0, 4, 2
+    controller = CacheController(Settings(target_speedup=2), total_steps=4, denoised=True)
+    controller._budget.should_compute = lambda step, urgent: step < 3
+    for step, (cond, uncond) in enumerate(places):
+        x = torch.randn(SHAPE)
+        assert controller.begin(x, sigma=sigmas[step], step=step)
+        controller.store("cond", cond * pattern)
+        controller.store("uncond", uncond * pattern)
+        if told:
+            controller.answered((cond + 2 * (cond - uncond)) * pattern)
+    at_last = 2 * pattern
+    path = at_last + sigmas[3] / sigmas[2] * (x - at_last)
+    assert not controller.begin(path, sigma=sigmas[3], step=3)
+    onward = ((controller.predict("cond", path) - at_last) * pattern).sum() / pattern.square().sum()
+    assert least <= onward.item() <= most
+
+
+@pytest.mark.parametrize("gap", [None, 0.7], ids=["no gap ends", "a gap ends"])
+def test_what_the_network_answered_is_told_from_what_the_sampler_got(gap):
+    """Catches gains that are learnt from answers with a payment in them."""
+    i = Branch(*torch.randn(3, 100), defects=(torch.randn(100), torch.randn(100)))
+    denoised, payments = torch.randn(100), [-0.6, 0.25]
+    after = changes(i, denoised, 0.4, gap, None)
+    answer = denoised + sum(c * defect for c, defect in zip(payments, after["defects"], strict=True))
+    torch.testing.assert_close(uncorrected(i, answer, 0.4, gap, payments), denoised)
+    assert uncorrected(i, answer, 0.4, 0.7, [0.9, 0.25]) is None, "next to nothing of it is left"
 
 
 def test_the_defect_is_what_was_forecast_wrong():

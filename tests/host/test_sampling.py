@@ -55,18 +55,18 @@ def test_a_budget_is_spent_to_the_last_and_forecasts_make_more_of_it(comfy, demo
 def test_strong_guidance_on_few_evaluations_is_no_worse_than_reuse(comfy):
     """Catches forecasts that overshoot: here the denoised latent swings to and fro between sparse evaluations."""
     model, positive, negative, latent = comfy.node("EasyCacheDemoModel", "unicorn", "sky", "sway", 1)
-    scene = Scene(comfy.node("ModelSamplingSD3", model, 6.0)[0], positive, negative, latent)
+    scene = Scene(comfy.node("ModelSamplingSD3", model, 7.0)[0], positive, negative, latent)
     closeness = {}
     for predictor in (None, "forecast", "reuse"):
         patched = scene.model
         if predictor:
             patched = comfy.cached(patched, target_speedup=4.6, predictor=predictor)
-        sampled = comfy.sample(scene, patched, seed=3, steps=40, cfg=4.0, sampler_name="dpmpp_2m")
+        sampled = comfy.sample(scene, patched, seed=3, steps=40, cfg=5.5, sampler_name="dpmpp_2m")
         if not predictor:
             plain = sampled
         else:
             closeness[predictor] = psnr(sampled, plain)
-    assert closeness["forecast"] > closeness["reuse"] - 2, closeness
+    assert closeness["forecast"] > closeness["reuse"] - 1, closeness
 
 
 def test_warmup_and_last_step_reach_the_network(comfy, demo_scene):
