@@ -89,7 +89,8 @@ def sample_with_cache(
     for level, wrapper in (
         (WrappersMP.PREDICT_NOISE, run.predict_noise), (WrappersMP.CALC_COND_BATCH, run.calc_cond_batch),
     ):  # fmt: skip
-        add_outermost_wrapper(level, wrapper, guider.model_options)
+        set_own_wrapper(level, wrapper, guider.model_options)
+    set_own_wrapper(WrappersMP.APPLY_MODEL, None, guider.model_options)  # which warns of calls outside of a run
     try:
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
         log.info(run.summary())
@@ -106,10 +107,13 @@ def sample_with_cache(
     return samples
 
 
-def add_outermost_wrapper(level: str, wrapper, model_options: dict) -> None:
-    """Around the wrappers of other packs: what they make of one call (context windows, say) is cached as a whole."""
+def set_own_wrapper(level: str, wrapper, model_options: dict) -> None:
+    """In place of the one that is there; None: without one. It lies around the wrappers of other packs: what they make
+    of one call (context windows, say) is cached as a whole.
+    """
     wrappers = model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
-    wrappers[level] = {WRAPPER_KEY: [wrapper], **wrappers.get(level, {})}
+    others = {key: given for key, given in wrappers.get(level, {}).items() if key != WRAPPER_KEY}
+    wrappers[level] = others if wrapper is None else {WRAPPER_KEY: [wrapper], **others}
 
 
 def needs_response(config: CacheConfig) -> bool:
