@@ -15,6 +15,7 @@ from comfy.model_management import soft_empty_cache
 from comfy.patcher_extension import WrappersMP
 
 from ..easycache_core import CacheConfig, Ranks, Response
+from ..easycache_core.budget import budget_of
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import is_out_of_memory
@@ -403,8 +404,15 @@ class Run:
         self._closeness = self._estimate_closeness()
         return summarise(
             self._totals(), self.settings, self._callbacks or self._steps, self._steps_before, self._reason,
-            self._closeness, self._parts,
+            self._closeness, self._parts, self._beyond_budget,
         )  # fmt: skip
+
+    @property
+    def _beyond_budget(self) -> bool:
+        """Whether more was computed than target_speedup allows for the questions of each history."""
+        target = self.settings.config.target_speedup
+        allowed = (budget_of(one.computed + one.skipped, target) for one in self._controllers if target)
+        return bool(target) and sum(one.computed for one in self._controllers) > sum(allowed)
 
     def _estimate_closeness(self) -> float | None:
         """In dB, of the final latent in the sampler's own terms; waits for the device."""
