@@ -12,7 +12,6 @@ from ..easycache_core.response import SAME_LEVEL
 from ..easycache_core.turns import TRAIL, distance, sample_of
 
 FAR = 1.0
-NEAR = 0.1  # at one noise level, samplers that look at a latent again have moved it less, but for those that add noise
 NEARER = 0.85  # of two distances; those to renewed noises differ by less
 
 
@@ -22,7 +21,8 @@ class Trail:
     def __init__(self):
         self._sigmas: list[float] = []
         self._samples: list[torch.Tensor] = []
-        self._moves = 0  # how often it was not near to where it was before, at one noise level
+        self._far = 0  # how often it was far from where it was before, at one noise level
+        self.mixed = False  # whether another latent was taken for it until now
 
     def is_at(self, sigma: float) -> bool:
         return bool(self._sigmas) and _same_level(sigma, self._sigmas[-1])
@@ -42,13 +42,13 @@ class Trail:
         return any(distance(sample, there) < NEARER * moved for there in beside)
 
     def add(self, sigma: float, sample: torch.Tensor) -> bool:
-        """Go on with it. Whether it may be another latent: at this noise level, it is not near to where it was. One
-        that never comes back is one to which the sampler adds noise.
+        """Go on with it. Whether what is known may be of another latent: at this noise level, it is far from where it
+        was. One that never comes back is one whose noise the sampler renews.
         """
-        moved = self.is_at(sigma) and self.distance(sample) > NEAR
-        self._moves += moved
+        far, mixed = self.is_at(sigma) and self.distance(sample) > FAR, self.mixed
+        self._far, self.mixed = self._far + far, False
         self._sigmas, self._samples = [*self._sigmas[1 - TRAIL :], sigma], [*self._samples[1 - TRAIL :], sample]
-        return moved and self._moves < TRAIL
+        return mixed or (far and self._far < TRAIL)
 
 
 def _same_level(one: float, other: float) -> bool:
@@ -58,7 +58,10 @@ def _same_level(one: float, other: float) -> bool:
 def trail_of(trails: Sequence[Trail], sigma: float, sample: torch.Tensor) -> Trail | None:
     """The trail that leads to this latent; None: none of them. trails: of what is asked the same."""
     nearest = min([one for one in trails if not one.is_at(sigma)] or trails, key=lambda one: one.distance(sample))
-    return None if nearest.takes_turns(sigma, sample) else nearest
+    if nearest.takes_turns(sigma, sample):
+        nearest.mixed = True
+        return None
+    return nearest
 
 
 def position_of(x: torch.Tensor, timestep: torch.Tensor) -> tuple[float, torch.Tensor]:
