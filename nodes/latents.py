@@ -12,43 +12,59 @@ from ..easycache_core.response import SAME_LEVEL
 from ..easycache_core.turns import TRAIL, distance, sample_of
 
 FAR = 1.0
+NEARER = 0.85  # of two distances; those to renewed noises differ by less
 
 
 class Trail:
-    """Where the latent of one history was: samples of its last TRAIL evaluations, and the noise level of the last."""
+    """Where the latent of one history was: samples of its last TRAIL evaluations, and their noise levels."""
 
     def __init__(self):
-        self.sigma: float | None = None
+        self._sigmas: list[float] = []
         self._samples: list[torch.Tensor] = []
-        self._far = 0  # how often in a row it was far from where it was before, at one noise level
+        self._far = 0  # how often it was far from where it was before, at one noise level
+        self.mixed = False  # whether another latent was taken for it until now
 
     def is_at(self, sigma: float) -> bool:
-        return self.sigma is not None and abs(sigma - self.sigma) <= SAME_LEVEL * max(sigma, self.sigma)
+        return bool(self._sigmas) and _same_level(sigma, self._sigmas[-1])
 
     def distance(self, sample: torch.Tensor) -> float:
         return distance(sample, self._samples[-1])
 
-    def takes_turns(self, sample: torch.Tensor) -> bool:
-        """Whether the latent is far from where it was last, and back where it was before: that was another one."""
+    def takes_turns(self, sigma: float, sample: torch.Tensor) -> bool:
+        """Whether the last one was another latent: this one is far from it and back where it was before; or it comes
+        from a noise level where two were seen, and from the first of them: samplers go on from where they looked last.
+        """
         moved = self.distance(sample)
-        return moved > FAR and any(distance(sample, there) < 0.5 * moved for there in self._samples[:-1])
+        if moved > FAR and any(distance(sample, there) < 0.5 * moved for there in self._samples[:-1]):
+            return True
+        before = zip(self._sigmas[:-1], self._samples[:-1], strict=True)
+        beside = [there for level, there in before if self.is_at(level) and not self.is_at(sigma)]
+        return any(distance(sample, there) < NEARER * moved for there in beside)
 
     def add(self, sigma: float, sample: torch.Tensor) -> bool:
-        """Go on with it. Whether it may be another latent: at this noise level, it is far from where it was. One that
-        never comes back is one whose noise the sampler renews.
+        """Go on with it. Whether what is known may be of another latent: at this noise level, it is far from where it
+        was. One that never comes back is one whose noise the sampler renews.
         """
-        far = self.is_at(sigma) and self.distance(sample) > FAR
-        self._far = self._far + 1 if far else 0 if self.is_at(sigma) else self._far
-        self.sigma, self._samples = sigma, [*self._samples[1 - TRAIL :], sample]
-        return far and self._far < TRAIL
+        far, mixed = self.is_at(sigma) and self.distance(sample) > FAR, self.mixed
+        self._far, self.mixed = self._far + far, False
+        self._sigmas, self._samples = [*self._sigmas[1 - TRAIL :], sigma], [*self._samples[1 - TRAIL :], sample]
+        return mixed or (far and self._far < TRAIL)
+
+
+def _same_level(one: float, other: float) -> bool:
+    return abs(one - other) <= SAME_LEVEL * max(one, other)
 
 
 def trail_of(trails: Sequence[Trail], sigma: float, sample: torch.Tensor) -> Trail | None:
     """The trail that leads to this latent; None: none of them. trails: of what is asked the same."""
     nearest = min([one for one in trails if not one.is_at(sigma)] or trails, key=lambda one: one.distance(sample))
-    return None if nearest.takes_turns(sample) else nearest
+    if nearest.takes_turns(sigma, sample):
+        nearest.mixed = True
+        return None
+    return nearest
 
 
 def position_of(x: torch.Tensor, timestep: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """(sigma, sample) of a latent; waits for its device."""
-    return float(timestep[0]), sample_of([x])
+    """(sigma, sample) of a latent; waits for its device. The sample has no size, as latents shrink with their noise."""
+    sample = sample_of([x])
+    return float(timestep[0]), sample / sample.abs().mean().clamp_min(1e-30)

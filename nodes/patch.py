@@ -4,7 +4,7 @@ import logging
 
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from .run import sample_with_cache
+from .run import sample_with_cache, set_own_wrapper
 from .run_history import WRAPPER_KEY, RunHistory
 from .settings import Settings
 
@@ -26,6 +26,24 @@ class CachedSampling:
         return sample_with_cache(self.settings, self.history, executor, *args, **kwargs)
 
 
+def warning_outside_of_runs():
+    """An APPLY_MODEL wrapper for the model's own options: it says once that the network is asked where no run was
+    opened. Some packs have a sampling loop of their own, or guiders that ask with the model's options, not the run's.
+    """
+    warned = []
+
+    def wrapper(executor, *args, **kwargs):
+        if not warned:
+            warned.append(True)
+            log.warning(
+                "EasyCache: the network is asked past ComfyUI's sampling, where the node sees no run; what is asked "
+                "that way is computed, and nothing of it is skipped"
+            )
+        return executor(*args, **kwargs)
+
+    return wrapper
+
+
 def with_cache(model, settings: Settings, node: str | None = None):
     """A clone of a ModelPatcher whose sampling runs use the cache; the original is not changed.
 
@@ -36,4 +54,6 @@ def with_cache(model, settings: Settings, node: str | None = None):
         log.warning("EasyCache: the model has been through an EasyCache (Adaptive) node already; the last one counts")
         patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, CachedSampling(settings, RunHistory(node)))
+    if settings.config.threshold or settings.config.target_speedup:
+        set_own_wrapper(WrappersMP.APPLY_MODEL, warning_outside_of_runs(), patched.model_options)
     return patched

@@ -55,10 +55,10 @@ class QuestionHistory:
         """
         step = self.steps.next_evaluation()
         self._misses = self._misses + 1 if self.cache_miss else 0
-        if self._misses > 1:  # a budget that is spent would not compute it, and so never again have all that is asked
+        # A budget that is spent would not compute it, and so never again have all that is asked.
+        if self._misses > 1 or another:
             self.controller.reset_cache()
         force, changed = self._force_and_changed(step, timestep, conds, values)
-        changed = changed | another
         self.cache_miss = False
         computing = self.controller.begin(network_x, sigma=timestep, step=step, force=force, changed=changed)
         if computing:

@@ -15,6 +15,7 @@ from comfy.model_management import soft_empty_cache
 from comfy.patcher_extension import WrappersMP
 
 from ..easycache_core import CacheConfig, Ranks, Response
+from ..easycache_core.budget import budget_of
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import is_out_of_memory
@@ -89,7 +90,8 @@ def sample_with_cache(
     for level, wrapper in (
         (WrappersMP.PREDICT_NOISE, run.predict_noise), (WrappersMP.CALC_COND_BATCH, run.calc_cond_batch),
     ):  # fmt: skip
-        add_outermost_wrapper(level, wrapper, guider.model_options)
+        set_own_wrapper(level, wrapper, guider.model_options)
+    set_own_wrapper(WrappersMP.APPLY_MODEL, None, guider.model_options)  # which warns of calls outside of a run
     try:
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
         log.info(run.summary())
@@ -106,10 +108,13 @@ def sample_with_cache(
     return samples
 
 
-def add_outermost_wrapper(level: str, wrapper, model_options: dict) -> None:
-    """Around the wrappers of other packs: what they make of one call (context windows, say) is cached as a whole."""
+def set_own_wrapper(level: str, wrapper, model_options: dict) -> None:
+    """In place of the one that is there; None: without one. It lies around the wrappers of other packs: what they make
+    of one call (context windows, say) is cached as a whole.
+    """
     wrappers = model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
-    wrappers[level] = {WRAPPER_KEY: [wrapper], **wrappers.get(level, {})}
+    others = {key: given for key, given in wrappers.get(level, {}).items() if key != WRAPPER_KEY}
+    wrappers[level] = others if wrapper is None else {WRAPPER_KEY: [wrapper], **others}
 
 
 def needs_response(config: CacheConfig) -> bool:
@@ -402,7 +407,14 @@ class Run:
         self._closeness = self._estimate_closeness()
         about = self._totals(), self.settings, self._callbacks or self._steps, self._steps_before, self._reason
         self._nothing_skipped = nothing_skipped(*about)
-        return summarise(*about, self._closeness, self._parts)
+        return summarise(*about, self._closeness, self._parts, self._beyond_budget)
+
+    @property
+    def _beyond_budget(self) -> bool:
+        """Whether more was computed than target_speedup allows for the questions of each history."""
+        target = self.settings.config.target_speedup
+        allowed = (budget_of(one.computed + one.skipped, target) for one in self._controllers if target)
+        return bool(target) and sum(one.computed for one in self._controllers) > sum(allowed)
 
     def _estimate_closeness(self) -> float | None:
         """In dB, of the final latent in the sampler's own terms; waits for the device."""

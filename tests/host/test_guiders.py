@@ -183,3 +183,48 @@ def test_a_guider_with_two_models(comfy, tiny, run):
         cached, negative = sample(cfg, threshold=0.3)
         assert len(cached.levels) < STEPS and psnr(cached.latent, plain.latent) > 10
         assert cfg == 1.0 or sorted(negative, reverse=True) == cached.levels
+
+
+def sampled_by_a_loop_of_its_own(comfy, scene, model):
+    """As nodes do that prepare the network themselves, and ask it without a guider's run."""
+    from comfy import sampler_helpers, samplers
+
+    sigmas, latent = comfy.node("BasicScheduler", model, "simple", 4, 1.0)[0], scene.latent["samples"]
+    x = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
+    conds = {"positive": scene.positive, "negative": scene.negative}
+    conds = {name: sampler_helpers.convert_cond(cond) for name, cond in conds.items()}
+    network, conds, loaded = sampler_helpers.prepare_sampling(model, x.shape, conds, model.model_options)
+    model.pre_run()
+    conds = samplers.process_conds(network, x, conds, x.device)
+    with torch.no_grad():
+        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+            timestep = sigma * x.new_ones([len(x)])
+            denoised = samplers.sampling_function(
+                network, x, timestep, conds["negative"], conds["positive"], 4.0, model_options=model.model_options
+            )
+            x = x + (following - sigma) * (x - denoised) / sigma
+    model.cleanup()
+    sampler_helpers.cleanup_models(conds, loaded)
+    return x
+
+
+def guided_with_the_options_of_the_model(comfy, scene, model):
+    """As guiders do that mix several models, each with its own options."""
+
+    def predict(guider, x, timestep, options):
+        return both(guider, x, timestep, model.model_options)
+
+    sigmas, noise = comfy.node("BasicScheduler", model, "simple", 4, 1.0)[0], comfy.node("RandomNoise", 5)[0]
+    guider, sampler = guiding(model, pair(scene), predict), comfy.node("KSamplerSelect", "euler")[0]
+    return comfy.node("SamplerCustomAdvanced", noise, guider, sampler, sigmas, scene.latent)[0]["samples"]
+
+
+@pytest.mark.parametrize("sampled", [sampled_by_a_loop_of_its_own, guided_with_the_options_of_the_model])
+def test_a_network_that_is_asked_outside_of_a_run(comfy, tiny, caplog, sampled):
+    """Catches a cache that has no effect and does not say so."""
+    scene = tiny("SD15")
+    plain, cached = sampled(comfy, scene, scene.model), comfy.cached(scene.model, **BUDGET)
+    comfy.sample(scene, cached, steps=4)
+    assert not any("past ComfyUI's sampling" in line for line in log_of(caplog)), "that was a run"
+    assert torch.equal(sampled(comfy, scene, cached), plain) and torch.equal(sampled(comfy, scene, cached), plain)
+    assert sum("past ComfyUI's sampling" in line for line in log_of(caplog)) == 1

@@ -102,6 +102,42 @@ def test_latents_that_take_turns(comfy, tiny, run, name, count, widgets):
     assert cached.report["computed"] == cached.calls.total() < 0.75 * count * STEPS
 
 
+def original_and_edit(share):
+    """A sampler that draws two latents at once, of one noise but for this share of it, with the guider's prompt."""
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        other = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) * x.std()
+        latents, one = [x, (1 - share) ** 0.5 * x + share**0.5 * other], x.new_ones([len(x)])
+        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            denoised = [model(latent, sigma * one, **extra_args) for latent in latents]
+            if callback is not None:
+                callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised[0]})
+            pairs = zip(latents, denoised, strict=True)
+            latents = [latent + (following - sigma) * (latent - D) / sigma for latent, D in pairs]
+        return torch.cat(latents)
+
+    return sampler
+
+
+@pytest.mark.parametrize("target_speedup", [2.0, 8.0])
+@pytest.mark.parametrize("share", [0.02, 0.3])
+@pytest.mark.parametrize(("name", "dB"), [("SD15", {2.0: 28, 8.0: 9}), ("Flux", {2.0: 40, 8.0: 22})], ids=str)
+def test_an_original_and_its_edit(tiny, run, name, dB, share, target_speedup):
+    """They share a prompt and most of their noise. Catches one past for both, which spoils both pictures at a budget,
+    and which a threshold computes as a whole.
+    """
+    scene, sampler = tiny(name), original_and_edit(share)
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain = run(scene, make_guider, sampler)
+    cached = run(scene, make_guider, sampler, target_speedup=target_speedup)
+    for result, reference in zip(cached.latent.chunk(2), plain.latent.chunk(2), strict=True):
+        assert psnr(result, reference) > dB[target_speedup]
+    assert cached.report["computed"] <= 2 * STEPS / target_speedup + 2
+    if target_speedup == 2:
+        assert run(scene, make_guider, sampler, threshold=0.1).report["computed"] < 0.75 * 2 * STEPS
+
+
 @torch.no_grad()
 def renewing_the_noise(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """As consistency models are sampled."""

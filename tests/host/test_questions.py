@@ -13,6 +13,7 @@ from sampling import (
     SHORT_GAPS,
     STEPS,
     THRESHOLD,
+    THRESHOLD_OR_BUDGET,
     Asking,
     answering_by_prompt,
     ask,
@@ -318,8 +319,11 @@ def test_a_prompt_that_is_made_anew_in_each_step(tiny, run, caplog):
         assert "raise threshold" not in line and "allows each of them" not in line, line
 
 
-def test_a_negative_that_is_made_anew_in_each_step(tiny, run):
-    """The positive stays. Catches steps that are reported as skipped and in which the network ran all the same."""
+@THRESHOLD_OR_BUDGET
+def test_a_negative_that_is_made_anew_in_each_step(tiny, run, caplog, widgets):
+    """The positive stays. Catches steps that are reported as skipped and in which the network ran all the same, and a
+    budget that is exceeded without a word.
+    """
     scene = tiny("SD15")
 
     def predict(guider, x, timestep, options):
@@ -328,9 +332,12 @@ def test_a_negative_that_is_made_anew_in_each_step(tiny, run):
         return away_from(positive, [negative])
 
     make_guider = functools.partial(guiding, conds=pair(scene), predict=predict)
-    plain, cached = run(scene, make_guider), run(scene, make_guider, **THRESHOLD)
+    plain = run(scene, make_guider)
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, make_guider, **widgets)
     assert torch.equal(cached.latent, plain.latent)
     check_counts(cached, plain.calls)
+    assert sum("more than it allows" in line for line in log_of(caplog)) == (widgets == BUDGET)
 
 
 def test_more_sets_of_questions_than_are_kept(tiny, run, no_run_left):
