@@ -24,7 +24,7 @@ class EasyCacheAdaptive(io.ComfyNode):
             display_name="EasyCache (Adaptive)",
             category="EasyCache",
             description="Speeds up sampling by skipping network evaluations whose result can be predicted. "
-            "Put it between the model (and its LoRAs) and the sampler.",
+            "Put it between the model (with its LoRAs and its shift) and the sampler.",
             **known_to(io.Schema, search_aliases=SEARCH_ALIASES),
             inputs=[
                 io.Model.Input(

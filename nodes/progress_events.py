@@ -11,6 +11,11 @@ EVENT = "easycache.run"
 log = logging.getLogger("easycache")
 
 
+def prompt_server():
+    """ComfyUI's server, None in a process without one (a script, a test), which has not imported its module."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
 class ProgressEvents:
     """The messages of one sampling run: at most one per step, and one at the end. None if no browser is connected.
 
@@ -26,8 +31,7 @@ class ProgressEvents:
     @property
     def _listener(self):
         """(server, client id) of the browser that queued the prompt, None if it is not connected."""
-        # A process without a server (a script, a test) has not imported its module.
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        server = prompt_server()
         client = getattr(server, "client_id", None)
         if self._node is None or client is None or client not in server.sockets:
             return None

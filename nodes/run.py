@@ -33,7 +33,7 @@ from .sampler_response import is_own, response_of, supposed_response
 from .schedule_switches import self_switching
 from .settings import Settings
 from .steps import UNKNOWN, Schedule, StepCounter
-from .summary import summarise, totals
+from .summary import nothing_skipped, summarise, totals
 from .value_changes import TellingValues
 from .windows import CachedWindows
 
@@ -176,6 +176,7 @@ class Run:
         self._callbacks = 0
         self.denoised: torch.Tensor | None = None  # the sampler's, at the last callback
         self._closeness: float | None = None  # known once the sampler is through
+        self._nothing_skipped: str | None = None  # why; known then, too
         # Other ranks wait for this one from here on.
         self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
 
@@ -399,10 +400,9 @@ class Run:
         """The line for the log, once the sampler is through."""
         self._end_direct()
         self._closeness = self._estimate_closeness()
-        return summarise(
-            self._totals(), self.settings, self._callbacks or self._steps, self._steps_before, self._reason,
-            self._closeness, self._parts,
-        )  # fmt: skip
+        about = self._totals(), self.settings, self._callbacks or self._steps, self._steps_before, self._reason
+        self._nothing_skipped = nothing_skipped(*about)
+        return summarise(*about, self._closeness, self._parts)
 
     def _estimate_closeness(self) -> float | None:
         """In dB, of the final latent in the sampler's own terms; waits for the device."""
@@ -445,7 +445,7 @@ class Run:
     def _totals(self) -> dict:
         computed = sum(controller.computed for controller in self._controllers)
         skipped = sum(controller.skipped for controller in self._controllers)
-        return totals(self.settings, self._steps, computed, skipped)
+        return {**totals(self.settings, self._steps, computed, skipped), "reason": self._nothing_skipped}
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""

@@ -1,5 +1,6 @@
 """Reports of the finished runs of a patched MODEL, found by the latent that a run returned. They hold numbers only."""
 
+import weakref
 from collections import deque
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from .continuation import UnfinishedRuns
 
 WRAPPER_KEY = "easycache_adaptive"
 MAX_RUNS = 16
+_histories: deque[weakref.ref] = deque(maxlen=256)  # the newest ones; each is alive as long as its MODEL is
 
 
 class FinishedRun(NamedTuple):
@@ -37,6 +39,7 @@ class RunHistory:
     def __init__(self, node: str | None = None):
         self.node, self.unfinished = node, UnfinishedRuns()
         self._runs: deque[FinishedRun] = deque(maxlen=MAX_RUNS)
+        _histories.append(weakref.ref(self))
 
     @property
     def last(self) -> dict | None:
@@ -61,6 +64,12 @@ class RunHistory:
             if fingerprint in run.fingerprints:
                 return run.report
         return self.last if self._runs and self._runs[-1].prompt_id == _prompt_id() else None
+
+
+def finished_runs(node: str) -> list[FinishedRun]:
+    """The runs in queued prompts of the node of that id, in any workflow, whose MODEL ComfyUI still has."""
+    alive = [history for reference in tuple(_histories) if (history := reference()) and history.node == node]
+    return [run for history in alive for run in tuple(history._runs) if run.prompt_id]
 
 
 def history_of(model) -> RunHistory | None:

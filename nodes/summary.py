@@ -47,11 +47,19 @@ def summarise(
         line += f"; it goes on from an earlier run, at step {steps_before + 1} of the schedule"
     if closeness is not None:
         line += f"; {close(closeness)}"
-    if did["skipped"]:
-        return line
+    why = nothing_skipped(did, settings, steps, steps_before, reason)
+    return line if why is None else f"{line}. Nothing was skipped: {why}"
+
+
+def nothing_skipped(
+    did: dict, settings: Settings, steps: int, steps_before: int = 0, reason: str | None = None
+) -> str | None:
+    """Why nothing was skipped, None if something was or nothing was sampled. Arguments: as of `summarise`."""
+    if did["skipped"] or not did["evaluations"]:
+        return None
     if reason is None or settings.config.threshold == 0 and not settings.config.target_speedup:
         reason = _reason(settings, steps, steps_before)
-    return f"{line}. Nothing was skipped: {reason}"
+    return reason
 
 
 # Four of five estimates were right within this many dB on models that nothing was fitted on (benchmarks/closeness.py).

@@ -97,6 +97,17 @@ def note(graph: Graph, about: str, *files: File) -> Node:
     return graph.note(f"{about}\n\n### Files\n\n{listed}" if files else about)
 
 
+def in_columns(graph: Graph, about: Node, *, models, prompt, cache, sample, save) -> None:
+    """The layout that most of the workflows have. All but about: lists of nodes."""
+    graph.columns(
+        [("", [about])],
+        [("Load models", models), ("Prompt", prompt)],
+        [("EasyCache", cache)],
+        [("Sample", sample)],
+        [("Decode and save", save)],
+    )
+
+
 def instant_demo(graph: Graph) -> None:
     demo = graph.node("EasyCacheDemoModel", subject="rocket", background="night", camera="zoom-out")
     shifted = graph.node("ModelSamplingSD3", model=demo, shift=5.0)
@@ -173,13 +184,8 @@ def wan_21_t2v(graph: Graph) -> None:
         """,
         network, UMT5, WAN_VAE,
     )  # fmt: skip
-    graph.columns(
-        [("", [about])],
-        [("Load models", [model, clip, vae]), ("Prompt", [positive, negative, latent])],
-        [("EasyCache", [shifted, cached])],
-        [("Sample", [sampled])],
-        [("Decode and save", [decoded, *video(graph, decoded, 16.0, "wan21_t2v")])],
-    )
+    in_columns(graph, about, models=[model, clip, vae], prompt=[positive, negative, latent], cache=[shifted, cached],
+               sample=[sampled], save=[decoded, *video(graph, decoded, 16.0, "wan21_t2v")])  # fmt: skip
 
 
 def wan_21_i2v(graph: Graph) -> None:
@@ -325,13 +331,9 @@ def hunyuan_video(graph: Graph) -> None:
         """,
         network, clip_l, llava, vae_file,
     )  # fmt: skip
-    graph.columns(
-        [("", [about])],
-        [("Load models", [model, clip, vae]), ("Prompt", [positive, guided, latent])],
-        [("EasyCache", [shifted, cached])],
-        [("Sample", [noise, guider, sampler, sigmas, sampled])],
-        [("Decode and save", [decoded, *video(graph, decoded, 24.0, "hunyuan_video")])],
-    )
+    in_columns(graph, about, models=[model, clip, vae], prompt=[positive, guided, latent], cache=[shifted, cached],
+               sample=[noise, guider, sampler, sigmas, sampled],
+               save=[decoded, *video(graph, decoded, 24.0, "hunyuan_video")])  # fmt: skip
 
 
 def flux(graph: Graph) -> None:
@@ -364,13 +366,8 @@ def flux(graph: Graph) -> None:
         """,
         checkpoint,
     )
-    graph.columns(
-        [("", [about])],
-        [("Load models", [loaded]), ("Prompt", [positive, guided, negative, latent])],
-        [("EasyCache", [cached])],
-        [("Sample", [sampled])],
-        [("Decode and save", [decoded, saved])],
-    )
+    in_columns(graph, about, models=[loaded], prompt=[positive, guided, negative, latent], cache=[cached],
+               sample=[sampled], save=[decoded, saved])  # fmt: skip
 
 
 def sdxl(graph: Graph) -> None:
@@ -404,13 +401,8 @@ def sdxl(graph: Graph) -> None:
         """,
         checkpoint,
     )
-    graph.columns(
-        [("", [about])],
-        [("Load models", [loaded]), ("Prompt", [positive, negative, latent])],
-        [("EasyCache", [cached])],
-        [("Sample", [sampled])],
-        [("Decode and save", [decoded, saved])],
-    )
+    in_columns(graph, about, models=[loaded], prompt=[positive, negative, latent], cache=[cached], sample=[sampled],
+               save=[decoded, saved])  # fmt: skip
 
 
 def wan_22_5b(graph: Graph) -> None:
@@ -444,13 +436,8 @@ def wan_22_5b(graph: Graph) -> None:
         """,
         network, UMT5, vae_file,
     )  # fmt: skip
-    graph.columns(
-        [("", [about])],
-        [("Load models", [model, clip, vae]), ("Prompt", [positive, negative, latent])],
-        [("EasyCache", [shifted, cached])],
-        [("Sample", [sampled])],
-        [("Decode and save", [decoded, *video(graph, decoded, 24.0, "wan22_5b")])],
-    )
+    in_columns(graph, about, models=[model, clip, vae], prompt=[positive, negative, latent], cache=[shifted, cached],
+               sample=[sampled], save=[decoded, *video(graph, decoded, 24.0, "wan22_5b")])  # fmt: skip
 
 
 def hunyuan_video_15(graph: Graph) -> None:
@@ -487,13 +474,8 @@ def hunyuan_video_15(graph: Graph) -> None:
         """,
         network, qwen, glyphs, vae_file,
     )  # fmt: skip
-    graph.columns(
-        [("", [about])],
-        [("Load models", [model, clip, vae]), ("Prompt", [positive, negative, latent])],
-        [("EasyCache", [shifted, cached])],
-        [("Sample", [sampled])],
-        [("Decode and save", [decoded, *video(graph, decoded, 24.0, "hunyuan_video_15")])],
-    )
+    in_columns(graph, about, models=[model, clip, vae], prompt=[positive, negative, latent], cache=[shifted, cached],
+               sample=[sampled], save=[decoded, *video(graph, decoded, 24.0, "hunyuan_video_15")])  # fmt: skip
 
 
 def ltx_2(graph: Graph) -> None:
@@ -581,13 +563,8 @@ def flux_2(graph: Graph) -> None:
         """,
         network, mistral, vae_file,
     )  # fmt: skip
-    graph.columns(
-        [("", [about])],
-        [("Load models", [model, clip, vae]), ("Prompt", [positive, guided, latent])],
-        [("EasyCache", [cached])],
-        [("Sample", [noise, guider, sampler, sigmas, sampled])],
-        [("Decode and save", [decoded, saved])],
-    )
+    in_columns(graph, about, models=[model, clip, vae], prompt=[positive, guided, latent], cache=[cached],
+               sample=[noise, guider, sampler, sigmas, sampled], save=[decoded, saved])  # fmt: skip
 
 
 def qwen_image(graph: Graph) -> None:
@@ -623,13 +600,8 @@ def qwen_image(graph: Graph) -> None:
         """,
         network, qwen, vae_file,
     )  # fmt: skip
-    graph.columns(
-        [("", [about])],
-        [("Load models", [model, clip, vae]), ("Prompt", [positive, negative, latent])],
-        [("EasyCache", [shifted, cached])],
-        [("Sample", [sampled])],
-        [("Decode and save", [decoded, saved])],
-    )
+    in_columns(graph, about, models=[model, clip, vae], prompt=[positive, negative, latent], cache=[shifted, cached],
+               sample=[sampled], save=[decoded, saved])  # fmt: skip
 
 
 def z_image(graph: Graph) -> None:
@@ -663,13 +635,8 @@ def z_image(graph: Graph) -> None:
         """,
         network, qwen, vae_file,
     )  # fmt: skip
-    graph.columns(
-        [("", [about])],
-        [("Load models", [model, clip, vae]), ("Prompt", [positive, negative, latent])],
-        [("EasyCache", [shifted, cached])],
-        [("Sample", [sampled])],
-        [("Decode and save", [decoded, saved])],
-    )
+    in_columns(graph, about, models=[model, clip, vae], prompt=[positive, negative, latent], cache=[shifted, cached],
+               sample=[sampled], save=[decoded, saved])  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 100; // of the drawing, in units of its own; it is as wide as the run has evaluations
 const STUB = 14; // height of the bar of a skipped evaluation
 const HEADROOM = 1.2;
-const WAITING = "Queue to see which steps are computed and which are skipped.";
+const WAITING = "Run to see which steps are computed and which are skipped.";
+const UNCONNECTED = "Connect the model to this node, and this node's MODEL to the sampler.";
 // The figures are those of benchmarks/results/what_if.csv.
 const ESTIMATE =
   "Estimated from the last run: its rule is replayed at the node's settings with the numbers that the run measured. " +
@@ -17,6 +18,7 @@ export class Chart {
   #run;
   #settings = {};
   #about = "";
+  #connected = true;
   #pointed = null; // index of the evaluation under the pointer
   #due = false;
 
@@ -54,10 +56,14 @@ export class Chart {
     this.#soon();
   }
 
-  /** settings: the node's widgets by name, without those that get a link's value. about: what backs them, a sentence. */
-  set(settings, about) {
+  /**
+   * settings: the node's widgets by name, without those that get a link's value. about: what backs them, a sentence.
+   * connected: whether the node stands between others.
+   */
+  set(settings, about, connected) {
     this.#settings = settings;
     this.#about = about;
+    this.#connected = connected;
     this.#soon();
   }
 
@@ -80,10 +86,10 @@ export class Chart {
   #draw() {
     const run = this.#run;
     this.#element.classList.toggle("easycache-empty", !run);
-    this.#summary.textContent = this.#summary.title = run ? summary(run) : WAITING;
+    this.#summary.textContent = this.#summary.title = run ? summary(run) : this.#connected ? WAITING : UNCONNECTED;
     this.#note.textContent = run?.records[this.#pointed]
       ? evaluation(run.records[this.#pointed])
-      : (run?.state === "done" && estimate(run, { ...run.report, ...this.#settings })) || this.#about;
+      : (run?.state === "done" && (estimate(run, { ...run.report, ...this.#settings }) || reason(run))) || this.#about;
     this.#note.title = this.#note.textContent.includes("estimate") ? ESTIMATE : this.#note.textContent;
     if (run) this.#drawRun(run);
   }
@@ -151,6 +157,9 @@ function summary(run) {
   const ending = { running: "…", done: "", stopped: ", stopped" }[state];
   return `${speedup}${counted}${ending}`;
 }
+
+/** Why nothing was skipped; "" if something was. Runs that older versions left in the browser have none. */
+const reason = ({ report }) => (report.reason ? `Nothing was skipped: ${report.reason}.` : "");
 
 /** What the node's settings would have done with that run; "" if they are those of the run. */
 function estimate(run, settings) {

@@ -57,7 +57,12 @@ export class Panel {
       widget.disabled = widget.name in why;
       widget.tooltip = why[widget.name];
     }
-    this.#chart.set(values, preset?.about ?? Object.values(why)[0] ?? "");
+    this.#chart.set(values, preset?.about ?? Object.values(why)[0] ?? "", this.#connected());
+  }
+
+  #connected() {
+    const { inputs, outputs } = this.#node;
+    return inputs?.[0]?.link != null && Boolean(outputs?.[0]?.links?.length);
   }
 
   #settings() {

@@ -19,7 +19,11 @@ const published = (what) => `EasyCache paper (arXiv 2507.02860): 50 steps, ${wha
 
 /** name: in the drop-down. about: what backs the settings, two lines at most. widgets: values by widget. */
 export const PRESETS = [
-  { name: "default", about: "The picture decides. Measured with small models: docs/figures.md.", widgets: DEFAULT },
+  {
+    name: "default",
+    about: "The picture decides how much is skipped. Measured with small models: docs/figures.md.",
+    widgets: DEFAULT,
+  },
   { name: "faithful", about: measured("23 of 50"), widgets: { ...DEFAULT, target_speedup: 2.2 } },
   { name: "fast", about: measured("15 of 50"), widgets: { ...DEFAULT, target_speedup: 3.4 } },
   { name: "preview", about: measured("11 of 50"), widgets: { ...DEFAULT, target_speedup: 4.6 } },

@@ -105,7 +105,7 @@ def test_found_in_the_node_search(tab):
     tab.page.mouse.click(510, 310)  # newer frontends let one choose the place
     tab.page.wait_for_function("() => app.canvas.graph.nodes.length === 1")
     (node,) = tab.nodes()
-    assert "Queue to see" in tab.wait_for_summary("^Queue")
+    assert "to the sampler" in tab.wait_for_summary("^Connect")  # who leaves it unconnected would see nothing happen
     assert tab.values(node)["preset"] == "default"
 
 
@@ -241,9 +241,27 @@ def test_two_nodes_and_another_client(tab, chromium, server, seed):
         tab.wait_for_summary("10 of 10", chart=1)
         assert counted(tab.summary(0)) == (5, 10)
         assert "budget 5" in tab.charts.nth(0).inner_text() and "threshold" not in tab.charts.nth(0).inner_text()
-        assert other.summary(0).startswith("Queue") and other.summary(1).startswith("Queue")
+        assert other.summary(0).startswith("Run to see") and other.summary(1).startswith("Run to see")
     tab.look_at(second)
     assert counted(tab.summary(1)) == (10, 10)
+    assert "Nothing was skipped: threshold is 0" in tab.charts.nth(1).inner_text()
+
+
+def test_a_run_that_comfyui_takes_from_its_cache_is_shown(tab, chromium, server, seed):
+    """Nothing is sampled when an equal workflow is run again, and a browser that has not seen the run has no chart."""
+    tab.open()
+    node = tab.build(*sampling(14, seed))[2]
+    same = tab.saved()  # a run changes the seed for the next one
+    tab.press_run()
+    summary = tab.wait_for_summary(FINISHED)
+    with frontend.tab(chromium, server.url) as other:
+        other.open()
+        other.load(same)
+        other.look_at(node)
+        other.wait_for_summary("^Run to see")
+        other.press_run()
+        assert other.wait_for_summary(FINISHED) == summary
+        assert bars(other, "computed") == counted(summary)[0]
 
 
 def test_a_run_goes_to_the_workflow_it_was_queued_from(tab, seed):
@@ -256,7 +274,7 @@ def test_a_run_goes_to_the_workflow_it_was_queued_from(tab, seed):
     tab.build(*graph)
     tab.look_at(node)
     tab.page.wait_for_function("() => localStorage.getItem('easycache.runs')?.includes('done')")
-    assert tab.summary().startswith("Queue")
+    assert tab.summary().startswith("Run to see")
     tab.load(own)
     tab.look_at(node)
     tab.wait_for_summary("of 24 steps")
@@ -462,10 +480,17 @@ def test_what_has_no_effect_is_grey_and_says_why(tab):
     assert not grey() and tab.values(node)["preset"] == "custom"
 
 
+def grey(slider):
+    """Whether a slider of Nodes 2.0 takes no input."""
+    return slider.evaluate("e => e.closest('[data-disabled]') !== null")
+
+
 @pytest.mark.parametrize("newer", [False, True])
 @pytest.mark.parametrize("server", ["newest"], indirect=True)
 def test_few_knobs_first_in_nodes_2(tab, newer):
-    """The preset is the first row. Where the host knows of advanced inputs, the rest waits behind a button."""
+    """The preset is the first row. Where the host knows of advanced inputs, the rest waits behind a button. What has no
+    effect is grey there, too.
+    """
     if newer:
         answer_as_a_newer_host(tab)
     tab.open(VueNodes_Enabled=True)
@@ -478,6 +503,11 @@ def test_few_knobs_first_in_nodes_2(tab, newer):
         for name in ("preset", "threshold", "warmup_steps", "target_speedup")
     }
     assert list(place) == sorted(place, key=place.get)
+    threshold = shown.get_by_role("slider").first
+    assert not grey(threshold)
+    tab.set(node, target_speedup=3.0)
+    tab.frames()
+    assert grey(threshold)
     more = shown.get_by_text("Show advanced inputs")
     if newer:
         assert shown.get_by_text("predictor", exact=True).count() == 0 and more.count() == 1

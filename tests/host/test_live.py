@@ -13,7 +13,7 @@ NODE = "12:5"  # as the frontend names a node in a subgraph
 RECORD = {"step", "sigma", "computed", "input_change", "rate", "error", "output_norm"}
 REPORT = {
     "steps", "evaluations", "computed", "skipped", "speedup", "threshold", "warmup_steps", "predictor",
-    "target_speedup",
+    "target_speedup", "reason",
 }  # fmt: skip
 
 
@@ -128,6 +128,19 @@ def test_runs_are_told_to_whom_they_concern(tmp_path):
             assert len(heard[-1]["records"]) == heard[-1]["report"]["evaluations"] < 400
 
             again = await queue(http, prompt(5), "ours")
-            assert {message["prompt"] for message in ours.take()} == {again}
+            heard = ours.take()
+            assert {message["prompt"] for message in heard} == {again}
+
+            await queue(http, prompt(5), "other")
+            (known,) = other.take()
+            same = ("node", "state", "report", "records")
+            assert {name: known[name] for name in same} == {name: heard[-1][name] for name in same}, (
+                "ComfyUI answers an equal prompt from its cache; who has not seen the run must be shown it"
+            )
+            assert ours.heard == []
+            other_seed = prompt(5)
+            other_seed["3"]["inputs"]["seed"] = 6
+            await queue(http, other_seed, "other")
+            assert other.take()[0]["state"] == "running", "a prompt that is not equal has no run to show"
 
     asyncio.run(asyncio.wait_for(session(), 300))

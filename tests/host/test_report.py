@@ -10,7 +10,7 @@ import torch
 from PIL import ImageDraw
 
 KEYS = ["steps", "evaluations", "computed", "skipped", "speedup", "threshold", "warmup_steps", "predictor",
-        "target_speedup", "closeness", "trace"]  # fmt: skip
+        "target_speedup", "reason", "closeness", "trace"]  # fmt: skip
 RECORD = ["step", "sigma", "computed", "input_change", "rate", "error", "output_norm"]
 
 

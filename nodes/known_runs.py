@@ -1,0 +1,49 @@
+"""The run to show of a prompt that has been run before.
+
+ComfyUI answers such a prompt from its own cache: nothing is sampled, and a browser that has not seen the run would have
+none to show.
+"""
+
+from .progress_events import EVENT, prompt_server
+from .run_history import FinishedRun, finished_runs
+
+NODE = "EasyCacheAdaptive"
+
+
+def send_known_runs_to_browsers() -> None:
+    """Call it once, when the pack is loaded."""
+    if server := prompt_server():
+        server.add_on_prompt_handler(_send_known_runs)
+
+
+def _send_known_runs(data: dict) -> dict:
+    """ComfyUI calls this with what a client queues, and goes on with what it returns, which is the same."""
+    server, client, prompt = prompt_server(), data.get("client_id"), data.get("prompt")
+    if client not in server.sockets or not _is_prompt(prompt):
+        return data
+    for node, content in prompt.items():
+        if content.get("class_type") == NODE and (run := _run_of(server, prompt, node)):
+            report = {name: value for name, value in run.report.items() if name not in ("trace", "closeness")}
+            about = {"node": node, "run": run.prompt_id, "prompt": data.get("prompt_id"), "state": "done"}
+            message = {**about, "report": report, "first": 0, "records": run.report["trace"]}
+            server.send_sync(EVENT, message, client)
+    return data
+
+
+def _run_of(server, prompt: dict, node: str) -> FinishedRun | None:
+    """The node's last run in an equal prompt."""
+    wanted = _computes(prompt)
+    for run in reversed(finished_runs(node)):
+        earlier = server.prompt_queue.get_history(prompt_id=run.prompt_id).get(run.prompt_id)
+        if earlier and _computes(earlier["prompt"][2]) == wanted:
+            return run
+    return None
+
+
+def _is_prompt(prompt) -> bool:
+    return isinstance(prompt, dict) and all(isinstance(content, dict) for content in prompt.values())
+
+
+def _computes(prompt: dict) -> dict:
+    """What makes prompts equal; ComfyUI and the browser add to the rest."""
+    return {node: (content.get("class_type"), content.get("inputs")) for node, content in prompt.items()}
