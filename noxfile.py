@@ -58,7 +58,7 @@ def benchmark(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    comfyui(session)
+    comfyui(session, *PICTURES)
     session.run("python", "benchmarks/gpu.py", *session.posargs)
 
 

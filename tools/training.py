@@ -131,25 +131,25 @@ class Trainer:
         self._rates = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
         self._parameters = [p for module in modules for p in module.parameters()]
         self._average = [p.detach().clone() for p in self._parameters]
-        self._step, self._spent_before = 0, 0.0
+        self.step, self._spent_before = 0, 0.0
         if file is not None and file.exists():
             self._resume()
 
-    def run(self, loss_of_next_batch) -> list[float]:
-        """Afterwards the modules have the averaged weights, and are frozen. Returns the losses that were reported."""
-        started, recent, losses = time.perf_counter(), [], []
+    def run(self, loss_of_next_batch) -> None:
+        """Afterwards the modules have the averaged weights, and are frozen."""
+        started, recent, reports = time.perf_counter(), [], 1
         spent = saved = self._spent_before
-        while (done := max(spent / self.seconds, self._step / self.steps)) < 1:
+        while (done := max(spent / self.seconds, self.step / self.steps)) < 1:
             recent.append(self._learn(loss_of_next_batch, done))
             spent = self._spent_before + time.perf_counter() - started
-            if self._step % 10:
+            if self.step % 10:
                 continue  # reading a loss waits for the GPU
             mean = torch.stack(recent).mean().item()
             if not math.isfinite(mean):
-                raise FloatingPointError(f"{self.name}: the loss is not finite at step {self._step}")
-            if done > (len(losses) + 1) / REPORTS:
-                print(f"{self.name}: step {self._step} loss {mean:.4f} {spent:.0f} s", flush=True)
-                losses.append(mean)
+                raise FloatingPointError(f"{self.name}: the loss is not finite at step {self.step}")
+            if done > reports / REPORTS:
+                print(f"{self.name}: step {self.step} loss {mean:.4f} {spent:.0f} s", flush=True)
+                reports += 1
                 recent.clear()
             if self._file is not None and spent - saved > SAVE_EVERY:
                 self._save(spent)
@@ -160,29 +160,28 @@ class Trainer:
             module.eval().requires_grad_(False)
         if self._file is not None:
             self._file.unlink(missing_ok=True)
-        print(f"{self.name}: {self._step} steps, {sum(p.numel() for p in self._parameters):,} parameters")
-        return losses
+        print(f"{self.name}: {self.step} steps, {sum(p.numel() for p in self._parameters):,} parameters")
 
     def _learn(self, loss_of_next_batch, done: float) -> torch.Tensor:
         fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
         for optimiser, rate in zip(self.optimisers, self._rates, strict=True):
-            optimiser.param_groups[0]["lr"] = rate * min(1.0, (self._step + 1) / 100) * fall
+            optimiser.param_groups[0]["lr"] = rate * min(1.0, (self.step + 1) / 100) * fall
             optimiser.zero_grad(set_to_none=True)
         loss = loss_of_next_batch()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
-        self._step += 1
+        self.step += 1
         with torch.no_grad():
-            torch._foreach_lerp_(self._average, self._parameters, 1 - min(EMA, self._step / (self._step + 10)))
+            torch._foreach_lerp_(self._average, self._parameters, 1 - min(EMA, self.step / (self.step + 10)))
         return loss.detach()
 
     def _save(self, spent: float) -> None:
         state = {
             "modules": [module.state_dict() for module in self.modules],
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "average": self._average, "step": self._step, "spent": spent,
+            "average": self._average, "step": self.step, "spent": spent,
         }  # fmt: skip
         partial = self._file.with_suffix(".partial")
         torch.save(state, partial)
@@ -193,8 +192,8 @@ class Trainer:
         for one, saved in zip(self.modules + self.optimisers, state["modules"] + state["optimisers"], strict=True):
             one.load_state_dict(saved)
         torch._foreach_copy_(self._average, state["average"])
-        self._step, self._spent_before = state["step"], state["spent"]
-        print(f"{self.name}: going on from step {self._step}")
+        self.step, self._spent_before = state["step"], state["spent"]
+        print(f"{self.name}: going on from step {self.step}")
 
 
 def compile_blocks(blocks, loss_of_next_batch) -> None:

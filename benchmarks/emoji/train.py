@@ -44,8 +44,7 @@ def varied(batch: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return 1 - moved.movedim(1, -1)
 
 
-def train(args) -> list[float]:
-    """The losses on the way."""
+def train(args) -> None:
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
@@ -56,15 +55,15 @@ def train(args) -> list[float]:
     network = model.build(args.size).diffusion_model
     initialise(network)
     network.to(device)
-    shown, (context, pooled), held = shown.to(device), model.prompts([*names, ""]), maps
-    context, pooled, held = context.to(device), pooled.to(device), {k: v.to(device) for k, v in maps.items()}
+    shown, (context, pooled) = shown.to(device), (one.to(device) for one in model.prompts([*names, ""]))
+    maps = {part: one.to(device) for part, one in maps.items()}
     rng = torch.Generator(device).manual_seed(args.seed + 1)
 
     def loss_of_next_batch():
         rows = torch.randint(len(shown), (args.batch,), generator=rng, device=device)
         dropped = torch.rand(args.batch, generator=rng, device=device) < GUIDANCE_DROPOUT
         prompt = torch.where(dropped, len(names), rows)
-        latents = model.encode(varied(shown[rows], rng), held)
+        latents = model.encode(varied(shown[rows], rng), maps)
 
         def answer(x, level):
             with OutOfPlace():
@@ -78,10 +77,10 @@ def train(args) -> list[float]:
     seconds = args.seconds or (math.inf if args.steps else variant.seconds)
     name = f"emoji_{args.size}"
     trainer = Trainer(name, [network], optimisers, seconds, args.steps or math.inf, args.work / f"{name}.pt")
-    losses = trainer.run(loss_of_next_batch)
+    rng.manual_seed(args.seed + 1 + trainer.step)
+    trainer.run(loss_of_next_batch)
     file = model.weights(args.size, args.out)
     save(network.state_dict(), maps, file, names=json.dumps(names), trained_by="benchmarks/emoji/train.py")
-    return losses
 
 
 def main():

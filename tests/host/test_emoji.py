@@ -115,3 +115,17 @@ def test_comfyui_samples_what_was_trained(comfy, trained):
     real = np.stack([pictures.on_white(drawn(name)) for name in NAMES]) / 255
     nearest = [int(np.abs(real - one).mean((1, 2, 3)).argmin()) for one in sampled.pictures]
     assert nearest == [0, 1, 2, 3]
+
+
+@pytest.mark.timeout(600)
+def test_a_rehearsal_trains_and_compares(extracted, tmp_path):
+    """Catches a command of docs/gpu.md that ends without a table for the image model, or names no card."""
+    command = [sys.executable, "benchmarks/gpu.py", "--rehearse", "--networks", "emoji"]
+    folders = ["--pictures", str(extracted), "--results", str(tmp_path)]
+    done = subprocess.run([*command, *folders], cwd=comfy_host.PACK, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    assert page.startswith("# Measured on a CPU (a rehearsal)")
+    for steps in (50, 28, 20):
+        assert f"### emoji, {steps} steps" in page
+    assert "EasyCache (Adaptive), budget" in page and "fewer steps" in page
