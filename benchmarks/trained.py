@@ -3,13 +3,15 @@
 A latent's cell covers a square of pixels by its principal components, turned so that they spread over all channels.
 """
 
+import sys
 from pathlib import Path
 
 import torch
 from einops import rearrange
 from torch.overrides import TorchFunctionMode
 
-FOLDER = Path(__file__).resolve().parents[1] / "output" / "training"  # where weights are written
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "output" / "training"  # where weights are written
 CHANNELS = 16
 # Whitening would make faint detail as loud as all else.
 WHITENING = 0.35  # 0.5 is all of it
@@ -52,8 +54,11 @@ def build(family: str, sizes: dict):
     import comfy.latent_formats
     import comfy.supported_models
 
+    sys.path.append(str(ROOT / "tests" / "support"))
+    from tiny_models import known_arguments
+
     known = getattr(comfy.supported_models, family)
-    config = known({**known.unet_config, **sizes})
+    config = known(known_arguments({**known.unet_config, **sizes}))
     config.latent_format = comfy.latent_formats.Flux()  # Stable Diffusion's has 4 channels
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "", device=torch.device("cpu"))
@@ -87,7 +92,8 @@ def save(network: dict[str, torch.Tensor], maps: dict, file: Path, **metadata: s
 
 
 def initialise(network) -> None:
-    """ComfyUI's layers skip their own initialisation."""
+    """For training: ComfyUI's layers skip their own initialisation, and in newer versions want no gradients."""
+    network.requires_grad_(True)
     for name, parameter in network.named_parameters():
         if parameter.ndim == 1:
             torch.nn.init.constant_(parameter, 1.0 if name.endswith(("scale", "weight")) else 0.0)

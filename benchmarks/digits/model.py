@@ -18,7 +18,7 @@ TOKENS, WIDTH, POOLED = 4, 48, 32  # of a prompt
 
 FLUX = dict(hidden_size=192, num_heads=6, mlp_ratio=4.0, depth=2, depth_single_blocks=4, qkv_bias=True,
             context_in_dim=WIDTH, in_channels=CHANNELS, out_channels=CHANNELS, vec_in_dim=POOLED,
-            axes_dim=[8, 12, 12], theta=10000, patch_size=2, guidance_embed=False)  # fmt: skip
+            axes_dim=[8, 12, 12], theta=10000, patch_size=2, guidance_embed=False, txt_ids_dims=[])  # fmt: skip
 UNET = dict(image_size=8, in_channels=CHANNELS, out_channels=CHANNELS, model_channels=64, num_res_blocks=[2, 1],
             channel_mult=[1, 2], transformer_depth=[1] * 3, transformer_depth_middle=1,
             transformer_depth_output=[1] * 5, context_dim=WIDTH, use_spatial_transformer=True, use_checkpoint=False,

@@ -22,7 +22,7 @@ TOKENS, WIDTH = 8, 128  # of a prompt
 def sizes(hidden: int, heads: int, axes: list[int], double: int, single: int) -> dict:
     return dict(hidden_size=hidden, num_heads=heads, mlp_ratio=4.0, depth=double, depth_single_blocks=single,
                 qkv_bias=True, context_in_dim=WIDTH, in_channels=CHANNELS, out_channels=CHANNELS, vec_in_dim=WIDTH,
-                axes_dim=axes, theta=10000, patch_size=2, guidance_embed=False)  # fmt: skip
+                axes_dim=axes, theta=10000, patch_size=2, guidance_embed=False, txt_ids_dims=[])  # fmt: skip
 
 
 @dataclass(frozen=True)

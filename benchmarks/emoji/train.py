@@ -3,9 +3,9 @@
     python3 -m nox -s emoji                    98 M parameters, three minutes on an H100 (never tried there yet)
     python3 -m nox -s emoji -- --size small    2 M parameters and the faces alone, for a CPU: half an hour on a core
 
-Flow matching with ComfyUI's own Flux class. Pictures (pictures.py) are enlarged and moved a little each time they are
-shown. A training that was interrupted goes on when it is started again. Writes output/training/emoji_SIZE.safetensors,
-which no user of the pack needs, and a sheet of pictures that it drew beside it.
+Flow matching with ComfyUI's own Flux class. Pictures (pictures.py) are shrunk and moved a little each time they are
+shown. A training that was interrupted goes on when it is started again. It writes
+output/training/emoji_SIZE.safetensors, which no user of the pack needs.
 """
 
 import argparse
