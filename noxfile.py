@@ -7,6 +7,7 @@ nox -s benchmark    the figures of docs/figures.md
 nox -s gpu          what the node is worth on this machine's GPU (ten minutes; `-- --rehearse` without one)
 nox -s train        train the demo model anew (six minutes on an H100)
 nox -s digits       train the benchmark's two models of digits (forty minutes each)
+nox -s emoji        train the benchmark's image model of emoji (three minutes on an H100; needs npm)
 nox -s lint         style checks
 """
 
@@ -57,7 +58,7 @@ def benchmark(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    comfyui(session)
+    comfyui(session, *PICTURES)
     session.run("python", "benchmarks/gpu.py", *session.posargs)
 
 
@@ -71,6 +72,12 @@ def train(session: nox.Session) -> None:
 def digits(session: nox.Session) -> None:
     comfyui(session, "scikit-learn")
     session.run("python", "benchmarks/digits/train.py", *session.posargs)
+
+
+@nox.session
+def emoji(session: nox.Session) -> None:
+    comfyui(session)
+    session.run("python", "benchmarks/emoji/train.py", *session.posargs)
 
 
 @nox.session

@@ -4,13 +4,17 @@ from dataclasses import dataclass, replace
 
 DEVELOPMENT_SEEDS = tuple(range(8))
 HELD_OUT_SEEDS = tuple(range(5000, 5008))  # looked at once, with everything chosen
-SHORT = "20 steps"  # with all methods, as the base: few people sample 50
+SHORT, MEDIUM = "20 steps", "28 steps"  # few people sample 50
+IN_FULL = ("base", MEDIUM, SHORT)  # with all methods
+SPEEDUPS = (2.2, 3.4, 4.6)  # 23, 15 and 11 of 50 evaluations
 CALIBRATION_SEEDS = tuple(range(2000, 2004))  # for the peers that are fitted to a model
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """noise: standard deviation of what each value of the network's output is multiplied by, around 1."""
+    """noise: standard deviation of what each value of the network's output is multiplied by, around 1. speedups: what
+    budgets aim at.
+    """
 
     name: str
     steps: int
@@ -19,6 +23,13 @@ class Configuration:
     shift: float
     cfg: float
     noise: float = 0.0
+    speedups: tuple[float, ...] = SPEEDUPS
+
+
+def lengths(shift: float, cfg: float) -> list[Configuration]:
+    """50, 28 and 20 steps of a model with that shift and CFG scale."""
+    base = Configuration("base", 50, "euler", "simple", shift, cfg, speedups=(1.5, 2.2, 3.4))
+    return [base, replace(base, name=MEDIUM, steps=28), replace(base, name=SHORT, steps=20)]
 
 
 def configurations(
@@ -32,7 +43,7 @@ def configurations(
     base = Configuration("base", 50, "euler", "simple", shift, cfg)
     return [
         base,
-        replace(base, name=SHORT, steps=20),
+        replace(base, name=SHORT, steps=20, speedups=(1.43, 2.0, 2.5)),  # 14, 10 and 8
         replace(base, name="30 steps", steps=30),
         replace(base, name="DPM++ 2M", sampler="dpmpp_2m"),
         replace(base, name="UniPC", sampler="uni_pc"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import measures
 import methods
 import records
-from configurations import CALIBRATION_SEEDS, DEVELOPMENT_SEEDS, SHORT, Configuration
+from configurations import CALIBRATION_SEEDS, DEVELOPMENT_SEEDS, IN_FULL, Configuration
 from peers.calibration import Calibration, calibrate
 from subjects import Sampled, Subject
 
@@ -30,7 +30,7 @@ class Fidelity:
         subject = self._subject
         place = subject.name, configuration.name
         # With all of them the benchmark would take a day.
-        main_only = configuration.name not in ("base", SHORT) or seed not in DEVELOPMENT_SEEDS
+        main_only = configuration.name not in IN_FULL or seed not in DEVELOPMENT_SEEDS
         return [
             method
             for method in methods.of_configuration(

@@ -38,7 +38,7 @@ def sets(configuration) -> list[methods.Method]:
     uncached = methods.Method("uncached", "")
     return [
         uncached,
-        *methods.budgets(methods.SPEEDUPS),
+        *methods.budgets(configuration.speedups),
         *methods.paper({2: (0.03, 0.05, 0.08)}),
         *methods.fewer_steps(methods.budgeted_steps(configuration)),
         *methods.best_solver(methods.budgeted_steps(configuration)[-1:]),

@@ -4,14 +4,19 @@
     python benchmarks/gpu.py --rehearse    the same on the CPU with tiny networks, a minute: does all of it run?
 
 Weights are random: what is measured is time and memory, not pictures. Fidelity is measured with the bundled video
-model, which is trained. Everything goes through ComfyUI's own sampler. Results go to benchmarks/results/gpu.csv and
-gpu.md, which name the card; a rehearsal's go to output/rehearsal.
+model, which is trained, and with an image model of emoji (emoji/), which is trained first if there is time, or alone by
+`--networks emoji`. Everything goes through ComfyUI's own sampler. Results go to benchmarks/results/gpu.csv and gpu.md,
+which name the card, and gpu_emoji.csv; a rehearsal's go to output/rehearsal.
 """
 
 import argparse
 import csv
 import gc
+import importlib.util
+import itertools
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -40,6 +45,8 @@ WAYS: dict[str, dict | None] = {  # widgets of the node; None: without it
 SCENES = (0, 1)  # of the bundled model: the place of the words in its lists
 ALL_COMPUTED, HALF = dict(threshold=1e-6), dict(target_speedup=2.0)  # for the node's own work
 MIB = 2**20
+EMOJI, SHOWN_EMOJI = "emoji", "the image model of emoji, 98 M"
+TRAINING = 170  # seconds
 
 
 @dataclass(frozen=True)
@@ -246,11 +253,11 @@ class Benchmark:
         import comfyui_version
 
         self.host, self.device, self._repeats = host, device, repeats
-        self._about = dict(card=device.name, torch=torch.__version__, comfyui=comfyui_version.__version__)
-        self._end, self.rows, self.left_out = time.monotonic() + limit, [], []
+        self.about = dict(card=device.name, torch=torch.__version__, comfyui=comfyui_version.__version__)
+        self._end, self.rows, self.left_out, self.runs = time.monotonic() + limit, [], [], []
 
     def row(self, network: str, way: str, **measured) -> None:
-        self.rows.append(Row(**self._about, network=network, way=way, **measured))
+        self.rows.append(Row(**self.about, network=network, way=way, **measured))
         shown = ", ".join(f"{key} {_short(value)}" for key, value in measured.items() if value is not None)
         print(f"{network}: {way}: {shown}", flush=True)
 
@@ -379,7 +386,7 @@ class Benchmark:
                     error = (pictures - plain[scene]).square().mean()
                     closeness.append(float(-10 * error.clamp(min=1e-12).log10()))
                     calls += computed
-                self.row(f"the bundled video model, bf16, {steps} steps", way, evaluations=steps,
+                self.row(f"the bundled video model, trained, bf16, {steps} steps", way, evaluations=steps,
                          computed=round(calls / len(SCENES)),
                          psnr=None if way == UNCACHED else statistics.mean(closeness))  # fmt: skip
 
@@ -395,6 +402,41 @@ class Benchmark:
         sampling = Sampling(self.host, self.device, case, Network(model, positive, negative))
         timed = sampling.run(sampling.model_for(way))
         return self.host.node("EasyCacheDemoDecode", {"samples": timed.latent})[0].float().cpu(), timed.calls
+
+    def emoji(self, folder: Path, pictures: Path | None) -> None:
+        """Train the image model unless that was done, and compare all methods on it, seed by seed (fidelity.py)."""
+        if importlib.util.find_spec("skimage") is None:
+            self.left_out.append(f"{SHOWN_EMOJI} (needs scikit-image)")
+            return
+        import methods
+        from fidelity import Fidelity
+        from subjects import Emoji
+
+        tiny = dict(variant="tiny", folder=folder)
+        kind = Emoji if self.device.cuda else type("TinyEmoji", (Emoji,), tiny)
+        training = TRAINING + 60 if kind.missing() else 0
+        if not self.time_for(SHOWN_EMOJI, training + 60):
+            return
+        if training:
+            command = [sys.executable, "benchmarks/emoji/train.py", "--size", kind.variant, "--out", kind.folder]
+            command += ["--seconds", TRAINING] if self.device.cuda else ["--steps", 30, "--work", folder]
+            command += ["--pictures", pictures] if pictures else []
+            if subprocess.run([str(part) for part in command], cwd=ROOT).returncode:
+                self.left_out.append(f"{SHOWN_EMOJI} (it could not be trained)")
+                return
+        seeds, names = (range(4), None) if self.device.cuda else (range(1), [methods.OURS, methods.FEWER])
+        path = folder / "gpu_emoji.csv"
+        path.unlink(missing_ok=True)
+        subject = kind(self.host)
+        fidelity = Fidelity(subject, path)
+        for seed, configuration in itertools.product(seeds, subject.configurations):
+            runs = []
+            for run in fidelity.run(configuration, seed, fidelity.missing(configuration, seed, names)):
+                runs.append(run)
+                if not self.time_for(f"{SHOWN_EMOJI}: all methods with seed {seed}, {configuration.name}", 10):
+                    return
+            self.runs += runs  # whole seeds: means are over the same ones for all methods
+            print(f"{SHOWN_EMOJI}, {configuration.name}, seed {seed}: {len(runs)} runs", flush=True)
 
 
 class Counted(NamedTuple):
@@ -417,11 +459,12 @@ HEADINGS = {
 }  # fmt: skip
 
 
-def page(rows: list[Row], left_out: list[str], seconds: float) -> str:
+def page(benchmark: Benchmark, seconds: float) -> str:
     """A table for each network, with the columns that were measured there."""
-    first = rows[0]
-    lines = [f"# Measured on {first.card}", "", f"Written by `python benchmarks/gpu.py` in {seconds:.0f} s, with torch "
-             f"{first.torch} and ComfyUI {first.comfyui}. Weights are random but for the bundled model's."]  # fmt: skip
+    about, rows = benchmark.about, benchmark.rows
+    versions = f"torch {about['torch']} and ComfyUI {about['comfyui']}"
+    how = f"Written by `python benchmarks/gpu.py` in {seconds:.0f} s, with {versions}."
+    lines = [f"# Measured on {about['card']}", "", f"{how} Weights are random but where a model is called trained."]
     for network in dict.fromkeys(row.network for row in rows):
         here = [row for row in rows if row.network == network]
         columns = [name for name in HEADINGS if any(getattr(row, name) is not None for row in here)]
@@ -430,18 +473,21 @@ def page(rows: list[Row], left_out: list[str], seconds: float) -> str:
         for row in here:
             values = [getattr(row, name) for name in columns]
             lines.append(f"| {row.way} | {' | '.join('' if v is None else _short(v) for v in values)} |")
-    if left_out:
-        lines += ["", f"There was no time left for: {'; '.join(left_out)}."]
+    if benchmark.runs:
+        import tables
+
+        lines += ["", f"## {SHOWN_EMOJI}, trained", "", tables.everything(benchmark.runs)]
+    if benchmark.left_out:
+        lines += ["", f"Left out for want of time, or as is said: {'; '.join(benchmark.left_out)}."]
     return "\n".join(lines) + "\n"
 
 
-def write(folder: Path, rows: list[Row], left_out: list[str], seconds: float) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def write(folder: Path, benchmark: Benchmark, seconds: float) -> None:
     with (folder / "gpu.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-    (folder / "gpu.md").write_text(page(rows, left_out, seconds), encoding="utf-8")
+        writer.writerows(asdict(row) for row in benchmark.rows)
+    (folder / "gpu.md").write_text(page(benchmark, seconds), encoding="utf-8")
 
 
 def main() -> None:
@@ -449,26 +495,34 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny networks")
     parser.add_argument("--limit", type=float, default=540, help="seconds; what there is no time for is left out")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each way, of which the fastest counts")
-    parser.add_argument("--networks", nargs="+", choices=[case.name for case in CASES], help="only these")
+    names = [*(case.name for case in CASES), EMOJI]
+    parser.add_argument("--networks", nargs="+", choices=names, help="only these")
+    parser.add_argument(
+        "--pictures", type=Path, help="of emoji, as emoji/pictures.py writes them; else npm fetches them"
+    )
     parser.add_argument("--compiled", choices=[case.name for case in CASES], default="wan", help="compile this one")
     parser.add_argument("--results", type=Path, help="folder; else benchmarks/results, or output/rehearsal")
     args = parser.parse_args()
     started, device = time.monotonic(), Device(args.rehearse)
     usual = ROOT / "output" / "rehearsal" if args.rehearse else Path(__file__).resolve().parent / "results"
     folder = args.results or usual
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as base:
         benchmark = Benchmark(Host(Path(base), cpu=args.rehearse), device, args.limit, args.repeats)
         fit = small if args.rehearse else lambda case: case
+        chosen = args.networks or names
         try:
             for case in CASES:
-                if case.name in (args.networks or [case.name]):
+                if case.name in chosen:
                     benchmark.case(fit(case), compiled=case.name == args.compiled)
-                if case is CASES[1]:  # what is short comes before what may run out of time
+                if case is CASES[1] and chosen != [EMOJI]:  # what is short comes before what may run out of time
                     benchmark.large_latent(fit(LARGE_LATENT))
-                    benchmark.fidelity((20,) if args.rehearse else (20, 50))
+                    benchmark.fidelity((20,) if args.rehearse else (20, 28, 50))
+            if EMOJI in chosen:
+                benchmark.emoji(folder, args.pictures)
         finally:
-            if benchmark.rows:
-                write(folder, benchmark.rows, benchmark.left_out, time.monotonic() - started)
+            if benchmark.rows or benchmark.runs:
+                write(folder, benchmark, time.monotonic() - started)
     print(f"written to {folder}", flush=True)
 
 

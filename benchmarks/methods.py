@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from configurations import SHORT, Configuration
+from configurations import IN_FULL, MEDIUM, SHORT, Configuration
 from peers.calibration import Calibration
 from peers.foca import FoCa
 from peers.magcache import MagCache
@@ -18,9 +18,6 @@ from peers.teacache import TeaCache
 from peers.trunk import with_policy
 from peers.vde import VDE
 from peers.velocity import with_velocity_policy
-
-SPEEDUPS = (2.2, 3.4, 4.6)  # 23, 15 and 11 of 50 evaluations
-SHORT_SPEEDUPS = (1.43, 2.0, 2.5)  # 14, 10 and 8 of 20
 
 UNTOUCHED = "EasyCache (Adaptive), untouched"
 OURS, THRESHOLD = "EasyCache (Adaptive), budget", "EasyCache (Adaptive), threshold"
@@ -32,10 +29,6 @@ ORDER = (
     OURS, THRESHOLD, UNTOUCHED, SAME_STEPS, PAPER, FEWER, BEST_SOLVER, VDE_NAME, FOCA, SPECTRUM, TEACACHE, MAGCACHE,
     BUILT_IN, LAZY,
 )  # fmt: skip
-
-
-def speedups(configuration: Configuration) -> tuple[float, ...]:
-    return SHORT_SPEEDUPS if configuration.name == SHORT else SPEEDUPS
 
 
 @dataclass(frozen=True)
@@ -197,20 +190,20 @@ def peers(calibration: Callable[[], Calibration], knobs: dict) -> list[Method]:
 
 
 def budgeted_steps(configuration: Configuration) -> tuple[int, ...]:
-    return tuple(math.ceil(configuration.steps / speedup - 1e-9) for speedup in speedups(configuration))
+    return tuple(math.ceil(configuration.steps / speedup - 1e-9) for speedup in configuration.speedups)
 
 
 def of_configuration(
     configuration: Configuration, main_only: bool, transformer: bool, calibration: Callable[[], Calibration]
 ) -> list[Method]:
     """All methods and settings, or the main ones."""
-    steps, targets, short = budgeted_steps(configuration), speedups(configuration), configuration.name == SHORT
+    steps, targets, short = budgeted_steps(configuration), configuration.speedups, configuration.name in (SHORT, MEDIUM)
     main = [*budgets(targets), *budgets(targets, SAME_STEPS, "reuse"), *thresholds((0.05,)), *fewer_steps(steps)]
     main += [adaptive(UNTOUCHED, "defaults")] if short else []
     if main_only:
         strict = {2: (0.015, 0.03, 0.06, 0.12)}
         loose = {2: (0.2, 0.4, 0.6, 0.8, 1.0)}  # injected noise counts as a change of the input
-        solvers = best_solver(steps) if configuration.name in ("base", SHORT) else []
+        solvers = best_solver(steps) if configuration.name in IN_FULL else []
         return [*main, *paper(loose if "ancestral" in configuration.sampler else strict), *solvers]
     warmups = {2: (0.015, 0.02, 0.03, 0.05, 0.08, 0.12), 5: (0.015, 0.02, 0.03, 0.05, 0.08, 0.12),
                10: (0.03, 0.05, 0.1, 0.2)}  # fmt: skip

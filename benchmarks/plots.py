@@ -8,7 +8,7 @@ import tables
 from records import Run
 
 # Evaluations by steps: the fewest and the most, and how finely lines are drawn. Of 20, knobs reach whole numbers only.
-SHOWN = {50: (8, 30, 0.25), 20: (6, 17, 1)}
+SHOWN = {50: (8, 30, 0.25), 28: (7, 22, 1), 20: (6, 17, 1)}
 INK, GRID = "#333333", "#e4e4e4"
 COLOURS = {
     methods.OURS: "#c2410c",

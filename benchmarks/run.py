@@ -4,7 +4,7 @@
     python3 -m nox -s benchmark -- --quick         seed 0 in the base configuration: does it work?
 
 fidelity: each subject (subjects.py) is sampled uncached and with the methods (methods.py), with the development seeds 0
-to 7 in each configuration (configurations.py), all methods in the base and with 20 steps and the main ones in the
+to 7 in each configuration (configurations.py), all methods in the base and with 20 or 28 steps and the main ones in the
 others, and with seeds 5000 to 5007, on which nothing was tuned, in these two and the held-out configuration. Rows go to
 benchmarks/results/fidelity.csv as they come; without the file it starts anew. frechet: distance of sets of generated
 digits to the real ones. overhead: what the node itself costs. At the end tables.md, the plots beside them and the
@@ -25,11 +25,12 @@ PARTS = ("fidelity", "frechet", "overhead", "tables")
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--subjects", nargs="+", help="names of subjects; all")
+    parser.add_argument("--subjects", nargs="+", help="names of subjects; all that are trained")
     parser.add_argument("--configurations", nargs="+", help="names of configurations; all")
     parser.add_argument("--methods", nargs="+", help="names of methods; all")
     parser.add_argument("--seeds", type=int, help="how many seeds from --first on; the published ones")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--gpu", action="store_true", help="sample there; torch needs CUDA")
     parser.add_argument("--quick", action="store_true", help="seed 0 in the base configuration, small sets")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder to write to")
     return parser.parse_args()
@@ -38,14 +39,16 @@ def arguments():
 def main():
     args = arguments()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
-        host = Host(Path(base))
+        host = Host(Path(base), cpu=not args.gpu)
         # These import ComfyUI, which the host makes importable.
         from subjects import SUBJECTS
 
-        names = args.subjects or list(SUBJECTS)
-        sampled = names if set(args.parts) - {"tables"} else []
-        for name in sampled:
+        sampled = (args.subjects or list(SUBJECTS)) if set(args.parts) - {"tables"} else []
+        for name in args.subjects or []:
             SUBJECTS[name].require_weights()
+        for name in [name for name in sampled if SUBJECTS[name].missing()]:
+            print(f"without {name}: {SUBJECTS[name].missing()}", flush=True)
+            sampled.remove(name)
         for name in sampled:
             subject = SUBJECTS[name](host)
             if "fidelity" in args.parts:
@@ -95,7 +98,7 @@ def publish(results: Path):
     import readme_table
     import records
     import tables
-    from configurations import DEVELOPMENT_SEEDS, SHORT
+    from configurations import DEVELOPMENT_SEEDS, MEDIUM, SHORT
 
     runs = records.read(results / "fidelity.csv")
     text = tables.everything(runs)
@@ -107,7 +110,7 @@ def publish(results: Path):
     if results == HERE / "results":
         readme_table.write(runs)
     for subject in dict.fromkeys(run.subject for run in runs):
-        for configuration, suffix in (("base", ""), (SHORT, "-20-steps")):
+        for configuration, suffix in (("base", ""), (MEDIUM, "-28-steps"), (SHORT, "-20-steps")):
             here = [run for run in runs if (run.subject, run.configuration) == (subject, configuration)]
             here = [run for run in here if run.seed in DEVELOPMENT_SEEDS] or here
             if here:

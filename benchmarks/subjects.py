@@ -1,6 +1,8 @@
 """The models that are sampled: tiny, trained, and in architectures that ComfyUI knows from full-sized ones.
 
 video         the demo model that comes with the pack: Wan 2.1's architecture, a prompt of three words a seed
+emoji         Noto's emoji by their names in FLUX's architecture, 98 M parameters (emoji/): eight a seed
+emoji-small   the same with 2 M parameters and the faces alone, for a CPU
 digits        handwritten digits in FLUX's architecture (digits/): ten pictures a seed, one of each digit
 digits-unet   the same digits in Stable Diffusion 1.5's architecture, which predicts noise
 sheet         smaller digits by a perceptron that takes less than a millisecond, for grid.py alone (sheet/)
@@ -14,10 +16,12 @@ from typing import NamedTuple
 import comfy_host
 import numpy as np
 import torch
-from configurations import Configuration, configurations
+from configurations import Configuration, configurations, lengths
 from digits import model as digits
+from emoji import model as emoji
 from host import Host
 from sheet import model as sheet
+from trained import FOLDER
 
 
 class Scene(NamedTuple):
@@ -53,16 +57,22 @@ class Subject(abc.ABC):
         last_layer.register_forward_hook(self._disturb)
 
     @classmethod
+    def missing(cls) -> str:
+        """What to do about weights that are not there; empty if nothing is missing."""
+        return ""  # what comes with the pack needs nothing
+
+    @classmethod
     def require_weights(cls) -> None:
-        """Stop with a hint if the model has yet to be trained."""
-        return  # what comes with the pack needs nothing
+        if missing := cls.missing():
+            raise SystemExit(missing)
 
     def _count(self, *_):
         self._evaluations += 1
 
     def _disturb(self, _layer, _inputs, output):
         if self._noise:
-            return output * (1 + self._noise * torch.randn(output.shape, generator=self._noise_source))
+            noise = torch.randn(output.shape, generator=self._noise_source).to(output.device)
+            return output * (1 + self._noise * noise)
 
     @abc.abstractmethod
     def scene(self, seed: int) -> Scene:
@@ -97,7 +107,7 @@ class Subject(abc.ABC):
         )[0]  # fmt: skip
         seconds = time.perf_counter() - started
         self._noise = 0.0
-        return Sampled(self.decode(sampled), self._evaluations, seconds)
+        return Sampled(self.decode({"samples": sampled["samples"].cpu()}), self._evaluations, seconds)
 
 
 class Video(Subject):
@@ -119,13 +129,63 @@ class Video(Subject):
         return Scene(*self.host.node("EasyCacheDemoModel", *words, 1)[1:])
 
     def decode(self, latents: dict) -> np.ndarray:
-        return self.host.node("EasyCacheDemoDecode", latents)[0].numpy()
+        return self.host.node("EasyCacheDemoDecode", latents)[0].cpu().numpy()
 
     def shifted(self, model, shift: float):
         return self.host.node("ModelSamplingSD3", model, shift)[0]
 
 
-class Digits(Subject):
+class Flux(Subject):
+    """In FLUX's architecture."""
+
+    @staticmethod
+    def _ends(network) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """First and last layer."""
+        return network.double_blocks[0], network.final_layer
+
+    def shifted(self, model, shift: float):
+        return self.host.node("ModelSamplingAuraFlow", model, shift)[0]
+
+
+class Emoji(Flux):
+    name, variant, folder = "emoji", "large", FOLDER
+    configurations = lengths(shift=2.0, cfg=3.5)
+    pictures = 8
+
+    def __init__(self, host: Host):
+        model, self._codec, self._names = emoji.load(self.variant, self.folder)
+        super().__init__(host, model, *self._ends(model.model.diffusion_model))
+
+    @classmethod
+    def missing(cls) -> str:
+        file = emoji.weights(cls.variant, cls.folder)
+        return "" if file.is_file() else f"{file} is missing: make it with `nox -s emoji -- --size {cls.variant}`"
+
+    def scene(self, seed: int) -> Scene:
+        rng = torch.Generator().manual_seed(seed)
+        return self.scene_of([self._names[i] for i in torch.randperm(len(self._names), generator=rng)[: self.pictures]])
+
+    @staticmethod
+    def scene_of(names: list[str]) -> Scene:
+        """A batch of what these names say."""
+
+        def conditioning(names):
+            context, pooled = emoji.prompts(names)
+            return [[context, {"pooled_output": pooled}]]
+
+        size = emoji.SIZE // emoji.CELL
+        latent = torch.zeros(len(names), emoji.CHANNELS, size, size)
+        return Scene(conditioning(names), conditioning([""] * len(names)), {"samples": latent})
+
+    def decode(self, latents: dict) -> np.ndarray:
+        return emoji.decode(self.model.model.process_latent_in(latents["samples"]), self._codec).numpy()
+
+
+class EmojiSmall(Emoji):
+    name, variant = "emoji-small", "small"
+
+
+class Digits(Flux):
     name = "digits"
     configurations = configurations(
         shift=2.0, cfg=3.0, other=dict(shift=4.0), strong=dict(shift=3.0, cfg=4.0),
@@ -139,15 +199,9 @@ class Digits(Subject):
         self._context, self._pooled = digits.prompts()
 
     @classmethod
-    def require_weights(cls) -> None:
+    def missing(cls) -> str:
         weights = digits.ARCHITECTURES[cls.architecture].weights
-        if not weights.is_file():
-            raise SystemExit(f"{weights} is missing: make it with `python3 -m nox -s digits`")
-
-    @staticmethod
-    def _ends(network) -> tuple[torch.nn.Module, torch.nn.Module]:
-        """First and last layer."""
-        return network.double_blocks[0], network.final_layer
+        return "" if weights.is_file() else f"{weights} is missing: make it with `python3 -m nox -s digits`"
 
     def scene(self, seed: int) -> Scene:
         return self.scene_of(torch.arange(10))
@@ -165,9 +219,6 @@ class Digits(Subject):
     def decode(self, latents: dict) -> np.ndarray:
         pictures = digits.decode(self.model.model.process_latent_in(latents["samples"]), self._codec)
         return pictures[..., None].expand(-1, -1, -1, 3).numpy()
-
-    def shifted(self, model, shift: float):
-        return self.host.node("ModelSamplingAuraFlow", model, shift)[0]
 
 
 class DigitsUnet(Digits):
@@ -206,4 +257,4 @@ class Sheet(Subject):
         return model
 
 
-SUBJECTS = {subject.name: subject for subject in (Video, Digits, DigitsUnet)}
+SUBJECTS = {subject.name: subject for subject in (Video, Emoji, EmojiSmall, Digits, DigitsUnet)}

@@ -13,10 +13,10 @@ from itertools import pairwise
 
 import methods
 import numpy as np
-from configurations import DEVELOPMENT_SEEDS, HELD_OUT_SEEDS, SHORT
+from configurations import DEVELOPMENT_SEEDS, HELD_OUT_SEEDS, IN_FULL, MEDIUM, SHORT, SPEEDUPS
 from records import Run
 
-COUNTED = {"base": (23, 15, 11), SHORT: (14, 10, 8)}  # evaluations
+OWN_TABLE = MEDIUM, SHORT, "held out"
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,12 @@ def variations_table(runs: list[Run]) -> str:
         "paper's rule": methods.PAPER,
         "fewer steps": methods.FEWER,
     }
-    head = [f"{speedup:g}x: {name}" for speedup in methods.SPEEDUPS for name in compared]
+    head = [f"{speedup:g}x: {name}" for speedup in SPEEDUPS for name in compared]
     lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    own_table = SHORT, "held out"
-    for configuration in dict.fromkeys(run.configuration for run in runs if run.configuration not in own_table):
+    for configuration in dict.fromkeys(run.configuration for run in runs if run.configuration not in OWN_TABLE):
         here = [run for run in runs if run.configuration == configuration and run.dtype == "fp32"]
         cells = []
-        for speedup in methods.SPEEDUPS:
+        for speedup in SPEEDUPS:
             budgeted = [run for run in here if run.method == methods.OURS and run.setting.endswith(f" {speedup:g}")]
             if not budgeted:
                 continue
@@ -135,6 +134,7 @@ def everything(runs: list[Run]) -> str:
         for configuration, seeds, title in (
             ("base", DEVELOPMENT_SEEDS, "development seeds"),
             ("base", HELD_OUT_SEEDS, "held-out seeds"),
+            (MEDIUM, DEVELOPMENT_SEEDS, "development seeds"),
             (SHORT, DEVELOPMENT_SEEDS, "development seeds"),
             (SHORT, HELD_OUT_SEEDS, "held-out seeds"),
             ("held out", HELD_OUT_SEEDS, "held-out seeds"),
@@ -145,13 +145,11 @@ def everything(runs: list[Run]) -> str:
                 if (run.subject, run.configuration) == (subject, configuration) and run.seed in seeds
             ]
             if here:
-                counted = COUNTED.get(configuration)
-                if counted is None:
-                    counted = sorted({run.evaluations for run in here if run.method == methods.OURS}, reverse=True)
+                counted = sorted({run.evaluations for run in here if run.method == methods.OURS}, reverse=True)
                 n = len({run.seed for run in here})
                 parts += [f"### {subject}, {described(here[0])}, {n} {title}", methods_table(here, counted)]
         here = [run for run in runs if run.subject == subject and run.seed in DEVELOPMENT_SEEDS]
-        if len({run.configuration for run in here}) > 1:
+        if {run.configuration for run in here} - {*IN_FULL, *OWN_TABLE}:
             parts += [f"### {subject}, other configurations, development seeds", variations_table(here)]
     return "\n\n".join(parts) + "\n"
 

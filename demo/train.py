@@ -13,7 +13,6 @@ It runs on a CPU, too, which does about a hundredth of the steps in the same tim
 
 import argparse
 import copy
-import math
 import sys
 import time
 from importlib import import_module
@@ -28,7 +27,14 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import comfy_host  # noqa: E402
-from training import EMA, flow_matching_loss, half_precision, muon_and_adamw  # noqa: E402
+from training import (  # noqa: E402
+    Trainer,
+    compile_blocks,
+    eager,
+    flow_matching_loss,
+    half_precision,
+    muon_and_adamw,
+)
 
 HERE = Path(__file__).resolve().parent
 WAN = dict(dim=256, ffn_dim=704, num_heads=2, num_layers=7, in_dim=16, out_dim=16)
@@ -36,7 +42,6 @@ SHIFT = 5.0  # of the noise levels towards the noisy end, as in sampling
 UNIFORM = 1 / 8  # of the noise levels; without them hardly any are low, and the last steps are learnt badly
 GUIDANCE_DROPOUT = 0.12
 LATENT_NOISE = 0.35  # up to so much is added before decoding, so that sampled latents decode as well as encoded ones
-REPORTS = 10  # per stage
 
 
 def import_demo(work: Path):
@@ -48,66 +53,6 @@ def import_demo(work: Path):
     import comfy.ldm.wan.model as wan
 
     return sys.modules[f"{pack.__name__}.demo"], wan
-
-
-class Trainer:
-    """Steps for a number of seconds, at a learning rate that falls with the clock; keeps a moving average."""
-
-    def __init__(self, name: str, modules: list[nn.Module], optimisers: list, seconds: float):
-        self.name, self.modules, self.optimisers, self.seconds = name, modules, optimisers, seconds
-        self._rates = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
-        self._parameters = [p for module in modules for p in module.parameters()]
-        self._average = [p.detach().clone() for p in self._parameters]
-        self._step = 0
-
-    def run(self, loss_of_next_batch) -> None:
-        """Afterwards the modules have the averaged weights, and are frozen."""
-        started, recent, reports = time.perf_counter(), [], 1
-        while (spent := time.perf_counter() - started) < self.seconds:
-            recent.append(self._learn(loss_of_next_batch, spent / self.seconds))
-            if self._step % 10:
-                continue  # reading a loss waits for the GPU
-            mean = torch.stack(recent).mean().item()
-            if not math.isfinite(mean):
-                raise FloatingPointError(f"{self.name}: the loss is not finite at step {self._step}")
-            if spent > self.seconds * reports / REPORTS:
-                print(f"{self.name}: step {self._step} loss {mean:.4f} {spent:.0f} s", flush=True)
-                reports += 1
-                recent.clear()
-        with torch.no_grad():
-            torch._foreach_copy_(self._parameters, self._average)
-        for module in self.modules:
-            module.eval().requires_grad_(False)
-        print(f"{self.name}: {self._step} steps, {sum(p.numel() for p in self._parameters):,} parameters")
-
-    def _learn(self, loss_of_next_batch, done: float) -> torch.Tensor:
-        fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
-        for optimiser, rate in zip(self.optimisers, self._rates, strict=True):
-            optimiser.param_groups[0]["lr"] = rate * min(1.0, (self._step + 1) / 100) * fall
-            optimiser.zero_grad(set_to_none=True)
-        loss = loss_of_next_batch()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        for optimiser in self.optimisers:
-            optimiser.step()
-        self._step += 1
-        with torch.no_grad():
-            torch._foreach_lerp_(self._average, self._parameters, 1 - min(EMA, self._step / (self._step + 10)))
-        return loss.detach()
-
-
-def compile_blocks(blocks, loss_of_next_batch) -> None:
-    """Compile the repeated blocks alone: they share their code, which takes seconds instead of minutes."""
-    torch._dynamo.config.recompile_limit = 32  # one version per size of picture
-    for block in blocks:
-        block.compile(dynamic=False)
-    for _ in range(2):
-        loss_of_next_batch().backward()
-
-
-def eager():
-    """Checks run uncompiled: their batches have other sizes, each of which would be compiled anew."""
-    return torch.compiler.set_stance("force_eager")
 
 
 def save(module: nn.Module, file: Path) -> None:

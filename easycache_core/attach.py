@@ -71,6 +71,7 @@ def attach(
         A context manager that gives the Attachment: `trace`, `computed`, `skipped`, `speedup`, `reset()`.
 
     Raises:
+        TypeError: the network is no torch.nn.Module.
         ValueError: bad arguments; a module that is attached already; in a call, outputs that are no prediction for x.
         RuntimeError: the module is called while training.
 
@@ -83,6 +84,11 @@ def attach(
     >>> cache.computed + cache.skipped
     30
     """
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(
+            f"attach needs a torch.nn.Module, got {type(module).__name__}; wrap other networks in a module whose "
+            "forward(x, t) calls them and returns a tensor"
+        )
     # Compiled by module.compile(), which would trace the decision, a module is cached around its graph.
     slot = "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
     before = module.__dict__.get(slot)

@@ -3,10 +3,13 @@
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 EMA = 0.998
+REPORTS = 10  # per training by the clock
+SAVE_EVERY = 120.0  # seconds
 # Without AVX512 bfloat16 is emulated on a CPU, and many times slower than float32.
 HAS_BFLOAT16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
@@ -111,6 +114,100 @@ class Stage:
         partial = self.file.with_suffix(".partial")
         torch.save(saved, partial)
         partial.replace(self.file)
+
+
+class Trainer:
+    """Trains for so many seconds, or steps, at a learning rate that falls meanwhile; keeps a moving average.
+
+    file: where it is kept how far training came, to go on from when it is started again; gone once it is through.
+    """
+
+    def __init__(
+        self, name: str, modules: list[torch.nn.Module], optimisers: list, seconds: float = math.inf,
+        steps: float = math.inf, file: Path | None = None,
+    ):  # fmt: skip
+        self.name, self.modules, self.optimisers = name, modules, optimisers
+        self.seconds, self.steps, self._file = seconds, steps, file
+        self._rates = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
+        self._parameters = [p for module in modules for p in module.parameters()]
+        self._average = [p.detach().clone() for p in self._parameters]
+        self.step, self._spent_before = 0, 0.0
+        if file is not None and file.exists():
+            self._resume()
+
+    def run(self, loss_of_next_batch) -> None:
+        """Afterwards the modules have the averaged weights, and are frozen."""
+        started, recent, reports = time.perf_counter(), [], 1
+        spent = saved = self._spent_before
+        while (done := max(spent / self.seconds, self.step / self.steps)) < 1:
+            recent.append(self._learn(loss_of_next_batch, done))
+            spent = self._spent_before + time.perf_counter() - started
+            if self.step % 10:
+                continue  # reading a loss waits for the GPU
+            mean = torch.stack(recent).mean().item()
+            if not math.isfinite(mean):
+                raise FloatingPointError(f"{self.name}: the loss is not finite at step {self.step}")
+            if done > reports / REPORTS:
+                print(f"{self.name}: step {self.step} loss {mean:.4f} {spent:.0f} s", flush=True)
+                reports += 1
+                recent.clear()
+            if self._file is not None and spent - saved > SAVE_EVERY:
+                self._save(spent)
+                saved = spent
+        with torch.no_grad():
+            torch._foreach_copy_(self._parameters, self._average)
+        for module in self.modules:
+            module.eval().requires_grad_(False)
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+        print(f"{self.name}: {self.step} steps, {sum(p.numel() for p in self._parameters):,} parameters")
+
+    def _learn(self, loss_of_next_batch, done: float) -> torch.Tensor:
+        fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+        for optimiser, rate in zip(self.optimisers, self._rates, strict=True):
+            optimiser.param_groups[0]["lr"] = rate * min(1.0, (self.step + 1) / 100) * fall
+            optimiser.zero_grad(set_to_none=True)
+        loss = loss_of_next_batch()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.step += 1
+        with torch.no_grad():
+            torch._foreach_lerp_(self._average, self._parameters, 1 - min(EMA, self.step / (self.step + 10)))
+        return loss.detach()
+
+    def _save(self, spent: float) -> None:
+        state = {
+            "modules": [module.state_dict() for module in self.modules],
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "average": self._average, "step": self.step, "spent": spent,
+        }  # fmt: skip
+        partial = self._file.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self._file)
+
+    def _resume(self) -> None:
+        state = torch.load(self._file, weights_only=True)
+        for one, saved in zip(self.modules + self.optimisers, state["modules"] + state["optimisers"], strict=True):
+            one.load_state_dict(saved)
+        torch._foreach_copy_(self._average, state["average"])
+        self.step, self._spent_before = state["step"], state["spent"]
+        print(f"{self.name}: going on from step {self.step}")
+
+
+def compile_blocks(blocks, loss_of_next_batch) -> None:
+    """Compile the repeated blocks alone: they share their code, which takes seconds instead of minutes."""
+    torch._dynamo.config.recompile_limit = 32  # one version per size of picture
+    for block in blocks:
+        block.compile(dynamic=False)
+    for _ in range(2):
+        loss_of_next_batch().backward()
+
+
+def eager():
+    """Checks run uncompiled: their batches have other sizes, each of which would be compiled anew."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def adamw(parameters, rate):

@@ -12,39 +12,18 @@ import argparse
 import sys
 from pathlib import Path
 
-import model
 import torch
-from torch.overrides import TorchFunctionMode
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
 import comfy_host  # noqa: E402
+import model  # noqa: E402
+from trained import OutOfPlace, initialise, save  # noqa: E402
 from training import Stage, flow_matching_loss, muon_and_adamw, noise_prediction_loss  # noqa: E402
 
 SHIFT = 2.0
 GUIDANCE_DROPOUT = 0.12
 BLOCKS = ("double_blocks", "single_blocks", "input_blocks", "middle_block", "output_blocks")
-FIRST_ZERO = ("final_layer.linear", ".lin.", "adaLN", ".out_layers.3.", ".proj_out.", "out.2.")
-
-
-class OutOfPlace(TorchFunctionMode):
-    """Blocks add in place, which is fine for sampling, but not for gradients."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function.__name__ == "add_":
-            return args[0] + args[1]
-        return function(*args, **(kwargs or {}))
-
-
-def initialise(network):
-    """ComfyUI's layers skip their own initialisation."""
-    for name, parameter in network.named_parameters():
-        if parameter.ndim == 1:
-            torch.nn.init.constant_(parameter, 1.0 if name.endswith(("scale", "weight")) else 0.0)
-        elif any(part in name for part in FIRST_ZERO):
-            torch.nn.init.zeros_(parameter)  # blocks start as identities
-        else:
-            torch.nn.init.xavier_uniform_(parameter)
 
 
 def is_matrix(name, parameter):
@@ -53,8 +32,6 @@ def is_matrix(name, parameter):
 
 
 def train(architecture, args):
-    from safetensors.torch import save_file
-
     torch.manual_seed(args.seed)
     chosen = model.ARCHITECTURES[architecture]
     args = argparse.Namespace(**{**vars(args), "steps": args.steps or chosen.steps})
@@ -83,10 +60,7 @@ def train(architecture, args):
         return noise_prediction_loss(answer, latents[picked], built.model_sampling, rng)
 
     stage.run(loss_of_next_batch)
-    weights = {f"network.{name}": value.half().contiguous() for name, value in stage.average.items()}
-    weights |= {f"codec.{name}": value.contiguous() for name, value in maps.items()}
-    save_file(weights, chosen.weights, metadata={"license": "Apache-2.0", "trained_by": "benchmarks/digits/train.py"})
-    print(f"{chosen.weights.name}: {chosen.weights.stat().st_size / 1e6:.1f} MB")
+    save(stage.average, maps, chosen.weights, trained_by="benchmarks/digits/train.py")
 
 
 def main():

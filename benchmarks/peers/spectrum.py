@@ -49,11 +49,11 @@ class Spectrum:
     def predict(self, step: int, branch: int, entering: torch.Tensor) -> torch.Tensor:
         steps, features = self._steps[branch], self._features[branch]
         if branch not in self._coefficients:
-            design = self._chebyshev(steps)
-            gram = design.T @ design + RIDGE * torch.eye(DEGREE + 1)
+            design = self._chebyshev(steps).to(entering.device)
+            gram = design.T @ design + RIDGE * torch.eye(DEGREE + 1).to(design)
             values = torch.stack(features).flatten(1)
             self._coefficients[branch] = torch.linalg.solve(gram, design.T @ values)
-        spectral = (self._chebyshev([step]) @ self._coefficients[branch]).view_as(entering)
+        spectral = (self._chebyshev([step]).to(entering.device) @ self._coefficients[branch]).view_as(entering)
         ahead = (step - steps[-1]) / (steps[-1] - steps[-2])
         linear = features[-1] + ahead * (features[-1] - features[-2])
         return self._weight * spectral + (1 - self._weight) * linear

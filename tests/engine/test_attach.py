@@ -634,6 +634,12 @@ def test_attached_twice():
         euler(network, distilled)
 
 
+def test_a_network_that_is_no_module_is_refused_with_what_to_do():
+    """Catches an AttributeError in the face of somebody whose network is a function, or one of JAX."""
+    with pytest.raises(TypeError, match=r"torch.nn.Module, got function; wrap"), attach(lambda x, t: x, PAPER, STEPS):
+        pass
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
