@@ -49,6 +49,14 @@ def trail_of(trails: Sequence[Trail], sigma: float, sample: torch.Tensor) -> Tra
     return None if nearest.takes_turns(sample) else nearest
 
 
+def level_of(timestep: torch.Tensor) -> torch.Tensor:
+    """The noise level of an evaluation, a one-element tensor: of rows that have their own, the highest one.
+
+    timestep: sigma, (batch,).
+    """
+    return timestep[0] if len(timestep) == 1 else timestep.max()
+
+
 def position_of(x: torch.Tensor, timestep: torch.Tensor) -> tuple[float, torch.Tensor]:
     """(sigma, sample) of a latent; waits for its device."""
-    return float(timestep[0]), sample_of([x])
+    return float(level_of(timestep)), sample_of([x])
