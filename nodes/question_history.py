@@ -17,7 +17,6 @@ from .settings import Settings
 from .steps import UNKNOWN, Schedule, StepCounter
 from .value_changes import SettledValues
 
-
 MANY_RETURNS = 2  # one is what a range of noise levels makes
 
 

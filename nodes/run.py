@@ -272,11 +272,11 @@ class Run:
         if opens:
             self._open(evaluation, asked[order[0]])
         history = evaluation.history
-        if not opens and all([history.takes_turns(asked[i]) for i in order]):
+        if not opens and {history.takes_turns(asked[i]) for i in order} == {True}:
             with self._aside(evaluation):
                 return self.predict_or_compute(compute, model, conds, x, timestep, model_options)
         branches = {i: evaluation.branch(asked[i], values[i], self._telling) for i in order}
-        changed = any([history.observe(asked[i], branches[i], values[i]) for i in order])
+        changed = True in {history.observe(asked[i], branches[i], values[i]) for i in order}
         if opens:
             self._decide(evaluation, conds, changed)
         controller = history.controller
