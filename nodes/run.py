@@ -469,7 +469,7 @@ class Run:
         if self._self_switching and not self.settings.config.target_speedup:
             return f"a ControlNet ({self._self_switching[0]}) decides by itself at which noise levels it changes"
         if sum(history.moves for history in self._used) > len(self._trace) / 2:
-            return "prompts, keyframes, strengths or options change at nearly every step"
+            return "prompts, options, keyframes or strengths of what is asked change at nearly every step"
         return None
 
     def snapshot(self) -> tuple[dict, list, int]:
