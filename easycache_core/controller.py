@@ -106,6 +106,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._sums: list[torch.Tensor] = []  # of what was stored last; finite if all of it is; not read yet
         self._finite = True  # whether what was stored last is, as far as it was read
         self._comparable = True  # whether the last evaluation could be compared with the one before
+        self._tracked: str | None = None  # the branch whose error decides
         self._awaiting_tracked = False
         self._gap_length = 0
 
@@ -147,7 +148,9 @@ class CacheController(contextlib.AbstractContextManager):
         self._predictor.advance(now.sigma, self._comparable)
         skipping, errors = self._decide(step, now, finite)
         self._gap_length = self._gap_length + 1 if skipping else 0
-        self._awaiting_tracked = not skipping
+        if not skipping:
+            self._tracked = None if self._awaiting_tracked else self._tracked  # it was asked no more
+            self._awaiting_tracked = True
         self._predictor.commit(skipping)
         input_change, error = of_stream(now.input_change, self._worst), of_stream(errors, self._worst)
         record = dict(step=step, sigma=plain(now.sigma), computed=not skipping, input_change=input_change)
@@ -257,13 +260,15 @@ class CacheController(contextlib.AbstractContextManager):
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor | None = None) -> None:
         """Keep a branch's output at an evaluation for which `begin` returned True; copied.
 
-        The first branch stored in an evaluation is the tracked one: its rate decides. x: the branch's own input where
-        it is not what `begin` was given (a part of it, say).
+        The branch stored first is the tracked one: its rate decides. It stays so where another one comes before it, as
+        long as it is stored. x: the branch's own input where it is not what `begin` was given (a part of it, say).
         """
         if self._x is None:  # given up in this evaluation
             return
         with self.cache_dropped_on_oom():
-            tracked, self._awaiting_tracked = self._awaiting_tracked, False
+            tracked = self._awaiting_tracked and self._tracked in (None, branch)
+            if tracked:
+                self._tracked, self._awaiting_tracked = branch, False
             kept_x = self._x if x is None else copy_for_cache(x, self.config.cache_device)
             self._output_dtype = output.dtype
             if self._conversion is not None:

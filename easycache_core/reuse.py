@@ -55,6 +55,7 @@ class Reuse(Predictor):
     def __init__(self, cache_device: str, norms: Norms, response: Response | None = None):
         super().__init__(cache_device, norms, response)
         self._errors: list[float] | None = None  # E; None stands for 0
+        self._before: dict[str, Snapshot] = {}  # the branches at the computed evaluation before
 
     def subsample(self, tensor: torch.Tensor) -> torch.Tensor:
         """The paper's rule takes all of it."""
@@ -79,22 +80,24 @@ class Reuse(Predictor):
         return self._errors
 
     def commit(self, skipping: bool) -> None:
-        if not skipping:
+        if skipping:
+            self._before = {}  # what the network no longer computes must not be predicted from a stale output
+        else:
             self._errors = None
+            self._before, self._branches = self._branches, {}
 
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:
-        norm = self._norms.of(output)
+        norm, last = self._norms.of(output), self._before.pop(branch, None)
         if tracked:
-            self.measured = self._measure(branch, output, x, norm)
-            # What the network no longer computes must not be predicted from a stale output.
-            self._branches.clear()
+            self.measured = self._measure(last if branch == self._tracked else None, output, x, norm)
             self._tracked = branch
         self._branches[branch] = Snapshot(x, copy_for_cache(output, self._cache_device))
         return sum(norm[1:], norm[0])
 
-    def _measure(self, branch: str, output: torch.Tensor, x: torch.Tensor, norm: list[torch.Tensor]) -> Measurements:
-        last = self._branches.get(branch)
-        if branch != self._tracked or last is None or last.output.shape != output.shape:
+    def _measure(
+        self, last: Snapshot | None, output: torch.Tensor, x: torch.Tensor, norm: list[torch.Tensor]
+    ) -> Measurements:
+        if last is None or last.output.shape != output.shape:
             return Measurements(norm)
         output_change = self._norms.of_difference(output, last.output)
         return Measurements(norm, output_change, self._norms.of_difference(x.to(output.device), last.x))

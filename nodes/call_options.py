@@ -2,7 +2,7 @@
 there for their patches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from comfy.patcher_extension import WrappersMP
 
@@ -27,23 +27,23 @@ def switches_of(model_options: dict) -> tuple:
     return tuple(sorted(found, key=repr))  # names need not be words, and would not compare
 
 
-def values_of(model_options: dict) -> dict:
-    """Entries that are numbers, or lists of numbers and words."""
-    found = ((name, _plain(value, _DEPTH)) for name, value in unknown_options(model_options))
-    return {name: value for name, value in found if value is not None}
+def values_of(model_options: dict, identity: Callable) -> dict:
+    """Entries that are neither words nor switches, by name. identity(thing): tells objects, such as tensors, apart."""
+    found = ((name, value) for name, value in unknown_options(model_options) if not isinstance(value, str | bool))
+    return {name: _plain(value, _DEPTH, identity) for name, value in found}
 
 
-def _plain(value, depth: int):
-    """The value, with tuples for lists and dicts; None if it is or holds something else, or is a word or a switch."""
-    if isinstance(value, int | float):
-        return None if isinstance(value, bool) else value
+def _plain(value, depth: int, identity: Callable):
+    """The value, with tuples for lists and dicts, and numbers for objects; None for lists that are too long or deep."""
+    if value is None or isinstance(value, str | int | float):
+        return value
     if isinstance(value, dict):
         value = sorted(value.items(), key=repr)
-    if not isinstance(value, list | tuple) or not depth or len(value) > _MAX_ITEMS:
+    if not isinstance(value, list | tuple):
+        return identity(value)
+    if not depth or len(value) > _MAX_ITEMS:
         return None
-    parts = tuple(part if isinstance(part, str | bool | None) else _plain(part, depth - 1) for part in value)
-    known = all(new is not None or part is None for part, new in zip(value, parts, strict=True))
-    return parts if known else None
+    return tuple(_plain(part, depth - 1, identity) for part in value)
 
 
 def patches_of(model_options: dict) -> tuple:

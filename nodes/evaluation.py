@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..easycache_core.turns import sample_of
 from .call_options import patches_of, switches_of
 from .question_history import QuestionHistory
 from .value_changes import TellingValues
@@ -28,14 +29,49 @@ class Question(NamedTuple):
     network: int
 
 
-def questions(conds: Sequence, model_options: dict, model) -> dict[int, Question]:
-    """What a call of calc_cond_batch asks, by position among its conditionings; some of them may be None.
+class PartIds:
+    """Ids of the parts of conditionings.
 
-    ComfyUI gives each part of a conditioning an id when it prepares it. Those that have none are known by position.
+    ComfyUI gives each part one when it prepares it. Some guiders prepare theirs for each call: those are known by what
+    they hold. Parts that have none are known by position.
     """
+
+    def __init__(self, conds: dict):
+        """conds: the guider's conditionings by name."""
+        self._conds = conds
+        self._ids = {part["uuid"]: part["uuid"] for cond in conds.values() for part in cond or () if "uuid" in part}
+        self._by_content: dict = {}
+
+    def of(self, cond: Sequence[dict], position: int) -> tuple:
+        return tuple(self._of(part) if "uuid" in part else position for part in cond)
+
+    def _of(self, part: dict):
+        """Waits for the device if the part was made after the run began."""
+        if part["uuid"] not in self._ids:
+            if not self._by_content:
+                own = [one for cond in self._conds.values() for one in cond or () if "uuid" in one]
+                self._by_content = {_fingerprint(one): one["uuid"] for one in own}
+            self._ids[part["uuid"]] = self._by_content.setdefault(_fingerprint(part), part["uuid"])
+        return self._ids[part["uuid"]]
+
+
+def _fingerprint(thing):
+    """The values that it holds, as far as they tell it from others; the ids of objects."""
+    if isinstance(thing, dict):
+        return tuple((key, _fingerprint(value)) for key, value in thing.items() if key != "uuid")
+    if isinstance(thing, list | tuple):
+        return tuple(map(_fingerprint, thing))
+    if isinstance(thing, torch.Tensor):
+        return thing.shape, thing.dtype, float(thing.sum(dtype=torch.float64)), *sample_of([thing])[::64].tolist()
+    if hasattr(thing, "process_cond"):
+        return type(thing).__name__, _fingerprint(vars(thing))
+    return thing if thing is None or isinstance(thing, str | int | float) else id(thing)
+
+
+def questions(conds: Sequence, model_options: dict, model, part_ids: PartIds) -> dict[int, Question]:
+    """What a call of calc_cond_batch asks, by position among its conditionings; some of them may be None."""
     options = switches_of(model_options), patches_of(model_options), id(model)
-    parts = {i: tuple(part.get("uuid", i) for part in cond) for i, cond in enumerate(conds) if cond is not None}
-    return {i: Question(ids, *options) for i, ids in parts.items()}
+    return {i: Question(part_ids.of(cond, i), *options) for i, cond in enumerate(conds) if cond is not None}
 
 
 class Identities:
@@ -46,13 +82,23 @@ class Identities:
         self._count = 0
 
     def of(self, thing):
-        """A number for an object; for plain values, and what is made of them, themselves."""
+        """A number for an object, of a tensor with its version; for plain values, and what is made of them, themselves.
+
+        ComfyUI's holders of conditionings count as what they hold: some packs copy them for each call.
+        """
         if thing is None or isinstance(thing, str | int | float):
             return thing
         if isinstance(thing, dict):
             return tuple((key, self.of(value)) for key, value in thing.items())
         if isinstance(thing, list | tuple):
             return tuple(map(self.of, thing))
+        if isinstance(thing, torch.Tensor):
+            return self._number(thing), None if thing.is_inference() else thing._version
+        if hasattr(thing, "process_cond"):
+            return type(thing).__name__, self.of(vars(thing))
+        return self._number(thing)
+
+    def _number(self, thing) -> int:
         reference, number = self._known.get(id(thing), (lambda: None, 0))
         if reference() is not thing:
             self._count = number = self._count + 1
@@ -67,30 +113,45 @@ def _reference(thing) -> Callable:
         return lambda: thing
 
 
+def content_of(cond: Sequence[dict], identities: Identities) -> dict:
+    """What the parts of a conditioning hold, by name."""
+    content = {}
+    for i, part in enumerate(cond):
+        for key, value in part.items():
+            if key == "model_conds":
+                content |= {("cond", i, name): identities.of(one) for name, one in value.items()}
+            elif key != "uuid":
+                content["cond", i, key] = identities.of(value)
+    return content
+
+
 class Evaluation:
     """One evaluation while it lasts.
 
     x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,). direct: whether it was opened by a call
     of calc_cond_batch; then it lasts until the next one begins. depth: of guiders that call guiders. opened_by: the
     question that decided. history: of the questions that are asked here. Both are None until the first one is asked.
-    reusing: whether they are predicted.
+    aside: an evaluation within this one, of questions that have a history of their own. another: whether the latent may
+    be another one than that of the history. reusing: whether the questions are predicted.
     """
 
     def __init__(self, x: torch.Tensor, timestep: torch.Tensor, direct: bool = False, depth: int = 0):
         self.x, self.timestep, self.direct, self.depth = x, timestep, direct, depth
+        self._began = (timestep.clone(), sample_of([x])) if direct else None  # some samplers overwrite both
         self.opened_by: Question | None = None
         self.history: QuestionHistory | None = None
-        self.reusing = False
+        self.aside: Evaluation | None = None
+        self.another = self.reusing = False
         self._asked: Counter[tuple] = Counter()
-        self._values: dict[Question, list[dict]] = {}  # of the options, of each call that asked
+        self._values: dict[Question, list[dict]] = {}  # of each call that asked
 
-    def branch(self, asked: Question, content: tuple, values: dict, telling: TellingValues) -> str:
+    def branch(self, asked: Question, values: dict, telling: TellingValues) -> str:
         """The name of a question's answer: a question that is asked again within the evaluation is another one.
 
-        content: of the conditioning. values: of the model's options.
+        values: of the conditioning and of the model's options, by name.
         """
         others = self._values.setdefault(asked, [])
-        name = asked, content, telling.of(values, others)
+        name = asked, telling.of(values, others)
         others.append(values)
         self._asked[name] += 1
         return f"{name} {self._asked[name]}"
@@ -99,4 +160,10 @@ class Evaluation:
         """Whether a call of calc_cond_batch belongs to another evaluation: at another timestep, or where the question
         that opened this one is asked about another x. Only if this one is direct; else its guider ends it.
         """
-        return self.direct and (self.timestep is not timestep or (x is not self.x and self.opened_by in asked()))
+        if not self.direct or self.timestep is not timestep:
+            return self.direct
+        return self.opened_by in asked() and (x is not self.x or not self._goes_on(x, timestep))
+
+    def _goes_on(self, x: torch.Tensor, timestep: torch.Tensor) -> bool:
+        """Whether the tensors that it was opened with hold what they held then. Waits for the device."""
+        return all(map(torch.equal, self._began, (timestep, sample_of([x]))))

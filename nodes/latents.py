@@ -64,7 +64,15 @@ def trail_of(trails: Sequence[Trail], sigma: float, sample: torch.Tensor) -> Tra
     return nearest
 
 
+def level_of(timestep: torch.Tensor) -> torch.Tensor:
+    """The noise level of an evaluation, a one-element tensor: of rows that have their own, the highest one.
+
+    timestep: sigma, (batch,).
+    """
+    return timestep[0] if len(timestep) == 1 else timestep.max()
+
+
 def position_of(x: torch.Tensor, timestep: torch.Tensor) -> tuple[float, torch.Tensor]:
     """(sigma, sample) of a latent; waits for its device. The sample has no size, as latents shrink with their noise."""
     sample = sample_of([x])
-    return float(timestep[0]), sample / sample.abs().mean().clamp_min(1e-30)
+    return float(level_of(timestep)), sample / sample.abs().mean().clamp_min(1e-30)

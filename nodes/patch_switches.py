@@ -1,4 +1,4 @@
-"""Noise levels at which patches change what they do, as far as their own variables tell.
+"""What patches do changes: at which noise levels, and between evaluations, as far as their own variables tell.
 
 Patches that act in a part of the schedule only (Kohya's deep shrink, say) hold its ends in variables that are named
 after what they are: sigma_start, end_sigma, start_percent.
@@ -7,7 +7,7 @@ after what they are: sigma_start, end_sigma, start_percent.
 import contextlib
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -27,6 +27,18 @@ def patch_levels(model_options: dict, own_key: str, model_sampling, sigmas: torc
             levels.append(float(model_sampling.percent_to_sigma(value)))
             levels.append(float(np.interp(value * (len(steps) - 1), range(len(steps)), steps)))
     return sorted({level for level in levels if steps and min(steps) <= level <= max(steps)})
+
+
+def patch_values(model_options: dict, own_key: str, identity: Callable) -> dict:
+    """Which patches there are, and their strengths: the fractional numbers in their variables, by name.
+
+    own_key: of our wrappers. identity(thing): tells objects apart.
+    """
+    values = {}
+    for i, patch in enumerate(one for one in _patches(model_options, own_key) if one is not None):
+        values["patch", i] = identity(patch)
+        values |= {("patch", i, name): one for name, one in _variables(patch).items() if isinstance(one, float)}
+    return values
 
 
 def _patches(model_options: dict, own_key: str) -> Iterator:

@@ -5,15 +5,19 @@ asked along with it, then has a history, and decisions, of its own.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 
 from ..easycache_core import CacheController
-from .latents import Trail
+from .latents import Trail, level_of
 from .schedule_switches import Switches
 from .settings import Settings
-from .steps import Schedule, StepCounter
+from .steps import UNKNOWN, Schedule, StepCounter
+from .value_changes import SettledValues
+
+MANY_RETURNS = 2  # one is what a range of noise levels makes
 
 
 class QuestionHistory:
@@ -45,48 +49,86 @@ class QuestionHistory:
         self._misses = 0  # how many evaluations in a row had one
         self.moves = 0  # evaluations at which keyframes or strengths were others than at the last computed one
         self._switches: Switches | None = None
+        self._values: dict[str, SettledValues] = {}  # by branch
+        # Questions of this evaluation, of the one before, and of all before; and how often one came back.
+        self._asked, self._asked_before, self._known, self._returns = set(), set(), set(), Counter()
         self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
+        self._rows_done: torch.Tensor | int = 0  # of the batch, at the last noise level
+
+    def next_evaluation(self) -> None:
+        """An evaluation begins; what is asked in it comes with `observe`."""
+        self._asked, self._asked_before = set(), self._asked
+        self._known |= self._asked_before
 
     def begin(
-        self, network_x: torch.Tensor, timestep: torch.Tensor, conds: dict, values: dict, another: bool = False
+        self, network_x: torch.Tensor, timestep: torch.Tensor, conds: dict, changed: bool = False, another: bool = False
     ) -> bool:
-        """Decide an evaluation; True: it is predicted. conds: the guider's conditionings by name. values: in the
-        model's options, by name. another: whether the latent may be another one.
+        """Decide an evaluation; True: it is predicted. conds: the guider's conditionings by name. changed: whether what
+        is asked has other values than where it was computed last. another: whether the latent may be another one.
         """
-        step = self.steps.next_evaluation()
+        step, sigma = self.steps.next_evaluation(), level_of(timestep)
+        if step >= self.controller.total_steps:  # a sampler that does not take the schedule's steps
+            self.controller.total_steps = UNKNOWN
         self._misses = self._misses + 1 if self.cache_miss else 0
         # A budget that is spent would not compute it, and so never again have all that is asked.
         if self._misses > 1 or another:
             self.controller.reset_cache()
-        force, changed = self._force_and_changed(step, timestep, conds, values)
+        force, changed = self._force_and_changed(step, sigma, conds, changed)
+        force = force | self._at_last_level(timestep, sigma)  # the last evaluation draws the detail
         self.cache_miss = False
-        computing = self.controller.begin(network_x, sigma=timestep, step=step, force=force, changed=changed)
+        computing = self.controller.begin(network_x, sigma=sigma, step=step, force=force, changed=changed)
         if computing:
-            self._computed_sigma = timestep[0].clone()
+            self._computed_sigma = sigma.clone()
             self._switches.on_computed()
         return not computing
 
-    def _force_and_changed(self, step: int, timestep: torch.Tensor, conds: dict, values: dict):
-        """(force, changed) as CacheController.begin takes them. timestep: sigma, (batch,).
+    def takes_turns(self, question) -> bool:
+        """Whether a question is one that is left out time and again, and had better have a history of its own."""
+        self._returns[question] += question in self._known - self._asked_before - self._asked
+        return self._returns[question] >= MANY_RETURNS
+
+    def asked(self, question) -> bool:
+        """Whether the question was asked in the newest evaluation."""
+        return question in self._asked
+
+    def observe(self, question, branch: str, values: dict) -> bool:
+        """A branch, the answer to a question, is asked for with these values; whether they are others than where it
+        was computed last.
+        """
+        self._asked.add(question)
+        settled = self._values.setdefault(branch, SettledValues())
+        settled.observe(values)
+        return settled.changed
+
+    def on_computed(self, branch: str) -> None:
+        """The branch was computed with the values that were observed last."""
+        self._values[branch].on_computed()
+
+    def _at_last_level(self, timestep: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Whether the schedule ends here for all of the batch, or for some rows that have noise levels of their own."""
+        if len(timestep) == 1:
+            return sigma <= self._schedule.last_sigma
+        before, self._rows_done = self._rows_done, (timestep <= self._schedule.last_sigma).sum()
+        return (self._rows_done > before) | (self._rows_done == len(timestep))
+
+    def _force_and_changed(self, step: int, sigma: torch.Tensor, conds: dict, changed: bool):
+        """(force, changed) as CacheController.begin takes them. changed: as begin takes it.
 
         force: compute whatever the error. changed: the conditioning is another one than was computed last.
 
         Samplers evaluate between the sigmas of the schedule, and some have a schedule of their own. Hence sigma itself
         is compared; it stays on the device, and so do the results.
         """
-        sigma = timestep[0]
         if self._switches is None:
             self._switches = Switches(conds, sigma.device, self._levels, self._schedule.first_sigma)
-        self._switches.observe(sigma, conds, values)
+        self._switches.observe(sigma, conds)
         if self._computed_sigma is None:
             return True, False
-        self.moves += self._switches.moved
-        changed = self.cache_miss or self._switches.changed(self._computed_sigma, sigma)
-        force = timestep.min() <= self._schedule.last_sigma  # the last evaluation draws the detail
-        config = self.controller.config
+        self.moves += self._switches.moved or changed
+        changed = changed or self.cache_miss or self._switches.changed(self._computed_sigma, sigma)
+        force, config = False, self.controller.config
         if not config.target_speedup:  # a budget has no warm-up, and would be spent on all of these at once
-            switching = self._switches.must_compute(sigma)
-            force = force if switching is False else force | switching  # each | is a launch
+            force = self._switches.must_compute(sigma)
             if self.steps.ambiguous:  # it may still be warm-up
                 return True, changed
             if step == config.warmup_steps and self.steps.one_per_step:
@@ -99,5 +141,6 @@ class QuestionHistory:
     def close(self) -> None:
         """Free every tensor."""
         self._computed_sigma = self._switches = None
+        self._values, self._rows_done = {}, 0
         self.trail = Trail()
         self.controller.release()

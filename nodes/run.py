@@ -5,6 +5,7 @@ wrappers into a copy of the model options: PREDICT_NOISE decides, once per evalu
 stores the outputs, or predicts them. The state of a run is in its Run alone, so runs cannot affect each other.
 """
 
+import contextlib
 import logging
 import math
 from collections.abc import Sequence
@@ -21,12 +22,12 @@ from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import is_out_of_memory
 from .call_options import values_of
 from .continuation import Piece
-from .evaluation import Evaluation, Identities, Question, questions
-from .latents import position_of, trail_of
+from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions
+from .latents import level_of, position_of, trail_of
 from .network_memory import NetworkMemory
 from .other_caches import warn_of_other_caches, warn_of_repetitions
 from .parametrisation import Parametrisation
-from .patch_switches import patch_levels
+from .patch_switches import patch_levels, patch_values
 from .progress_events import ProgressEvents
 from .question_history import QuestionHistory
 from .run_history import WRAPPER_KEY, RunHistory
@@ -176,9 +177,11 @@ class Run:
         self._evaluation: Evaluation | None = None
         self._computing = False  # whether a call to calc_cond_batch is being computed
         self._memory, self._telling, self._identities = NetworkMemory(), TellingValues(), Identities()
-        self._parts = 0  # calls about a part of the latent
+        self._part_ids = PartIds(getattr(guider, "conds", {}))
+        self._parts = self._gradients = 0  # calls about a part of the latent, and differentiated ones
         self._self_switching = self_switching(getattr(guider, "conds", {}))
         self._callbacks = 0
+        self._predicts = None  # whether PREDICT_NOISE was called since the last callback; None: never
         self.denoised: torch.Tensor | None = None  # the sampler's, at the last callback
         self._closeness: float | None = None  # known once the sampler is through
         self._nothing_skipped: str | None = None  # why; known then, too
@@ -205,8 +208,11 @@ class Run:
 
     def on_callback(self, denoised: torch.Tensor | None = None) -> None:
         """The sampler has called back, which it does once per step, with its denoised latent."""
-        self._callbacks += 1
         self.denoised = denoised
+        if self._predicts is False:  # some call back several times per step
+            return
+        self._callbacks += 1
+        self._predicts = self._predicts and False
         for history in self._histories.values():
             history.steps.on_callback()
 
@@ -218,7 +224,7 @@ class Run:
         handler = model_options.get("context_handler")
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
-        around = self._evaluation
+        around, self._predicts = self._evaluation, True
         evaluation = self._evaluation = Evaluation(x, timestep, depth=0 if around is None else around.depth + 1)
         try:
             denoised = executor(x, timestep, model_options, *args, **kwargs)
@@ -239,7 +245,7 @@ class Run:
             return compute()
 
         def asked():
-            return questions(conds, model_options, model).values()
+            return questions(conds, model_options, model, self._part_ids).values()
 
         if self._evaluation is None or self._evaluation.ended_by(x, timestep, asked):
             if self._shape not in (None, x.shape):
@@ -257,21 +263,32 @@ class Run:
     def predict_or_compute(self, compute, model, conds, x, timestep, model_options) -> list[torch.Tensor]:
         """Denoised latents, one per conditioning: predicted where possible, else from `compute()`."""
         evaluation, positive = self._evaluation, getattr(self._guider, "conds", {}).get("positive")
-        asked = questions(conds, model_options, model)
+        asked = questions(conds, model_options, model, self._part_ids)
         if not asked or x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
             self._parts += 1
             return self._compute_nested(compute, model, model_options)
+        if torch.is_grad_enabled() and x.requires_grad and x.is_leaf:  # a prediction has another gradient
+            self._gradients += 1
+            return self._compute_nested(compute, model, model_options)
         # The branch stored first is the one whose error decides; some guiders list the negative first.
         order = sorted(asked, key=lambda i: conds[i] is not positive)
-        values = values_of(model_options)
-        if evaluation.history is None:
-            self._open(evaluation, asked[order[0]], conds, values)
-        history, branches = evaluation.history, {}
-        for i in order:
-            branches[i] = evaluation.branch(asked[i], self._identities.of(conds[i]), values, self._telling)
+        options = self._values_of(model_options)
+        values = {i: options | content_of(conds[i], self._identities) for i in order}
+        opens = evaluation.history is None
+        if opens:
+            self._open(evaluation, asked[order[0]])
+        history = evaluation.history
+        if not opens and {history.takes_turns(asked[i]) for i in order} == {True}:
+            with self._aside(evaluation):
+                return self.predict_or_compute(compute, model, conds, x, timestep, model_options)
+        branches = {i: evaluation.branch(asked[i], values[i], self._telling) for i in order}
+        changed = True in {history.observe(asked[i], branches[i], values[i]) for i in order}
+        if opens:
+            self._decide(evaluation, conds, changed)
         controller = history.controller
+        known = all(map(controller.has, branches.values())) and (opens or not changed)
         own_x = None if x is evaluation.x else self._network_input(x, timestep)
-        if evaluation.reusing and not self._memory.found and all(map(controller.has, branches.values())):
+        if evaluation.reusing and not self._memory.found and known:
             try:
                 predicted = {i: self._predict(branches[i], own_x, x, timestep) for i in order}
                 return [predicted[i] if i in predicted else torch.zeros_like(x) for i in range(len(conds))]
@@ -289,19 +306,38 @@ class Run:
             if self._conversion is not None:
                 output = self._retry_on_oom(self._conversion.network_output, output, x, timestep)
             controller.store(branches[i], output, own_x)
+            history.on_computed(branches[i])
         if self._conversion is not None:
             return denoised
         corrected = {i: controller.corrected(branches[i], denoised[i]) for i in order}
         return [corrected.get(i, output) for i, output in enumerate(denoised)]
 
-    def _open(self, evaluation: Evaluation, tracked: Question, asked: list, values: dict) -> None:
-        """Decide an evaluation. tracked: the question whose error decides. asked: the conditionings of its call.
-        values: of the model's options there.
+    @contextlib.contextmanager
+    def _aside(self, evaluation: Evaluation):
+        """Within an evaluation, another one of the questions that are left out at times: of the negative, where it is
+        asked at every other step only. They have a history, and decisions, of their own.
         """
+        if evaluation.aside is None:
+            evaluation.aside = Evaluation(evaluation.x, evaluation.timestep, depth=evaluation.depth + 1)
+        self._evaluation = evaluation.aside
+        try:
+            yield
+        finally:
+            self._evaluation = evaluation
+
+    def _values_of(self, model_options: dict) -> dict:
+        """What may change in the model's options from call to call, by name."""
+        of = self._identities.of
+        return values_of(model_options, of) | patch_values(model_options, WRAPPER_KEY, of)
+
+    def _open(self, evaluation: Evaluation, tracked: Question) -> None:
+        """Find the history of an evaluation. tracked: the question whose error decides."""
         self._telling.next_evaluation()
         evaluation.opened_by = tracked
         key = tracked.parts, tracked.switches, tracked.network, evaluation.depth
         alike = {name: history for name, history in self._histories.items() if name[:-1] == key}
+        if not alike:  # some guiders ask the same in another order: it goes on where it was asked along
+            alike = {name: one for name, one in self._histories.items() if name[1:-1] == key[1:] and one.asked(tracked)}
         history, another = self._history_among(list(alike.values()), evaluation)
         name = next((name for name, one in alike.items() if one is history), (*key, len(self._used)))
         self._histories.pop(name, None)
@@ -309,9 +345,17 @@ class Run:
             oldest = next(iter(self._histories))
             self._histories.pop(oldest).close()
         self._histories[name] = evaluation.history = history
+        history.next_evaluation()
+        evaluation.another = another
+
+    def _decide(self, evaluation: Evaluation, asked: list, changed: bool) -> None:
+        """Whether an evaluation is predicted. asked: the conditionings of its first call. changed: whether they, or
+        the options, are others than where they were computed last.
+        """
+        history = evaluation.history
         network_x = self._network_input(evaluation.x, evaluation.timestep)
         conds = getattr(self._guider, "conds", None) or dict(enumerate(asked))
-        evaluation.reusing = history.begin(network_x, evaluation.timestep, conds, values, another)
+        evaluation.reusing = history.begin(network_x, evaluation.timestep, conds, changed, evaluation.another)
         self._trace.append((history, history.controller.computed + history.controller.skipped - 1))
 
     def _history_among(self, alike: list[QuestionHistory], evaluation: Evaluation) -> tuple[QuestionHistory, bool]:
@@ -324,7 +368,7 @@ class Run:
         return history, history.trail.add(sigma, sample)
 
     def _next_history(self, evaluation: Evaluation) -> QuestionHistory:
-        if not self._trace and not self._schedule.follow(float(evaluation.timestep[0]), self._model_sampling):
+        if not self._trace and not self._schedule.follow(float(level_of(evaluation.timestep)), self._model_sampling):
             if self._unused is not None:
                 self._unused.close()
             self._unused = None
@@ -407,7 +451,7 @@ class Run:
         self._closeness = self._estimate_closeness()
         about = self._totals(), self.settings, self._callbacks or self._steps, self._steps_before, self._reason
         self._nothing_skipped = nothing_skipped(*about)
-        return summarise(*about, self._closeness, self._parts, self._beyond_budget)
+        return summarise(*about, self._closeness, self._parts, self._beyond_budget, self._gradients)
 
     @property
     def _beyond_budget(self) -> bool:
@@ -428,6 +472,8 @@ class Run:
         """Why nothing was skipped, where the settings are not to blame."""
         if self._memory.found:
             return self._memory_says
+        if self._gradients > self._parts and not self._trace:
+            return "its guider differentiates through the network, which no prediction can stand in for"
         if self._parts and not self._trace:
             return "it asks about parts of the latent, one after the other"
         if len(self._controllers) == len(self._trace) > 1:
@@ -435,7 +481,7 @@ class Run:
         if self._self_switching and not self.settings.config.target_speedup:
             return f"a ControlNet ({self._self_switching[0]}) decides by itself at which noise levels it changes"
         if sum(history.moves for history in self._used) > len(self._trace) / 2:
-            return "keyframes or strengths of what is asked change at nearly every step"
+            return "prompts, options, keyframes or strengths of what is asked change at nearly every step"
         return None
 
     def snapshot(self) -> tuple[dict, list, int]:
@@ -462,7 +508,7 @@ class Run:
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
         self._evaluation = self._guider = self.denoised = None
-        self._identities = Identities()
+        self._identities, self._part_ids = Identities(), PartIds({})
         for history in self._used:
             history.close()
         if self._unused is not None:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 import torch
 
-from .value_changes import SettledValues
-
 
 class Switches:
     """The sigmas at which something starts (it is active below) or ends (it is inactive below), and what only the
@@ -46,27 +44,24 @@ class Switches:
         # Without non_blocking the copy would wait for the device.
         self._starts, self._ends = (torch.tensor(sigmas).to(device, non_blocking=True) for sigmas in (starts, ends))
         self._now = self._computed = None
-        self._values = SettledValues()
 
-    def observe(self, sigma: torch.Tensor, conds: dict, values: dict) -> None:
-        """The next evaluation is at this noise level, a one-element tensor. values: in the model's options, by name."""
+    def observe(self, sigma: torch.Tensor, conds: dict) -> None:
+        """The next evaluation is at this noise level, a one-element tensor."""
         level = float(sigma) if self._keyframes else 0.0
         for keyframes in self._keyframes:
             keyframes.observe(level)
         self._now = [keyframes.index for keyframes in self._keyframes], state_of(conds)
-        self._values.observe(values)
 
     def on_computed(self) -> None:
         """The network runs at the evaluation that was observed last."""
         self._computed = self._now
-        self._values.on_computed()
 
     @property
     def moved(self) -> bool:
-        """Whether keyframes, strengths or the like are others at the evaluation that was observed last than at the one
+        """Whether keyframes or strengths are others at the evaluation that was observed last than at the one
         that was computed last.
         """
-        return self._now != self._computed or self._values.changed
+        return self._now != self._computed
 
     def changed(self, before: torch.Tensor, now: torch.Tensor) -> torch.Tensor | bool:
         """Whether other parts are active at the evaluation that was observed last than at the one that was computed
@@ -150,14 +145,11 @@ def self_switching(conds: dict) -> list[str]:
 
 
 def state_of(conds: dict) -> dict:
-    """What else others may change between evaluations: numbers and parts of conditionings and ControlNets."""
-    state = {}
-    for i, cond in enumerate(_entries(conds)):
-        numbers = [(key, value) for key, value in cond.items() if isinstance(value, int | float)]
-        parts = [(key, id(part)) for key, part in cond.get("model_conds", {}).items()]
-        nets = [(id(net), _number(net.strength), net.timestep_range) for net in controlnets(cond)]
-        state[cond.get("uuid", i)] = numbers, parts, nets
-    return state
+    """What others may change in ControlNets between evaluations."""
+    return {
+        cond.get("uuid", i): [(id(net), _number(net.strength), net.timestep_range) for net in controlnets(cond)]
+        for i, cond in enumerate(_entries(conds))
+    }
 
 
 def _number(strength) -> float:

@@ -35,7 +35,7 @@ class TellingValues:
 
 
 class SettledValues:
-    """Whether what a history is asked has other values than at its last computed evaluation, but for those that move on
+    """Whether a question is asked with other values than where it was computed last, but for those that move on
     with the steps: at least three, of which none comes back, in few evaluations each.
     """
 
@@ -46,7 +46,8 @@ class SettledValues:
         self._seen: dict[object, list] = {}  # values by name, the present one at the end unless one came back
         self._staying: set = set()  # names of values that came back
         self._moving: set = set()
-        self._now = self._computed = {}
+        self._now: dict = {}
+        self._computed: dict | None = None
 
     def observe(self, values: dict) -> None:
         """The next evaluation has these."""
@@ -69,5 +70,8 @@ class SettledValues:
 
     @property
     def changed(self) -> bool:
+        """False if nothing was computed yet."""
+        if self._computed is None:
+            return False
         names = (self._now.keys() | self._computed.keys()) - self._moving
         return any(self._now.get(name) != self._computed.get(name) for name in names)

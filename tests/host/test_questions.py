@@ -293,7 +293,7 @@ def test_the_same_question_to_two_networks(comfy, tiny, run):
     assert psnr(cached.latent, plain.latent) > 10
 
 
-def test_a_prompt_that_is_made_anew_in_each_step(tiny, run, caplog):
+def test_a_prompt_that_is_another_one_in_each_step(tiny, run, caplog):
     """Nothing known is asked, so all is computed. Catches an answer to what nobody asks any longer, and a log that
     blames the threshold.
     """
@@ -301,7 +301,8 @@ def test_a_prompt_that_is_made_anew_in_each_step(tiny, run, caplog):
 
     def predict(guider, x, timestep, options):
         for name, parts in guider.conds.items():
-            guider.conds[name] = [{**part, "uuid": uuid.uuid4()} for part in parts]
+            other = {"uuid": uuid.uuid4(), "strength": 1.0 + float(timestep[0])}
+            guider.conds[name] = [{**part, **other} for part in parts]
         return away_from(
             *ask(guider, ["positive"], x, timestep, options), ask(guider, ["negative"], x, timestep, options)
         )

@@ -1,0 +1,276 @@
+"""Habits of guiders and samplers that a cache must not trip over: the order in which they ask, what they make anew,
+exchange or overwrite between evaluations, and what they leave out.
+"""
+
+import copy
+import functools
+import logging
+import uuid
+
+import pytest
+import torch
+from closeness import psnr
+from sampling import (
+    STEPS,
+    THRESHOLD_OR_BUDGET,
+    answering_by_prompt,
+    ask,
+    check_counts,
+    direct,
+    guiding,
+    log_of,
+    pair,
+    plain_prompt,
+    uncached,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+HALF = dict(target_speedup=2.0)
+PROMPTS = {"positive": plain_prompt(0.5), "negative": plain_prompt(-0.5)}
+AT = STEPS // 2  # where something is exchanged
+
+
+def counting(predict, conds=PROMPTS):
+    """make_guider for guiders whose predict(guider, step, x, timestep, options) knows the step, from 0."""
+
+    def make_guider(model):
+        def numbered(guider, x, timestep, options):
+            guider.step += 1
+            return predict(guider, guider.step, x, timestep, options)
+
+        guider = guiding(model, copy.deepcopy(conds), numbered)
+        guider.step = -1
+        return guider
+
+    return make_guider
+
+
+def guided(guider, x, timestep, options, conds=None):
+    from comfy.samplers import sampling_function
+
+    conds = conds or guider.conds
+    return sampling_function(guider.inner_model, x, timestep, conds["negative"], conds["positive"], 2.0, options)
+
+
+def test_positive_and_negative_change_places(tiny, run):
+    """Each is asked in a call of its own, at every other step in the other order. Catches two histories of half the
+    evaluations each: as many are computed, and the result is far off.
+    """
+    scene = tiny("Flux")
+
+    def predict(names_at):
+        def predict(guider, step, x, timestep, options):
+            answers = {name: ask(guider, [name], x, timestep, options)[0] for name in names_at(step)}
+            return answers["negative"] + 2.0 * (answers["positive"] - answers["negative"])
+
+        return counting(predict)
+
+    in_order = predict(lambda step: ["positive", "negative"])
+    in_turn = predict(lambda step: ["positive", "negative"][:: -1 if step % 2 else 1])
+    for widgets in (dict(threshold=0.15, warmup_steps=2), HALF, dict(HALF, predictor="reuse")):
+        ordered = run(scene, in_order, patch=answering_by_prompt, **widgets)
+        turned = run(scene, in_turn, patch=answering_by_prompt, **widgets)
+        assert turned.calls == ordered.calls and turned.calls.total() < 2 * STEPS * 0.7
+        assert psnr(turned.latent, ordered.latent) > 60, widgets
+
+
+@pytest.mark.parametrize("anew", ["their holders", "their tensors", "all but their values"])
+def test_conditionings_are_made_anew_for_each_call(tiny, run, anew):
+    """With the same values. Catches a speed-up of nothing, a budget that is not kept, and a log that blames the
+    settings for it.
+    """
+    scene = tiny("Flux")
+
+    def again(part):
+        held = {name: copy.copy(one) for name, one in part["model_conds"].items()}
+        for one in held.values() if anew != "their holders" else ():
+            one.cond = one.cond.clone() if isinstance(one.cond, torch.Tensor) else one.cond
+        return {**part, "model_conds": held, "uuid": uuid.uuid4() if anew == "all but their values" else part["uuid"]}
+
+    def predict(guider, step, x, timestep, options):
+        conds = {name: [again(part) for part in cond] for name, cond in guider.conds.items()}
+        return guided(guider, x, timestep, options, conds)
+
+    plain = uncached(run, scene, counting(predict), patch=answering_by_prompt)
+    for widgets in (dict(threshold=0.3, warmup_steps=2), HALF):
+        cached = run(scene, counting(predict), patch=answering_by_prompt, **widgets)
+        check_counts(cached, plain.calls)
+        assert len(cached.levels) <= STEPS * 0.7 and psnr(cached.latent, plain.latent) > 10
+    assert len(cached.levels) == STEPS / 2
+
+
+def exchanged(kind):
+    """(patch, predict): from step AT on the network is asked something else, which only `kind` tells."""
+
+    class Strength:
+        def __init__(self, strength):
+            self.strength = strength
+
+        def __call__(self, network, given):
+            return inner(network, given) * self.strength
+
+    def inner(network, given):
+        answer = network(given["input"], given["timestep"], **given["c"])
+        return answer * getattr(given["c"]["transformer_options"].get("factor"), "mean", lambda: 1.0)()
+
+    factors = [torch.tensor([1.0]), torch.tensor([3.0])]
+    wrappers = [Strength(1.0), Strength(3.0)]
+
+    def patch(model):
+        if kind.startswith("a prompt"):
+            return answering_by_prompt(model)
+        model = model.clone()
+        model.set_model_unet_function_wrapper(Strength(1.0))
+        return model
+
+    def predict(guider, step, x, timestep, options):
+        late = step >= AT
+        held = guider.conds["positive"][0]["model_conds"]["c_crossattn"]
+        if kind == "a tensor in the options":
+            factor = {"factor": factors[late]}
+            options = {**options, "transformer_options": {**options["transformer_options"], **factor}}
+        elif kind == "the wrapper's closure":
+            options = {**options, "model_function_wrapper": wrappers[late]}
+        elif kind == "the wrapper's strength":
+            options["model_function_wrapper"].strength = 3.0 if late else 1.0
+        elif kind == "a prompt in its holder" and step == AT:
+            held.cond = held.cond * -2
+        elif kind == "a prompt, overwritten" and step == AT:
+            held.cond = held.cond.mul_(-2)
+        return guided(guider, x, timestep, options)
+
+    return patch, predict
+
+
+KINDS = [
+    "a tensor in the options", "the wrapper's closure", "the wrapper's strength", "a prompt in its holder",
+    "a prompt, overwritten",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_something_is_exchanged_between_evaluations(tiny, run, kind):
+    """Catches the step after that, predicted from before."""
+    scene, (patch, predict) = tiny("Flux"), exchanged(kind)
+    plain = uncached(run, scene, counting(predict), patch=patch)
+    for widgets in (dict(threshold=1.0, warmup_steps=2), HALF):
+        cached = run(scene, counting(predict), patch=patch, **widgets)
+        assert plain.levels[AT] in cached.levels, widgets
+        assert len(cached.levels) <= STEPS * 0.7
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in one call", "in a call each"])
+@pytest.mark.parametrize("past_predict_noise", [False, True])
+def test_a_sampler_that_overwrites_its_latent_and_its_noise_level(tiny, run, past_predict_noise, apart):
+    """Catches a run of one evaluation, to which all calls belong, and in which nothing is skipped."""
+    scene = tiny("Flux")
+
+    @torch.no_grad()
+    def in_place(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        x, timestep = x.clone(), x.new_ones([len(x)])
+        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            denoised = model(x, timestep.fill_(float(sigma)), **extra_args)
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            x.add_((following - sigma) * (x - denoised) / sigma)
+        return x
+
+    def predict(guider, x, timestep, options):
+        calls = [["positive"], ["negative"]] if apart else [["positive", "negative"]]
+        cond, uncond = [answer for names in calls for answer in ask(guider, names, x, timestep, options)]
+        return uncond + 4.0 * (cond - uncond)
+
+    make_guider = functools.partial(direct, scene=scene, predict=predict, past_predict_noise=past_predict_noise)
+    plain, cached = uncached(run, scene, make_guider, in_place), run(scene, make_guider, in_place, **HALF)
+    check_counts(cached, plain.calls)
+    assert cached.report["evaluations"] == STEPS and cached.report["computed"] == STEPS / 2
+    assert psnr(cached.latent, plain.latent) > 20
+
+
+@pytest.mark.parametrize("at", [range(STEPS), range(0, STEPS, 3)], ids=["always", "every third step"])
+def test_a_guider_that_differentiates_through_the_network(tiny, run, caplog, at):
+    """Catches the gradient of a prediction in place of the network's."""
+    scene, gradients = tiny("SD15"), []
+
+    def predict(guider, step, x, timestep, options):
+        if step not in at:
+            return guided(guider, x, timestep, options)
+        before = len(scene.calls)
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_(True)
+            denoised = guided(guider, x, timestep, options)
+            (gradient,) = torch.autograd.grad(denoised.square().mean(), x)
+        gradients.append(len(scene.calls) > before)
+        return (denoised - 0.05 * x.numel() * gradient).detach()
+
+    make_guider = counting(predict, pair(scene))
+    plain = uncached(run, scene, make_guider)
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, make_guider, **HALF)
+    assert all(gradients) and psnr(cached.latent, plain.latent) > 20
+    assert any("differentiates through" in line for line in log_of(caplog))
+    assert len(cached.levels) == len(at) + (STEPS - len(at)) // 2
+
+
+def test_the_negative_is_asked_at_every_other_step(tiny, run):
+    """And kept for the next one. Catches steps that are all computed, or a budget that is spent on what is missing, as
+    the negative was left out where the network ran last.
+    """
+    scene, kept = tiny("Flux"), {}
+
+    def predict(guider, step, x, timestep, options):
+        (cond,) = ask(guider, ["positive"], x, timestep, options)
+        if step % 2 == 0:
+            (kept["uncond"],) = ask(guider, ["negative"], x, timestep, options)
+        return kept["uncond"] + 2.0 * (cond - kept["uncond"])
+
+    plain = uncached(run, scene, counting(predict), patch=answering_by_prompt)
+    cached = run(scene, counting(predict), patch=answering_by_prompt, **HALF)
+    assert cached.report["computed"] <= cached.report["evaluations"] / 2 + 1
+    assert psnr(cached.latent, plain.latent) > 10
+
+
+@torch.no_grad()
+def with_a_clean_row(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Euler's method; the first row of the batch is a picture for reference, and stays at a low noise level."""
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        x = torch.cat([torch.zeros_like(x[:1]), x[1:]])
+        denoised = model(x, torch.stack([sigmas[-2] / 10, *[sigma] * (len(x) - 1)]), **extra_args)
+        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = x + (following - sigma) * (x - denoised) / sigma
+    return x
+
+
+@THRESHOLD_OR_BUDGET
+def test_rows_with_noise_levels_of_their_own(tiny, run, widgets):
+    """Catches every step taken for the last one, as one row is at the end already: a speed-up of nothing."""
+    scene = tiny("Flux")
+    latent = {"samples": torch.cat([scene.latent["samples"]] * 2)}
+    make_guider = functools.partial(direct, scene=scene, past_predict_noise=False)
+    plain = uncached(run, scene, make_guider, with_a_clean_row, latent=latent)
+    cached = run(scene, make_guider, with_a_clean_row, latent=latent, **widgets)
+    assert len(cached.report["trace"]) == STEPS and cached.report["computed"] <= STEPS * 0.7
+    assert cached.report["trace"][-1]["computed"] and psnr(cached.latent, plain.latent) > 15
+
+
+@pytest.mark.parametrize("habit", ["calls back twice per step", "takes more steps than it is given"])
+def test_a_sampler_whose_steps_are_not_the_schedules(tiny, run, habit):
+    """Catches the second half of a run that is computed, as its steps seem to be over."""
+    scene = tiny("Flux")
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        if habit.startswith("takes"):
+            sigmas = torch.cat([torch.linspace(float(sigmas[0]), float(sigmas[-2]), 3 * STEPS), sigmas[-1:]])
+        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            denoised = model(x, sigma * x.new_ones([len(x)]), **extra_args)
+            for _ in range(1 + habit.startswith("calls")):
+                callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            x = x + (following - sigma) * (x - denoised) / sigma
+        return x
+
+    make_guider = functools.partial(direct, scene=scene, past_predict_noise=False)
+    plain = uncached(run, scene, make_guider, sampler)
+    cached = run(scene, make_guider, sampler, threshold=0.15, warmup_steps=2)
+    assert cached.calls.total() < 0.7 * plain.calls.total() and cached.report["trace"][-1]["computed"]
+    assert psnr(cached.latent, plain.latent) > 15
