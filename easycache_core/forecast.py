@@ -240,7 +240,9 @@ class Forecast(Predictor):
             return
         answer, x = upcast(some_of(answer)), upcast(some_of(x).to(answer.device, copy=True))
         before = self._guided_before
-        if before is None or before.denoised.shape != answer.shape or not self._comparable:
+        # Branches that come or go make another latent of it.
+        like_before = not self._before and all(one.change is not None for one in self._branches.values())
+        if before is None or before.denoised.shape != answer.shape or not like_before:
             self._guided = Branch(x, answer.clone())
             return
         payments = [] if self._steps.response is None else self._correction.pay()

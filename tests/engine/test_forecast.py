@@ -145,6 +145,25 @@ def test_what_guidance_amplifies_decides_how_far_forecasts_go(told, least, most)
     assert least <= onward.item() <= most
 
 
+def test_guidance_that_ends_is_no_change_of_the_latent():
+    """Catches a gain that is learnt from a guided latent and one without guidance: cond moves on, and nothing else."""
+    pattern, sigmas = torch.randn(SHAPE), [0.9, 0.8, 0.7, 0.6]
+    controller = CacheController(Settings(target_speedup=2), total_steps=4, denoised=True)
+    controller._budget.should_compute = lambda step, urgent: step < 3
+    for step in range(3):
+        x = torch.randn(SHAPE)
+        assert controller.begin(x, sigma=sigmas[step], step=step)
+        controller.store("cond", step * pattern)
+        if step < 2:
+            controller.store("uncond", (step - 10.0) * pattern)
+        controller.store("another", step * pattern)
+        controller.answered((step + 20.0 * (step < 2)) * pattern)
+    path = 2 * pattern + sigmas[3] / sigmas[2] * (x - 2 * pattern)
+    assert not controller.begin(path, sigma=sigmas[3], step=3)
+    onward = ((controller.predict("cond", path) - 2 * pattern) * pattern).sum() / pattern.square().sum()
+    assert 0.3 <= onward.item() <= 0.8
+
+
 @pytest.mark.parametrize("gap", [None, 0.7], ids=["no gap ends", "a gap ends"])
 def test_what_the_network_answered_is_told_from_what_the_sampler_got(gap):
     """Catches gains that are learnt from answers with a payment in them."""

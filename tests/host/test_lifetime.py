@@ -131,8 +131,8 @@ def test_out_of_memory_between_sampler_and_network_costs_the_cache_not_the_run(
 @pytest.mark.parametrize(("predictor", "of_a_branch"), [("reuse", 1), ("forecast", 4)])
 @pytest.mark.parametrize(("cfg", "branches"), [(4.0, 2), (1.0, 1)])
 def test_memory_is_pinned(comfy, tiny, one_thread, monkeypatch, cfg, branches, predictor, of_a_branch):
-    """What the node takes while the network runs, when memory is short, and at the run's worst moment; beside samples of
-    some 65,000 elements, which are next to nothing of a large latent.
+    """What the node takes while the network runs, when memory is short, and at the run's worst moment; beside samples
+    of some 65,000 elements, which are next to nothing of a large latent.
     """
     engine = comfy.classes["EasyCacheAdaptive"].__module__.replace("nodes.adaptive", "easycache_core")
     monkeypatch.setattr(sys.modules[f"{engine}.norms"], "SAMPLE_SIZE", 1)
