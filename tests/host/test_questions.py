@@ -321,14 +321,15 @@ def test_a_prompt_that_is_another_one_in_each_step(tiny, run, caplog):
 
 
 @THRESHOLD_OR_BUDGET
-def test_a_negative_that_is_made_anew_in_each_step(tiny, run, caplog, widgets):
+def test_a_negative_that_is_another_one_in_each_step(tiny, run, caplog, widgets):
     """The positive stays. Catches steps that are reported as skipped and in which the network ran all the same, and a
     budget that is exceeded without a word.
     """
     scene = tiny("SD15")
 
     def predict(guider, x, timestep, options):
-        guider.conds["negative"] = [{**part, "uuid": uuid.uuid4()} for part in guider.conds["negative"]]
+        other = {"uuid": uuid.uuid4(), "strength": 1.0 + float(timestep[0])}
+        guider.conds["negative"] = [{**part, **other} for part in guider.conds["negative"]]
         positive, negative = ask(guider, ["positive", "negative"], x, timestep, options)
         return away_from(positive, [negative])
 
