@@ -4,6 +4,7 @@ ComfyUI's own samplers have one. Others draw two in step (an original and its ed
 Latents are told apart by where they were last; a distance is a part of their size, and that of two noises about 1.4.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -33,13 +34,14 @@ class Trail:
     def takes_turns(self, sigma: float, sample: torch.Tensor) -> bool:
         """Whether the last one was another latent: this one is far from it and back where it was before; or it comes
         from a noise level where two were seen, and from the first of them: samplers go on from where they looked last.
+        Where the level rose in between, noise was added, and the latent is another one anyhow.
         """
         moved = self.distance(sample)
         if moved > FAR and any(distance(sample, there) < 0.5 * moved for there in self._samples[:-1]):
             return True
-        before = zip(self._sigmas[:-1], self._samples[:-1], strict=True)
-        beside = [there for level, there in before if self.is_at(level) and not self.is_at(sigma)]
-        return any(distance(sample, there) < NEARER * moved for there in beside)
+        before = list(zip(self._sigmas, self._samples, strict=True))[-2::-1]
+        since = itertools.takewhile(lambda one: self.is_at(one[0]), before) if not self.is_at(sigma) else ()
+        return any(distance(sample, there) < NEARER * moved for _, there in since)
 
     def add(self, sigma: float, sample: torch.Tensor) -> bool:
         """Go on with it. Whether what is known may be of another latent: at this noise level, it is far from where it

@@ -230,7 +230,8 @@ class Run:
             denoised = executor(x, timestep, model_options, *args, **kwargs)
         finally:
             self._evaluation = around
-        if evaluation.history is not None and not evaluation.reusing and self._conversion is None:
+        learnt = evaluation.history is not None and not evaluation.reusing and self._conversion is None
+        if learnt and isinstance(denoised, torch.Tensor):  # some guiders return several latents
             evaluation.history.controller.answered(denoised)
         self._log_evaluation(evaluation)
         return denoised
