@@ -151,7 +151,7 @@ def test_from_the_template_to_a_run_that_stays(tab, server, seed):
     page.wait_for_function("() => app.canvas.graph.nodes.length > 5")
     (node,) = tab.nodes()
     for sampler in tab.nodes("KSampler"):
-        tab.set(sampler, steps=20)
+        tab.set(sampler, steps=100)  # long enough for a browser on a busy machine
     tab.set(tab.nodes("PrimitiveInt")[0], value=seed)
 
     tab.look_at(node)
@@ -169,7 +169,7 @@ def test_from_the_template_to_a_run_that_stays(tab, server, seed):
     running = [state for state in tab.page.evaluate("() => watched") if state["text"].endswith("…")]
     assert len({state["bars"] for state in running}) > 2, "the chart must fill while it samples"
     assert all(state["bars"] == counted(state["text"])[1] and not state["cut"] for state in running)
-    assert counted(summary)[1] == 20 == bars(tab, "computed") + bars(tab, "skipped")
+    assert counted(summary)[1] == 100 == bars(tab, "computed") + bars(tab, "skipped")
     logged = re.search(r"computed (\d+) of (\d+) evaluations", server.easycache_lines()[-1])
     assert counted(summary) == tuple(map(int, logged.groups()))
 
