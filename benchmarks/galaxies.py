@@ -12,13 +12,13 @@ results/galaxies.csv.
 """
 
 import argparse
-import csv
 import importlib.util
 import math
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import records
 import torch
 
 HERE = Path(__file__).resolve().parent
@@ -149,10 +149,7 @@ def main():
         raise SystemExit("this needs `pip install galaxygrad==0.2.1` in the same environment")
     cases = [(name, args.steps, seed) for name in args.networks for seed in range(args.seeds)]
     rows = [row for case in cases for row in measure(*case, args.pictures)]
-    with args.results.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(asdict, rows))
+    records.write(args.results, Row, rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ which name the card, and gpu_emoji.csv; a rehearsal's go to output/rehearsal.
 """
 
 import argparse
-import csv
 import gc
 import importlib.util
 import itertools
@@ -21,10 +20,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import records
 import torch
 from gpu_networks import CASES, LARGE_LATENT, Case, Network, build, small
 from host import ROOT, Host
@@ -483,10 +483,7 @@ def page(benchmark: Benchmark, seconds: float) -> str:
 
 
 def write(folder: Path, benchmark: Benchmark, seconds: float) -> None:
-    with (folder / "gpu.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in benchmark.rows)
+    records.write(folder / "gpu.csv", Row, benchmark.rows)
     (folder / "gpu.md").write_text(page(benchmark, seconds), encoding="utf-8")
 
 

@@ -50,6 +50,14 @@ def _value(kind, text: str):
     return float(text) if kind == float | None else kind(text)
 
 
+def write(path: Path, kind: type, rows: list) -> None:
+    """A new file of these rows, all of one dataclass, `kind`."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(kind)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(asdict, rows))
+
+
 def append(path: Path, run: Run) -> None:
     new = not path.is_file()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -249,11 +249,12 @@ class Forecast(Predictor):
         denoised = uncorrected(before, answer, *self._gap_closed, payments)
         if denoised is None:
             return
+        departed = departure(before, denoised, x, self._ratios_at_i)
         if self.measured is not None and self.measured.products:
-            of_gain = self._products_of_gain(departure(before, denoised, x, self._ratios_at_i))
+            of_gain = self._products_of_gain(departed)
             self.measured = self.measured._replace(products=[*self.measured.products[:-2], *of_gain])
-        changed = changes(before, denoised, *self._gap_closed, self._noise(x, before, denoised.device))
-        self._guided = Branch(x, denoised, **changed)
+        noise = departed.off_path * self._gains.theta if self._gains.noise_added else None
+        self._guided = Branch(x, denoised, **changes(before, denoised, *self._gap_closed, noise))
 
     def _noise(self, x: torch.Tensor, i: Branch, device: torch.device) -> torch.Tensor | None:
         """What added noise did to D at a computed evaluation, before which the network ran at i; None if none is."""

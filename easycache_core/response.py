@@ -13,6 +13,10 @@ import numpy as np
 SAME_LEVEL = 2e-3
 
 
+def same_level(one: float, other: float) -> bool:
+    return abs(one - other) <= SAME_LEVEL * max(abs(one), abs(other))
+
+
 class Response(NamedTuple):
     """The impulse response of a sampler over one run of N evaluations.
 
@@ -30,7 +34,7 @@ class Response(NamedTuple):
         """Whether evaluation n of the run is at this noise level; None stands for any."""
         if n >= len(self.sigmas):
             return False
-        return sigma is None or abs(self.sigmas[n] - sigma) <= SAME_LEVEL * max(abs(self.sigmas[n]), abs(sigma))
+        return sigma is None or same_level(self.sigmas[n], sigma)
 
     def influence(self, variance: float = 1.0) -> np.ndarray:
         """T_k, signed: by how much an error of D at evaluation k changes the final latent, (N,), with the answers after

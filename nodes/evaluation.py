@@ -55,17 +55,32 @@ class PartIds:
         return self._ids[part["uuid"]]
 
 
+def _contents(thing, number: Callable, without: str = ""):
+    """What it holds, as something that can be compared: plain values as they are, and number(tensor or object) for the
+    rest. without: a key of dicts that does not count.
+
+    ComfyUI's holders of conditionings count as what they hold: some packs copy them for each call.
+    """
+    if thing is None or isinstance(thing, str | int | float):
+        return thing
+    if isinstance(thing, dict):
+        return tuple((key, _contents(value, number, without)) for key, value in thing.items() if key != without)
+    if isinstance(thing, list | tuple):
+        return tuple(_contents(value, number, without) for value in thing)
+    if hasattr(thing, "process_cond"):
+        return type(thing).__name__, _contents(vars(thing), number, without)
+    return number(thing)
+
+
 def _fingerprint(thing):
     """The values that it holds, as far as they tell it from others; the ids of objects."""
-    if isinstance(thing, dict):
-        return tuple((key, _fingerprint(value)) for key, value in thing.items() if key != "uuid")
-    if isinstance(thing, list | tuple):
-        return tuple(map(_fingerprint, thing))
+    return _contents(thing, _values_or_id, without="uuid")
+
+
+def _values_or_id(thing):
     if isinstance(thing, torch.Tensor):
         return thing.shape, thing.dtype, float(thing.sum(dtype=torch.float64)), *sample_of([thing])[::64].tolist()
-    if hasattr(thing, "process_cond"):
-        return type(thing).__name__, _fingerprint(vars(thing))
-    return thing if thing is None or isinstance(thing, str | int | float) else id(thing)
+    return id(thing)
 
 
 def questions(conds: Sequence, model_options: dict, model, part_ids: PartIds) -> dict[int, Question]:
@@ -82,20 +97,12 @@ class Identities:
         self._count = 0
 
     def of(self, thing):
-        """A number for an object, of a tensor with its version; for plain values, and what is made of them, themselves.
+        """A number for an object, of a tensor with its version; plain values, and what is made of them, stay."""
+        return _contents(thing, self._number_and_version)
 
-        ComfyUI's holders of conditionings count as what they hold: some packs copy them for each call.
-        """
-        if thing is None or isinstance(thing, str | int | float):
-            return thing
-        if isinstance(thing, dict):
-            return tuple((key, self.of(value)) for key, value in thing.items())
-        if isinstance(thing, list | tuple):
-            return tuple(map(self.of, thing))
+    def _number_and_version(self, thing):
         if isinstance(thing, torch.Tensor):
             return self._number(thing), None if thing.is_inference() else thing._version
-        if hasattr(thing, "process_cond"):
-            return type(thing).__name__, self.of(vars(thing))
         return self._number(thing)
 
     def _number(self, thing) -> int:

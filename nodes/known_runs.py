@@ -4,7 +4,7 @@ ComfyUI answers such a prompt from its own cache: nothing is sampled, and a brow
 none to show.
 """
 
-from .progress_events import EVENT, prompt_server
+from .progress_events import EVENT, message, prompt_server
 from .run_history import FinishedRun, finished_runs
 
 NODE = "EasyCacheAdaptive"
@@ -24,9 +24,8 @@ def _send_known_runs(data: dict) -> dict:
     for node, content in prompt.items():
         if content.get("class_type") == NODE and (run := _run_of(server, prompt, node)):
             report = {name: value for name, value in run.report.items() if name not in ("trace", "closeness")}
-            about = {"node": node, "run": run.prompt_id, "prompt": data.get("prompt_id"), "state": "done"}
-            message = {**about, "report": report, "first": 0, "records": run.report["trace"]}
-            server.send_sync(EVENT, message, client)
+            shown = message(node, run.prompt_id, data.get("prompt_id"), "done", report, run.report["trace"])
+            server.send_sync(EVENT, shown, client)
     return data
 
 

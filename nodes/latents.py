@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..easycache_core.response import SAME_LEVEL
+from ..easycache_core.response import same_level
 from ..easycache_core.turns import TRAIL, distance, sample_of
 
 FAR = 1.0
@@ -26,7 +26,7 @@ class Trail:
         self.mixed = False  # whether another latent was taken for it until now
 
     def is_at(self, sigma: float) -> bool:
-        return bool(self._sigmas) and _same_level(sigma, self._sigmas[-1])
+        return bool(self._sigmas) and same_level(sigma, self._sigmas[-1])
 
     def distance(self, sample: torch.Tensor) -> float:
         return distance(sample, self._samples[-1])
@@ -51,10 +51,6 @@ class Trail:
         self._far, self.mixed = self._far + far, False
         self._sigmas, self._samples = [*self._sigmas[1 - TRAIL :], sigma], [*self._samples[1 - TRAIL :], sample]
         return mixed or (far and self._far < TRAIL)
-
-
-def _same_level(one: float, other: float) -> bool:
-    return abs(one - other) <= SAME_LEVEL * max(one, other)
 
 
 def trail_of(trails: Sequence[Trail], sigma: float, sample: torch.Tensor) -> Trail | None:

@@ -16,11 +16,18 @@ def prompt_server():
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
+def message(node: str, run: str, prompt: str | None, state: str, report: dict, trace: list, first: int = 0) -> dict:
+    """What a browser is sent of a run. prompt: id of the queued prompt, as another workflow may have a node of the same
+    id. first: of the trace's records that it lacks.
+    """
+    about = {"node": node, "run": run, "prompt": prompt, "state": state, "report": report}
+    return {**about, "first": first, "records": trace[first:]}
+
+
 class ProgressEvents:
     """The messages of one sampling run: at most one per step, and one at the end. None if no browser is connected.
 
-    A message holds the trace's records that are new since the last message, or whose numbers were completed since. It
-    names the queued prompt, as another workflow may have a node of the same id.
+    A message holds the trace's records that are new since the last message, or whose numbers were completed since.
     """
 
     def __init__(self, node: str | None):
@@ -58,5 +65,4 @@ class ProgressEvents:
         self._num_sent, self._num_resolved = len(trace), num_resolved
         context = get_executing_context()  # of the sampler's node
         prompt_id = context.prompt_id if context else None
-        about = {"node": self._node, "run": self._run, "prompt": prompt_id, "state": state, "report": report}
-        return {**about, "first": first, "records": trace[first:]}
+        return message(self._node, self._run, prompt_id, state, report, trace, first)

@@ -212,7 +212,8 @@ class Run:
         if self._predicts is False:  # some call back several times per step
             return
         self._callbacks += 1
-        self._predicts = self._predicts and False
+        if self._predicts:
+            self._predicts = False
         for history in self._histories.values():
             history.steps.on_callback()
 

@@ -58,6 +58,13 @@ class Muon(torch.optim.Optimizer):
         return x.mT if tall else x
 
 
+def write(state: dict, file: Path) -> None:
+    """A file that is whole, or the one from before, whenever training is cut off."""
+    partial = file.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(file)
+
+
 class Stage:
     """One resumable training run: module, optimisers, step and moving average of the weights are kept in a file.
 
@@ -111,9 +118,7 @@ class Stage:
             "average": self.average,
             "step": self.step,
         }
-        partial = self.file.with_suffix(".partial")
-        torch.save(saved, partial)
-        partial.replace(self.file)
+        write(saved, self.file)
 
 
 class Trainer:
@@ -183,9 +188,7 @@ class Trainer:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "average": self._average, "step": self.step, "spent": spent,
         }  # fmt: skip
-        partial = self._file.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self._file)
+        write(state, self._file)
 
     def _resume(self) -> None:
         state = torch.load(self._file, weights_only=True)

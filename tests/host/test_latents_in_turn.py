@@ -66,22 +66,32 @@ def test_two_prompts_that_take_turns(comfy, demo_scene, run):
     assert torch.equal(edit(short, threshold=0.0)[0].latent, edit(short)[0].latent)
 
 
-def in_turn(count):
-    """A sampler that draws so many latents at once, all with the guider's prompt, and returns the last one."""
+def drawing(latents_of, result):
+    """A sampler that draws several latents at once, all with the guider's prompt. latents_of(x): noise for each.
+    result: what it returns of them.
+    """
 
     @torch.no_grad()
     def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        others = [torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)) for seed in range(1, count)]
-        latents, one = [x, *(other * x.std() for other in others)], x.new_ones([len(x)])
+        latents, one = latents_of(x), x.new_ones([len(x)])
         for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
             denoised = [model(latent, sigma * one, **extra_args) for latent in latents]
             if callback is not None:
                 callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised[0]})
             pairs = zip(latents, denoised, strict=True)
             latents = [latent + (following - sigma) * (latent - D) / sigma for latent, D in pairs]
-        return latents[-1]
+        return result(latents)
 
     return sampler
+
+
+def noise_like(x, seed):
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)) * x.std()
+
+
+def in_turn(count):
+    """A sampler that draws so many latents, and returns the last one."""
+    return drawing(lambda x: [x, *(noise_like(x, seed) for seed in range(1, count))], lambda latents: latents[-1])
 
 
 @pytest.mark.parametrize("widgets", [dict(threshold=0.1), dict(target_speedup=2.0)], ids=["threshold", "budget"])
@@ -103,21 +113,8 @@ def test_latents_that_take_turns(comfy, tiny, run, name, count, widgets):
 
 
 def original_and_edit(share):
-    """A sampler that draws two latents at once, of one noise but for this share of it, with the guider's prompt."""
-
-    @torch.no_grad()
-    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        other = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) * x.std()
-        latents, one = [x, (1 - share) ** 0.5 * x + share**0.5 * other], x.new_ones([len(x)])
-        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-            denoised = [model(latent, sigma * one, **extra_args) for latent in latents]
-            if callback is not None:
-                callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised[0]})
-            pairs = zip(latents, denoised, strict=True)
-            latents = [latent + (following - sigma) * (latent - D) / sigma for latent, D in pairs]
-        return torch.cat(latents)
-
-    return sampler
+    """A sampler that draws two latents, of one noise but for this share of it."""
+    return drawing(lambda x: [x, (1 - share) ** 0.5 * x + share**0.5 * noise_like(x, 1)], torch.cat)
 
 
 @pytest.mark.parametrize("target_speedup", [2.0, 8.0])
