@@ -14,6 +14,8 @@ from .steps import StepRatios
 
 # Of D, in an answer that has a payment in it.
 LEAST_KEPT = 0.25
+# In place of a sum of squares that is 0.
+TINY = 1e-20
 
 
 class Branch(NamedTuple):
@@ -45,6 +47,25 @@ def departure(i: Branch, denoised: torch.Tensor, x: torch.Tensor, ratios: StepRa
     change = denoised - i.denoised
     extrapolated = torch.zeros_like(change) if i.change is None else i.change * ratios.step_ratio
     return Departure(change, extrapolated, off_path(x, i.x, i.denoised, ratios.sigma_ratio))
+
+
+def noise_part(i: Branch, departed: Departure, x: torch.Tensor) -> torch.Tensor:
+    """The part of noise in how x moved from i to the next computed evaluation, of squares; a scalar tensor.
+
+    What a sampler makes of its answers lies along D_i - D_j and x_i - D_i, all but some: the rest is noise that it
+    added. x: x_n.
+    """
+    rest = departed.off_path.flatten()
+    direction = (i.x - i.denoised).flatten()
+    extrapolated = departed.extrapolated.flatten()
+    for along in (direction, _without(extrapolated, direction)):
+        rest = _without(rest, along)
+    return rest.square().mean() / (x - i.x).square().mean().clamp_min(TINY)
+
+
+def _without(vector: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """The part of it that is at right angles to a direction; all of it for direction 0."""
+    return vector - direction * ((vector * direction).mean() / direction.square().mean().clamp_min(TINY))
 
 
 def changes(

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .branch import Branch, Departure, changes, departure, off_path, uncorrected
+from .branch import Branch, Departure, changes, departure, noise_part, off_path, uncorrected
 from .closeness import Seen, final_error, seen
 from .correction import Correction
 from .norms import Norms, some_of, upcast
@@ -38,6 +38,8 @@ MAX_GAIN = 0.6
 RIDGE = 1e-3
 # What remains of the regression's sums at each computed evaluation.
 FORGETTING_FACTOR = 0.5
+# Of x's moves, from which on a sampler of which nothing is known adds noise: those that add none have 0.06 at most.
+NOISE_PART = 0.15
 # The influence on the final latent from which on nothing is skipped under a threshold: of Euler's steps, the last two.
 # It is never more than a part of the run.
 DECISIVE, DECISIVE_PART = 0.35, 0.2
@@ -86,9 +88,18 @@ class Gains:
             sigma, part = sigmas[-1], sigmas[-1] / max(sigmas[0], 1.0)
             self.theta = clip((1 - part) / (1 + sigma - part), 0, 1)
 
+    def look_for_noise(self, part: float) -> bool:
+        """part: of noise, in x's last move. Returns whether it is the first noise."""
+        found = part > NOISE_PART
+        first = found and not self.noise_added
+        if first:
+            self.gain = self._pq = self._pp = 0.0
+        self.noise_added = found
+        return first
+
     def update(self, products: Sequence[float]) -> None:
         """products: those of Measurements."""
-        xy, xx, yy, *_, pq, pp = products
+        xy, xx, yy, _, _, pq, pp, _ = products
         if not self.noise_added:
             self._xy = FORGETTING_FACTOR * self._xy + xy
             self._xx = FORGETTING_FACTOR * self._xx + xx + RIDGE * yy
@@ -142,7 +153,10 @@ class Forecast(Predictor):
             self._seen = None
         else:
             self._look(measured.products)
-            self._gains.update(measured.products)
+            if self._steps.response is None and self._gains.look_for_noise(measured.products[-1]):
+                self._correction.forget()
+            else:
+                self._gains.update(measured.products)
             distance = self._steps.computed[-1] - self._steps.computed[-2]
             misses = zip(measured.miss, measured.output_norm, strict=True)
             self.miss = max(ratio(miss * self._steps.sigmas[-1], norm) for miss, norm in misses) / distance
@@ -236,7 +250,8 @@ class Forecast(Predictor):
         return upcast(output).sum()
 
     def answered(self, answer: torch.Tensor, x: torch.Tensor) -> None:
-        if len(self._branches) < 2:  # a guider makes nothing of one branch
+        guided, known = len(self._branches) > 1, self._steps.response is not None
+        if not guided and known:  # a guider makes nothing of one branch
             return
         answer, x = upcast(some_of(answer)), upcast(some_of(x).to(answer.device, copy=True))
         before = self._guided_before
@@ -245,14 +260,17 @@ class Forecast(Predictor):
         if before is None or before.denoised.shape != answer.shape or not like_before:
             self._guided = Branch(x, answer.clone())
             return
-        payments = [] if self._steps.response is None else self._correction.pay()
+        payments = self._correction.pay() if known else []
         denoised = uncorrected(before, answer, *self._gap_closed, payments)
         if denoised is None:
             return
         departed = departure(before, denoised, x, self._ratios_at_i)
         if self.measured is not None and self.measured.products:
-            of_gain = self._products_of_gain(departed)
-            self.measured = self.measured._replace(products=[*self.measured.products[:-2], *of_gain])
+            *products, pq, pp, noise = self.measured.products
+            pq, pp = self._products_of_gain(departed) if guided else (pq, pp)
+            if not known and self._offset_at_i:
+                noise = noise_part(before, departed, x)
+            self.measured = self.measured._replace(products=[*products, pq, pp, noise])
         noise = departed.off_path * self._gains.theta if self._gains.noise_added else None
         self._guided = Branch(x, denoised, **changes(before, denoised, *self._gap_closed, noise))
 
@@ -279,7 +297,7 @@ class Forecast(Predictor):
         miss = norms.of(residual.sub_(off, alpha=self._gains.theta))
         output_change = norms.of(off.sub_(change))  # sigma_n ||v_n - v_i||
         return Measurements(
-            output_norm, output_change, norms.of_difference(x, i.x), miss, [*products, *of_gain, *of_gain]
+            output_norm, output_change, norms.of_difference(x, i.x), miss, [*products, *of_gain, *of_gain, 0.0]
         )
 
     def _products_of_gain(self, departed: Departure) -> list[torch.Tensor]:

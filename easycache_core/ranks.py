@@ -23,7 +23,7 @@ from .reading import Measurements, Reading
 
 MAX_POLL_INTERVAL = 0.01  # seconds
 FLAGS = 7  # at the head of a row: step, cache_lost, force, changed, finite, whether measured, whether against another
-NORMS, PRODUCTS = 4, 7  # in Measurements
+NORMS, PRODUCTS = 4, 8  # in Measurements
 
 
 class RankLost(RuntimeError):
