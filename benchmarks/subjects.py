@@ -96,18 +96,22 @@ class Subject(abc.ABC):
         model = self.shifted(self.model, configuration.shift)
         return model if dtype == "fp32" else self.host.node("ModelComputeDtype", model, dtype)[0]
 
+    def latent(self, model, scene: Scene, configuration: Configuration, seed: int):
+        """The final latent. seed: of the start noise."""
+        return self.host.node(
+            "KSampler", model, seed, configuration.steps, configuration.cfg, configuration.sampler,
+            configuration.scheduler, scene.positive, scene.negative, scene.latent,
+        )[0]["samples"]  # fmt: skip
+
     def sample(self, model, scene: Scene, configuration: Configuration, seed: int) -> Sampled:
         """seed: of the start noise, and of the noise on the network's output."""
         self._evaluations, self._noise = 0, configuration.noise
         self._noise_source.manual_seed(seed)
         started = time.perf_counter()
-        sampled = self.host.node(
-            "KSampler", model, seed, configuration.steps, configuration.cfg, configuration.sampler,
-            configuration.scheduler, scene.positive, scene.negative, scene.latent,
-        )[0]  # fmt: skip
+        latent = self.latent(model, scene, configuration, seed)
         seconds = time.perf_counter() - started
         self._noise = 0.0
-        return Sampled(self.decode({"samples": sampled["samples"].cpu()}), self._evaluations, seconds)
+        return Sampled(self.decode({"samples": latent.cpu()}), self._evaluations, seconds)
 
 
 class Video(Subject):

@@ -1,16 +1,17 @@
-"""How good the chart's "what if" is: estimated against counted evaluations.
+"""How good the chart's "what if" is: estimated against counted evaluations, and against measured closeness.
 
     python benchmarks/what_if.py
 
 The bundled video model is sampled at several thresholds. From each of these runs the browser's own module
-(web/what_if.js, in Chromium) estimates how many evaluations every other one computes. Rows go to
-benchmarks/results/what_if.csv.
+(web/what_if.js, in Chromium) estimates how many evaluations every other one computes, and how close it comes to the
+uncached run. Rows go to benchmarks/results/what_if.csv.
 """
 
 import argparse
 import base64
 import csv
 import dataclasses
+import math
 import statistics
 import tempfile
 from importlib import import_module
@@ -23,11 +24,12 @@ THRESHOLDS = (0.03, 0.05, 0.08, 0.12, 0.18, 0.27)
 STEPS = (20, 50)
 WARMUP = 2
 NEAR = 2.5  # times the threshold of the run that is asked
-COLUMNS = ("predictor", "steps", "seed", "run_at", "threshold", "estimated", "computed", "evaluations")
+COLUMNS = ("predictor", "steps", "seed", "run_at", "threshold", "estimated", "computed", "evaluations",
+           "estimated_db", "measured_db")  # fmt: skip
 
 
 def sample(seeds: int):
-    """(predictor, steps, seed) and the reports of its runs by threshold, with their traces."""
+    """(predictor, steps, seed) and the reports of its runs by threshold, with their traces, and each run's dB."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
         host = Host(Path(base))
         import comfy_host
@@ -38,20 +40,28 @@ def sample(seeds: int):
         for steps in STEPS:
             configuration = dataclasses.replace(video.configurations[0], steps=steps)
             for seed in range(seeds):
+                exact = video.latent(video.prepared(configuration, "fp32"), video.scene(seed), configuration, seed)
                 for predictor in ("forecast", "reuse"):
-                    reports = {}
+                    reports, measured = {}, {}
                     for threshold in THRESHOLDS:
                         widgets = dict(threshold=threshold, warmup_steps=WARMUP, predictor=predictor)
                         model = host.node("EasyCacheAdaptive", video.prepared(configuration, "fp32"), **widgets)[0]
-                        video.sample(model, video.scene(seed), configuration, seed)
+                        latent = video.latent(model, video.scene(seed), configuration, seed)
                         reports[threshold] = history_of(model).last
+                        measured[threshold] = closeness(exact, latent)
                     counts = [report["computed"] for report in reports.values()]
                     print(f"{predictor}, {steps} steps, seed {seed}: {counts}", flush=True)
-                    yield (predictor, steps, seed), reports
+                    yield (predictor, steps, seed), reports, measured
+
+
+def closeness(exact, latent) -> float | None:
+    """PSNR in dB, with the exact latent's peak-to-peak; None if they are identical."""
+    error = float((latent.double() - exact.double()).square().mean())
+    return 20 * math.log10(float(exact.max() - exact.min())) - 10 * math.log10(error) if error else None
 
 
 def estimates(page, reports: dict):
-    """(threshold of the run, threshold asked for, estimate)."""
+    """(threshold of the run, threshold asked for, estimated evaluations, estimated dB)."""
     module = base64.b64encode((ROOT / "web" / "what_if.js").read_bytes()).decode()
     for run_at, report in reports.items():
         for threshold in reports:
@@ -66,7 +76,7 @@ def estimates(page, reports: dict):
                 }""",
                 [module, report, settings],
             )
-            yield run_at, threshold, answer.get("computed")
+            yield run_at, threshold, answer.get("computed"), answer.get("closeness")
 
 
 def main():
@@ -81,15 +91,20 @@ def main():
         page = chromium.new_page()
         table = csv.writer(file)
         table.writerow(COLUMNS)
-        misses = {}
-        for key, reports in measured:
-            for run_at, threshold, estimate in estimates(page, reports):
-                report = reports[threshold]
-                table.writerow([*key, run_at, threshold, estimate, report["computed"], report["evaluations"]])
+        misses, misses_db = {}, {}
+        for key, reports, close in measured:
+            for run_at, threshold, estimate, decibels in estimates(page, reports):
+                report, actual = reports[threshold], close[threshold]
+                row = [*key, run_at, threshold, estimate, report["computed"], report["evaluations"]]
+                table.writerow([*row, *("" if value is None else round(value, 1) for value in (decibels, actual))])
+                kind = key[0], "near" if 1 / NEAR <= threshold / run_at <= NEAR else "far"
                 if estimate is not None:
-                    near = 1 / NEAR <= threshold / run_at <= NEAR
-                    miss = abs(estimate - report["computed"])
-                    misses.setdefault((key[0], "near" if near else "far"), []).append(miss)
+                    misses.setdefault(kind, []).append(abs(estimate - report["computed"]))
+                if decibels is not None and actual is not None:
+                    misses_db.setdefault(kind, []).append(abs(decibels - actual))
+    for (predictor, distance), found in sorted(misses_db.items()):
+        within = [sum(miss < limit for miss in found) / len(found) for limit in (3, 6)]
+        print(f"{predictor}, threshold {distance}: {within[0]:.0%} within 3 dB, {within[1]:.0%} within 6 ({len(found)})")
     for (predictor, distance), found in sorted(misses.items()):
         found.sort()
         print(

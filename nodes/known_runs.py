@@ -23,7 +23,7 @@ def _send_known_runs(data: dict) -> dict:
         return data
     for node, content in prompt.items():
         if content.get("class_type") == NODE and (run := _run_of(server, prompt, node)):
-            report = {name: value for name, value in run.report.items() if name not in ("trace", "closeness")}
+            report = {name: value for name, value in run.report.items() if name != "trace"}
             shown = message(node, run.prompt_id, data.get("prompt_id"), "done", report, run.report["trace"])
             server.send_sync(EVENT, shown, client)
     return data

@@ -499,13 +499,13 @@ class Run:
     def report(self) -> dict:
         """The report with its trace; waits for the device."""
         traces = {id(history): history.controller.trace for history in self._used}
-        totals = {**self._totals(), "closeness": self._closeness}
-        return {**totals, "trace": [traces[id(history)][index] for history, index in self._trace]}
+        return {**self._totals(), "trace": [traces[id(history)][index] for history, index in self._trace]}
 
     def _totals(self) -> dict:
         computed = sum(controller.computed for controller in self._controllers)
         skipped = sum(controller.skipped for controller in self._controllers)
-        return {**totals(self.settings, self._steps, computed, skipped), "reason": self._nothing_skipped}
+        return {**totals(self.settings, self._steps, computed, skipped), "reason": self._nothing_skipped,
+                "closeness": self._closeness}  # fmt: skip
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""

@@ -1,22 +1,27 @@
 /**
- * How many evaluations a recorded run would have computed at other settings. An estimate: what a run that computes
- * elsewhere would have measured is taken from the recorded one, on a line between what that has measured. The rules
- * are those of easycache_core (reuse.py, forecast.py, budget.py). No DOM here.
+ * How many evaluations a recorded run would have computed at other settings, and how close it would have come to the
+ * uncached run. Estimates: what a run that computes elsewhere would have measured is taken from the recorded one, on a
+ * line between what that has measured. The rules are those of easycache_core (reuse.py, forecast.py, budget.py). No DOM
+ * here.
  *
  * A run is {report, records}: the report's totals, and one record per evaluation, {step, sigma, computed, input_change,
  * rate, error, output_norm} as in easycache_core/trace.py. settings: the node's widgets by name.
  */
 
-/** {computed, evaluations, exact}, or {reason} where the run says nothing about these settings. */
+/**
+ * {computed, evaluations, exact, closeness}, or {reason} where the run says nothing about these settings. exact: whether
+ * computed is. closeness: in dB as the report's, null if nothing is known of it.
+ */
 export function whatIf(run, settings) {
   const { report, records } = run;
   const evaluations = records.length;
   if (!evaluations || records.some((record) => !record)) return { reason: "the run was not recorded" };
   if (settings.target_speedup > 0) {
     // As easycache_core/budget.py rounds it.
-    return { computed: Math.ceil(evaluations / settings.target_speedup - 1e-9), evaluations, exact: true };
+    const computed = Math.ceil(evaluations / settings.target_speedup - 1e-9);
+    return { computed, evaluations, exact: true, closeness: closeness(run, settings, spread(evaluations, computed)) };
   }
-  if (settings.threshold <= 0) return { computed: evaluations, evaluations, exact: true };
+  if (settings.threshold <= 0) return { computed: evaluations, evaluations, exact: true, closeness: null };
   if (settings.start_percent > 0 || settings.end_percent < 1) {
     return { reason: "no estimate with start_percent or end_percent" };
   }
@@ -24,7 +29,9 @@ export function whatIf(run, settings) {
   if (!RULES[settings.predictor]) return { reason: `no estimate for ${settings.predictor}` };
   const rule = RULES[settings.predictor](records);
   if (!rule) return { reason: "nothing was skipped by a threshold in that run, so there is nothing to go by" };
-  return { computed: replay(records, settings, rule), evaluations, exact: false };
+  const gaps = replay(records, settings, rule);
+  const computed = evaluations - gaps.reduce((sum, gap) => sum + gap, 0);
+  return { computed, evaluations, exact: false, closeness: closeness(run, settings, gaps) };
 }
 
 /** Whether the node is set to something else than it was in that run, as far as the run can tell. */
@@ -38,12 +45,13 @@ export function differs({ report, records }, settings) {
 }
 
 /**
- * Take the decisions of a run anew. rule: error(n, skipped) is E at evaluation n after so many skipped ones, NaN where
+ * Take the decisions of a run anew: how many evaluations are skipped in each gap between computed ones. rule: error(n, skipped) is E at evaluation n after so many skipped ones, NaN where
  * the network has to be asked; computed(n, skipped) says that it was.
  */
 function replay(records, settings, rule) {
   const { threshold, warmup_steps: warmup, max_consecutive_skips: most } = settings;
   const lastStep = records.at(-1).step;
+  const gaps = [];
   let computed = 0, skipped = 0;
   records.forEach((record, n) => {
     const open = record.step >= warmup && record.step < lastStep && computed > 1 && !(most > 0 && skipped >= most);
@@ -51,11 +59,30 @@ function replay(records, settings, rule) {
       skipped += 1;
     } else {
       rule.computed(n, skipped);
+      gaps.push(skipped);
       computed += 1;
       skipped = 0;
     }
   });
-  return computed;
+  return gaps;
+}
+
+/**
+ * The recorded run's closeness, moved by what its gaps and the others do to the result: a gap of m skipped evaluations
+ * counts m (m + 1), and gaps add up by their squares (benchmarks/what_if.py).
+ */
+function closeness({ report, records }, settings, gaps) {
+  const drift = (lengths) => Math.hypot(...lengths.map((m) => m * (m + 1)));
+  const recorded = [0];
+  for (const { computed } of records) computed ? recorded.push(0) : (recorded[recorded.length - 1] += 1);
+  const known = Number.isFinite(report.closeness) && settings.predictor === report.predictor && drift(gaps) > 0;
+  return known ? report.closeness - 20 * Math.log10(drift(gaps) / drift(recorded)) : null;
+}
+
+/** The gaps of a budget, about: all alike. */
+function spread(evaluations, computed) {
+  const gaps = Math.max(1, computed - 1), skipped = evaluations - computed;
+  return Array.from({ length: gaps }, (_, n) => Math.floor(((n + 1) * skipped) / gaps) - Math.floor((n * skipped) / gaps));
 }
 
 /** The paper's rule: E grows by k ||x_n - x_(n-1)|| / ||v_i||. */

@@ -186,20 +186,25 @@ def test_the_defect_is_what_was_forecast_wrong():
     torch.testing.assert_close(part * kept, seen[3] - right, rtol=1e-3, atol=1e-3)
 
 
-def test_what_added_noise_did_is_not_carried_on():
+@pytest.mark.parametrize("known", [True, False], ids=["ComfyUI's own sampler", "another pack's sampler"])
+def test_what_added_noise_did_is_not_carried_on(known):
     """Catches forecasts that continue where noise has pushed the denoised latent, and corrections that pay for it:
-    where the network's answer follows its input, they would be far from the uncached run.
+    where the network's answer follows its input, they would be far from the uncached run. Of a sampler that is not
+    known, noise is seen in how the latent moves.
     """
     sigmas = noise_levels(20)
+    euler = euler_response(sigmas)
 
-    def run(config, adds_noise=True):
+    def run(config, response, seen):
         noise = torch.Generator().manual_seed(1)
-        x, response = torch.randn(SHAPE, generator=noise), euler_response(sigmas)._replace(adds_noise=adds_noise)
-        controller = CacheController(config, total_steps=20, denoised=True, response=response)
+        x = torch.randn(SHAPE, generator=noise)
+        controller = CacheController(config, total_steps=20, denoised=True, response=response, supposed=euler)
         for step, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
             if controller.begin(x, sigma=sigma, step=step):
                 controller.store("cond", (1 - sigma) * x)
                 denoised = controller.corrected("cond", (1 - sigma) * x)
+                if seen:
+                    controller.answered(denoised)
             else:
                 denoised = controller.predict("cond")
             down = 0.8 * following
@@ -207,8 +212,30 @@ def test_what_added_noise_did_is_not_carried_on():
             x = x + math.sqrt(following**2 - down**2) * torch.randn(SHAPE, generator=noise)
         return x
 
-    exact, cached = run(Settings(threshold=0)), run(Settings(target_speedup=2))
-    assert psnr(exact, cached) > psnr(exact, run(Settings(target_speedup=2), adds_noise=False)) + 6
+    exact = run(Settings(threshold=0), None, False)
+    cached = run(Settings(target_speedup=2), euler._replace(adds_noise=True) if known else None, True)
+    unaware = run(Settings(target_speedup=2), euler if known else None, False)
+    assert psnr(exact, cached) > psnr(exact, unaware) + 6
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.5], ids=["Euler", "two steps"])
+def test_what_a_sampler_makes_of_several_answers_is_no_noise(memory):
+    """Catches a sampler of second order that is taken for one that adds noise: its forecasts would do without what is
+    known of how the denoised latent moves.
+    """
+    x, last, noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)), None, []
+    controller = CacheController(Settings(target_speedup=2), total_steps=20, denoised=True)
+    for step, (sigma, following) in enumerate(itertools.pairwise(noise_levels(20))):
+        if controller.begin(x, sigma=sigma, step=step):
+            denoised = x - sigma * velocity(x, sigma, 0.8)
+            controller.store("cond", denoised)
+            controller.answered(denoised)
+        else:
+            denoised = controller.predict("cond")
+        noise.append(controller._predictor._gains.noise_added)
+        used = denoised if last is None else (1 + memory) * denoised - memory * last
+        x, last = x + (following - sigma) * (x - used) / sigma, denoised
+    assert not any(noise)
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.4], ids=["Euler", "two steps"])
