@@ -518,14 +518,18 @@ def test_few_knobs_first_in_nodes_2(tab, newer):
 
 
 def test_what_if(tab, seed):
-    """Moving a slider after a run says what the run would have computed; the target's count is exact, and is kept."""
+    """After a run the node says how close it is; moving a slider, how many steps the run would have computed and how
+    close it would have been. The target's count is exact, and is kept.
+    """
     tab.open()
     node = tab.build(*sampling(24, seed, threshold=0.1, warmup_steps=3))[2]
     tab.look_at(node)
     tab.press_run()
     computed, _ = counted(tab.wait_for_summary(FINISHED))
     note = tab.charts.first.locator(".easycache-note")
-    assert "What if" not in note.inner_text()
+    close = re.compile(r"(-?\d+) to (-?\d+) dB of the uncached run \(estimate\)")
+    assert close.fullmatch(note.inner_text().rstrip("."))
+    here = int(close.search(note.inner_text())[1])
 
     def count(**values):
         tab.set(node, **values)
@@ -535,13 +539,14 @@ def test_what_if(tab, seed):
         return counted(text)[0], text
 
     fewer, text = count(threshold=0.4)
-    assert fewer <= computed and "an estimate" in text
+    assert fewer < computed and "about" in text and int(close.search(text)[1]) < here
     assert "estimated" in note.get_attribute("title").lower()
-    more, _ = count(threshold=0.02)
-    assert more >= computed
-    assert count(threshold=0.0)[0] == 24
+    more, text = count(threshold=0.02)
+    assert computed < more < 24 and int(close.search(text)[1]) > here
+    all_of_them, text = count(threshold=0.0)
+    assert all_of_them == 24 and "dB" not in text
     exact, text = count(target_speedup=3.0)
-    assert exact == 8 and "estimate" not in text
+    assert exact == 8 and "about" not in text and close.search(text)
     tab.press_run()
     tab.wait_for_summary("8 of 24")
 
