@@ -103,8 +103,8 @@ def main():
                 if decibels is not None and actual is not None:
                     misses_db.setdefault(kind, []).append(abs(decibels - actual))
     for (predictor, distance), found in sorted(misses_db.items()):
-        within = [sum(miss < limit for miss in found) / len(found) for limit in (3, 6)]
-        print(f"{predictor}, threshold {distance}: {within[0]:.0%} within 3 dB, {within[1]:.0%} within 6 ({len(found)})")
+        three, six = (sum(miss < limit for miss in found) / len(found) for limit in (3, 6))
+        print(f"{predictor}, threshold {distance}: {three:.0%} within 3 dB, {six:.0%} within 6 ({len(found)} estimates)")
     for (predictor, distance), found in sorted(misses.items()):
         found.sort()
         print(
