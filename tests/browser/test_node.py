@@ -66,8 +66,8 @@ def watch(tab):
 
 
 def watch_frames(tab):
-    """Have the page note in `frames_seen` [steps heard of until the frame before, steps shown], for each frame it draws, and
-    in `heard` the steps of each message.
+    """Have the page note in `heard` the steps of each message; and in `frames_seen`, for each frame that it draws, the
+    steps heard of until the frame before, and the steps shown.
     """
     tab.charts.first.evaluate(
         """chart => {
