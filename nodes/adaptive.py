@@ -107,7 +107,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip="No skipping after this part of the schedule. Higher: skipping goes on for longer. Lower: "
-                    "the last, detail-drawing steps are all computed. 1: up to the last step but one.",
+                    "the last, detail-drawing steps are all computed. 1: to the end; the last step is always computed.",
                 ),
                 io.Combo.Input(
                     "cache_device",

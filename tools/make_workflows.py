@@ -130,8 +130,8 @@ def instant_demo(graph: Graph) -> None:
         ## EasyCache, the instant demo
 
         Press **Run**. A tiny video model that comes with the pack draws the same video twice: on the left with every
-        step computed, on the right with **EasyCache (Adaptive)** skipping the steps it can predict. The chart on the
-        node and the log tell how many were skipped.
+        step computed, on the right with **EasyCache (Adaptive)** skipping the steps it can predict. The last node on
+        the right shows both. The chart on the node and the log tell how many were skipped.
 
         Then turn the sliders:
 
@@ -718,7 +718,7 @@ def cached_sampling(object_info: dict) -> str:
     contents = blueprint(
         graph, BLUEPRINT,
         "A KSampler that skips the steps whose result EasyCache (Adaptive) can forecast, with a report of the run. "
-        "Takes the place of a KSampler.",
+        "Takes the place of a KSampler. Preview its plot to see the run, or open it: the chart is on the node inside.",
         ["EasyCache", "cached sampling", "cached KSampler", "TeaCache", "MagCache"],
         inputs=[(cached, "model"), (sampled, "positive"), (sampled, "negative"), (sampled, "latent_image"),
                 (cached, "threshold"), (cached, "target_speedup"), (sampled, "seed"), (sampled, "steps"),

@@ -32,24 +32,26 @@ def main(folder: Path):
     server = asyncio.run_coroutine_threadsafe(scratch.__aenter__(), loop).result()
     try:
         with browsers.chromium() as browser:
-            for seed, (name, settings) in enumerate(PICTURES.items()):
+            for name, settings in PICTURES.items():
                 with frontend.tab(browser, server.url, height=860) as tab:
-                    take(tab, settings, seed, folder / name)
+                    take(tab, settings, folder / name)
     finally:
         asyncio.run_coroutine_threadsafe(scratch.__aexit__(None, None, None), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
 
 
-def take(tab, settings: dict, seed: int, path: Path):
-    """Three pictures: half way, finished, and with the threshold changed after that."""
+def take(tab, settings: dict, path: Path):
+    """Three pictures of the same run: half way, finished, and with the threshold changed after that."""
     tab.open(**settings)
+    # Without this ComfyUI would answer the second run from its cache.
+    assert tab.page.request.post(f"{tab.url}/free", data={"free_memory": True}).ok
     workflow = json.loads(DEMO.read_text(encoding="utf-8"))
     tab.load(workflow)
     (node,) = tab.nodes()
     for sampler in tab.nodes("KSampler"):
         tab.set(sampler, steps=STEPS)
-    tab.set(tab.nodes("PrimitiveInt")[0], value=seed)
+    tab.set(tab.nodes("PrimitiveInt")[0], value=0)
     tab.look_at(node, zoom=1.2, left=100, top=150)
     tab.press_run()
     tab.wait_for_summary(" (2[4-9]|3[0-9]) steps computed…")

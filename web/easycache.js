@@ -14,7 +14,8 @@ const MOST_PROMPTS = 200;
 const runs = new Runs(window.localStorage);
 const panels = new WeakMap(); // by node
 const prompts = new Map(); // by id: the keys of its nodes by their execution ids
-let queueing = Promise.resolve();
+const early = []; // messages on prompts that may be among those whose answer is on its way
+let unanswered = 0;
 
 app.registerExtension({
   name: "EasyCache",
@@ -94,7 +95,14 @@ function noteWhatIsQueued() {
   const { queuePrompt } = api;
   api.queuePrompt = function (number, data, ...rest) {
     const answer = queuePrompt.call(this, number, data, ...rest);
-    queueing = answer.then(({ prompt_id }) => note(prompt_id, data)).catch(() => {}); // refused: nothing to note
+    unanswered += 1;
+    answer
+      .then(({ prompt_id }) => note(prompt_id, data))
+      .catch(() => {}) // refused: nothing to note
+      .finally(() => {
+        unanswered -= 1;
+        early.splice(0).forEach(receive);
+      });
     return answer;
   };
 }
@@ -106,8 +114,12 @@ function note(prompt, { output, workflow }) {
 }
 
 /** A message of nodes/progress_events.py. */
-async function receive(message) {
-  await queueing; // the first one may overtake the answer to what was queued
+function receive(message) {
+  // The first one may overtake the answer to what was queued. Those on a known prompt wait for no other prompt's answer.
+  if (unanswered && !prompts.has(message.prompt)) {
+    early.push(message);
+    return;
+  }
   // Unknown after the page was loaded anew in the midst of a run: then it is most likely of the graph that is open.
   const keys = prompts.get(message.prompt);
   const key = keys ? keys.get(message.node) : nodeAt(graph(), message.node)?.properties[KEY];
