@@ -104,7 +104,7 @@ def main():
                     misses_db.setdefault(kind, []).append(abs(decibels - actual))
     for (predictor, distance), found in sorted(misses_db.items()):
         three, six = (sum(miss < limit for miss in found) / len(found) for limit in (3, 6))
-        print(f"{predictor}, threshold {distance}: {three:.0%} within 3 dB, {six:.0%} within 6 ({len(found)} estimates)")
+        print(f"{predictor}, threshold {distance}: {three:.0%} within 3 dB, {six:.0%} within 6 ({len(found)} of them)")
     for (predictor, distance), found in sorted(misses.items()):
         found.sort()
         print(
