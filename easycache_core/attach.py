@@ -2,11 +2,11 @@
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.utils import _pytree as pytree  # where diffusers registers its output classes
 
 from .config import CacheConfig, require_integer
 from .controller import CacheController
@@ -14,11 +14,13 @@ from .interface import (
     TENSOR,
     Layout,
     OutputTemplate,
-    copy_of_leaf,
+    copy_of,
     find_arguments,
+    flattened,
     predictions_of,
     tensors_of,
     timestep_of,
+    unflattened,
 )
 from .prediction import Prediction
 from .predictors import PREDICTORS
@@ -27,8 +29,11 @@ from .schedule import step_lengths
 from .storage import is_out_of_memory
 from .trace import Record
 from .turns import MAX_HISTORIES, History, choose, sample_of
+from .weights import Weights, differ
 
 log = logging.getLogger("easycache")
+
+_running = threading.local()  # .network: whether an attached network runs in this thread
 
 
 @contextmanager
@@ -130,6 +135,8 @@ class Attachment:
         self._tracked, self._latent, self._scheduler = tracked, latent, scheduler
         self._options = {"by_row": True, **options, "denoised": predictor.follows_denoised}
         self._active = True
+        self._lock = threading.RLock()
+        self._weights = Weights(module)
         self._histories: list[History] = []
         self._unused: CacheController | None = None
         self.reset()
@@ -171,6 +178,7 @@ class Attachment:
         self._active = False
         self._release()
         self._questions, self._scheduler = Questions(), None
+        self._weights.close()
         if not keep_network:
             del self._module, self._network, self.__wrapped__
 
@@ -183,23 +191,34 @@ class Attachment:
                 raise RuntimeError("a cache is for sampling: call module.eval(), or sample under torch.no_grad()")
             if any(tensor.requires_grad for tensor in x):
                 return self._network(*args, **kwargs)
-        try:
-            return self._answer(x, args, kwargs)
-        except BaseException:  # the evaluation is not whole
-            if self._histories:
-                self._histories[-1].abandon()
-            raise
+        if getattr(_running, "network", False):
+            self._say("the network runs within another attached one, whose cache answers for both")
+            return self._network(*args, **kwargs)
+        with self._lock:  # several threads may ask
+            try:
+                return self._answer(x, args, kwargs)
+            except BaseException:  # the evaluation is not whole
+                if self._histories:
+                    self._histories[-1].abandon()
+                raise
 
     def _answer(self, x: list[torch.Tensor], args: tuple, kwargs: dict):
         timestep, output = timestep_of(self._time.of(args, kwargs)), None
         others = {"": str([(one.shape, one.dtype) for one in x]), **self._arguments.others(args, kwargs)}
-        history = next((one for one in self._histories[::-1] if one.matches(timestep, x)), None)
+        here = [one for one in self._histories[::-1] if one.matches(timestep, x)]
+        history = next((one for one in here if not one.aside), None)
         if history is None and self._evaluations and self._starts_over(timestep):
             self.reset()
         line, new = self._questions.line_of(others, () if history is None else history.asked)
-        opening = history is None
+        opening, computing = history is None, False
+        if history is not None and not history.controller.shared and history.leaves_out(line):
+            # Guidance amplifies the difference between two answers, so they had better be of one kind.
+            computing = history.computing
+            history = next((one for one in here if one.aside and one.line == line), None)
+            opening = history is None
         if opening:
             history = self._open_evaluation(timestep, x, line, new)
+            history.aside = history.aside or bool(here)
         self._histories.remove(history)
         self._histories.append(history)
         controller = history.controller
@@ -212,7 +231,7 @@ class Attachment:
             history.layout = self._layout(history.x, output, args, kwargs)
         if opening:
             force, history.cache_miss = history.cache_miss or output is not None, False
-            self._begin(history, force)
+            self._begin(history, force or computing)
         if not history.computing and output is None and controller.has(f"{branch} 0"):
             try:
                 return self._predicted(branch, history)
@@ -225,7 +244,7 @@ class Attachment:
         if history.computing:
             with controller.cache_dropped_on_oom():
                 if history.evaluations == 1 and self._finds_parts:
-                    history.first.append((branch, pytree.tree_map(copy_of_leaf, output)))
+                    history.first.append((branch, copy_of(output)))
                 self._store(branch, history, output)
         else:
             history.cache_miss = True
@@ -236,15 +255,18 @@ class Attachment:
         """Its output; a second time without the cache if there was no room for both. Not where other ranks run along:
         the network exchanges data with theirs, and one rank alone must not run it again.
         """
+        _running.network = True
         try:
             return self._network(*args, **kwargs)
         except Exception as error:
             holding = [one.controller for one in self._histories if one.controller.holds_tensors]
             if controller.shared or not holding or not is_out_of_memory(error):
                 raise
-        for one in holding:
-            one.give_up_cache()
-        return self._network(*args, **kwargs)
+            for one in holding:
+                one.give_up_cache()
+            return self._network(*args, **kwargs)
+        finally:
+            _running.network = False
 
     def _layout(self, x: list[torch.Tensor], output, args: tuple, kwargs: dict) -> Layout:
         listed = not isinstance(self._x.of(args, kwargs), torch.Tensor)
@@ -339,10 +361,13 @@ class Attachment:
 
     def _begin(self, history: History, force: bool = False) -> None:
         (_, x), *_ = self._inputs(history)
-        step = history.step
+        step, weights = history.step, self._weights.sample()
+        changed = differ(history.weights, weights)
         self._evaluations.append((history, history.records))
         history.records += 1
-        history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force)
+        history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force, changed=changed)
+        if history.computing:
+            history.weights = weights
 
     def _inputs(self, history: History) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The groups of the newest evaluation, each as the network gets it and as the engine does."""
@@ -354,13 +379,13 @@ class Attachment:
 
     def _store(self, branch: str, history: History, output) -> None:
         layout = history.layout
-        leaves, structure = pytree.tree_flatten(output)
+        leaves, form = flattened(output)
         predictions = [tensor.detach() for tensor in predictions_of(output)]
         others = [TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         rest = layout.extra_channels(predictions, self._config.cache_device)
         if history.asked.total() == 1:
             history.templates.clear()
-        history.templates[branch] = OutputTemplate(structure, others, rest, predictions[0].dtype)
+        history.templates[branch] = OutputTemplate(form, others, rest, predictions[0].dtype)
         groups = zip(layout.groups(predictions), self._inputs(history), strict=True)
         for i, (stored, (network_x, latent)) in enumerate(groups):
             if self._conversion is not None:
@@ -378,7 +403,7 @@ class Attachment:
             outputs.append(predicted.to(template.dtype))
         tensors = iter(layout.outputs(outputs, template.rest))
         leaves = [next(tensors) if leaf is TENSOR else leaf for leaf in template.leaves]
-        return pytree.tree_unflatten(leaves, template.structure)
+        return unflattened(leaves, template.form)
 
     def _say(self, text: str) -> None:
         """Once per run."""

@@ -1,7 +1,9 @@
 """A network as `attach` meets it: which argument is what, and which of its tensors are predictions for which."""
 
 import copy
+import dataclasses
 import inspect
+import types
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -83,13 +85,43 @@ def timestep_of(t) -> float:
     return float(t.detach().max()) if isinstance(t, torch.Tensor) else float(t)
 
 
+def fields_of(thing) -> dict | None:
+    """What an object holds, by name; None of a module, a class, a tensor, and of what holds nothing."""
+    if isinstance(thing, (torch.nn.Module, torch.Tensor, type, types.ModuleType)):
+        return None
+    if dataclasses.is_dataclass(thing):
+        return {one.name: getattr(thing, one.name) for one in dataclasses.fields(thing)}
+    return dict(vars(thing)) if hasattr(thing, "__dict__") else None
+
+
 TENSOR = object()
+
+
+def flattened(output) -> tuple[list, tuple]:
+    """(leaves, form) of what a network returned. Objects that torch does not know count as what they hold."""
+    held = None
+    if type(output) not in pytree.SUPPORTED_NODES and not pytree.is_namedtuple_instance(output):
+        held = fields_of(output)
+    leaves, structure = pytree.tree_flatten(output if held is None else held)
+    return leaves, (structure, None if held is None else type(output))
+
+
+def unflattened(leaves: list, form: tuple):
+    """The inverse of `flattened`."""
+    structure, kind = form
+    held = pytree.tree_unflatten(leaves, structure)
+    if kind is None:
+        return held
+    output = kind.__new__(kind)
+    for name, value in held.items():
+        object.__setattr__(output, name, value)  # of a frozen dataclass, too
+    return output
 
 
 class OutputTemplate(NamedTuple):
     """What a call returned beside its predictions."""
 
-    structure: pytree.TreeSpec
+    form: tuple  # as from `flattened`
     leaves: list  # TENSOR in the places of predictions
     rest: list[torch.Tensor | None]
     dtype: torch.dtype
@@ -97,15 +129,16 @@ class OutputTemplate(NamedTuple):
 
 def predictions_of(output) -> list[torch.Tensor]:
     """The tensors in what a network returned. Raises ValueError if there are none."""
-    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    tensors = [leaf for leaf in flattened(output)[0] if isinstance(leaf, torch.Tensor)]
     if not tensors:
         raise ValueError(f"the network returned {type(output).__name__}, in which attach finds no tensor")
     return tensors
 
 
-def copy_of_leaf(leaf):
-    """Of what a network returned: a tensor copied, anything else as it is."""
-    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
+def copy_of(output):
+    """What a network returned, with copies of its tensors."""
+    leaves, form = flattened(output)
+    return unflattened([one.detach().clone() if isinstance(one, torch.Tensor) else one for one in leaves], form)
 
 
 class Part(NamedTuple):

@@ -2,9 +2,12 @@
 
 Two calls ask the same question if they are given the same arguments, of the same kinds, with the same values. Some
 values differ at every evaluation of one question, as they follow the latent (a ControlNet's) or the time: they move.
+Objects and functions count as what they hold: some pipelines make them anew for each call, or change what is in them.
 """
 
+import functools
 import math
+import types
 import weakref
 from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
@@ -12,10 +15,13 @@ from typing import NamedTuple
 import torch
 from torch.utils import _pytree as pytree  # where diffusers registers its output classes
 
+from .interface import fields_of
+
 SAMPLES = 256  # elements of a tensor that are compared, beside the sum of all
 SETTLING = 2  # how many changes in a row are changes of question; a value that goes on changing is moving
 MAX_JUMP = 0.5  # the largest change of a moving value, as a part of the largest value it had
 MAX_LINES = 64  # questions that are remembered
+DEPTH, MAX_HELD = 4, 256  # of objects that hold objects; larger ones are told apart by identity alone
 
 
 class Value(NamedTuple):
@@ -35,7 +41,7 @@ class Question:
 
     def __init__(self, arguments: dict, known: Sequence["Question"]):
         """known: questions whose tensors need not be read again where they are given once more."""
-        leaves, structure = pytree.tree_flatten({name: arguments[name] for name in sorted(arguments)})
+        structure, leaves = _flattened({name: arguments[name] for name in sorted(arguments)}, DEPTH)
         self._objects = [leaf for leaf in leaves if _kind(leaf)[0] is id]  # an id is taken while its object lives
         self.form = structure, [_kind(leaf) for leaf in leaves]
         self._known = [one for one in known if one.form == self.form]
@@ -108,6 +114,50 @@ class Questions:
         return line
 
 
+def _flattened(arguments, depth: int) -> tuple[tuple, list]:
+    """(form, leaves): what they hold, also within objects, and how it is held."""
+    leaves, structure = pytree.tree_flatten(arguments)
+    form, flat = [structure], []
+    for leaf in leaves:
+        kind, held = _held(leaf) if depth else (None, None)
+        inner, parts = _flattened(held, depth - 1) if kind is not None else ((), [leaf])
+        if len(parts) > MAX_HELD:
+            kind, inner, parts = None, (), [leaf]
+        form.append((kind, inner))
+        flat += parts
+    return tuple(form), flat
+
+
+def _held(leaf) -> tuple:
+    """(kind, what it holds) of an object; (None, None) of what is a value itself or is told by its identity."""
+    if isinstance(leaf, functools.partial):
+        return functools.partial, (leaf.func, leaf.args, leaf.keywords)
+    if isinstance(leaf, types.MethodType):  # the object is the same, the method is made anew each time
+        return leaf.__func__, _Same(leaf.__self__)
+    if isinstance(leaf, types.FunctionType):
+        cells = [cell.cell_contents for cell in leaf.__closure__ or () if cell != _EMPTY]
+        return leaf.__code__, (cells, leaf.__defaults__, leaf.__kwdefaults__)
+    if hasattr(leaf, "__array__") and not isinstance(leaf, torch.Tensor):
+        try:
+            return type(leaf), torch.as_tensor(leaf)
+        except (TypeError, ValueError):  # words, objects
+            return type(leaf), leaf.tolist()
+    held = fields_of(leaf)
+    return (None, None) if held is None else (type(leaf), held)
+
+
+_EMPTY = types.CellType()
+
+
+class _Same:
+    """An object that is told by its identity."""
+
+    __slots__ = ("thing",)
+
+    def __init__(self, thing):
+        self.thing = thing
+
+
 def _has_value(leaf) -> bool:
     return isinstance(leaf, (torch.Tensor, int, float)) and not isinstance(leaf, bool)
 
@@ -120,6 +170,7 @@ def _kind(leaf) -> tuple:
         return (float,)
     if leaf is None or isinstance(leaf, (bool, str, torch.dtype, torch.device)):
         return type(leaf), leaf
+    leaf = leaf.thing if isinstance(leaf, _Same) else leaf
     return id, type(leaf), id(leaf)
 
 

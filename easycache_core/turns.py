@@ -19,13 +19,15 @@ NEAR = 0.02  # asked again at one timestep a latent has moved less, or no more t
 SAMPLE_SIZE = 1 << 12  # elements of a latent by which it is told from others
 TRAIL = 4  # evaluations that are remembered, so many latents can be told apart that take turns from step to step
 MAX_HISTORIES = 64  # each holds tensors
+MANY_RETURNS = 3  # a range of timesteps makes one, guidance in bursts a few
 
 
 class History:
     """What is known of one latent, and of the line of questions that opens its evaluations.
 
     x, timestep: of its newest evaluation, which other calls with both belong to. asked: how often each line was asked
-    there. step, gap: the sampler's step it was at, and how many steps before that was left out.
+    there. aside: whether it is of a question that other evaluations leave out at times. step, gap: the sampler's step
+    it was at, and how many steps before that was left out.
     """
 
     def __init__(self, controller: CacheController, line: int):
@@ -35,12 +37,16 @@ class History:
         self.timestep: float | None = None
         self.sigma: float | None = None
         self.asked: Counter[int] = Counter()
+        self.aside = False
         self.templates: dict = {}  # by branch: what a call returned beside its predictions
         self.step, self.gap, self.evaluations, self.records = -1, 1, 0, 0
         self.computing = True
+        self.weights: torch.Tensor | None = None  # a sample of the network's, where it ran last
         self.cache_miss = False  # whether its evaluation asked for something that was not in the cache
         self.first: list = []  # (branch, output) of its first evaluation, until it is seen which part of x is latent
         self._asked_before: Counter[int] = Counter()
+        self._known: set[int] = set()  # lines of all evaluations before
+        self._returns: Counter[int] = Counter()  # how often a line came back after it was left out
         self._trail: list[torch.Tensor] = []  # of its last evaluations
         self._moved = 0.0  # by how far, when the timestep last changed; 0 if it was too far for a step
         self._far = 0  # how often in a row that was too far
@@ -52,6 +58,11 @@ class History:
             return False
         ours, theirs = (tensors if self.layout is None else self.layout.groups(tensors) for tensors in (self.x, x))
         return all(map(torch.equal, ours, theirs))
+
+    def leaves_out(self, line: int) -> bool:
+        """Whether a line that is asked now is one that is left out time and again."""
+        self._returns[line] += line in self._known - self._asked_before.keys() - self.asked.keys()
+        return self._returns[line] >= MANY_RETURNS
 
     def has_shapes_of(self, x: list[torch.Tensor]) -> bool:
         return self.x is not None and [(one.shape, one.dtype, one.device) for one in x] == [
@@ -67,6 +78,7 @@ class History:
             self._far = self._far + 1 if moved > FAR else 0
             self._moved = moved if moved < LONG_STEP else 0.0
         self._trail = [*self._trail[1 - TRAIL :], sample]
+        self._known |= self.asked.keys()
         self._asked_before, self.asked = self.asked, Counter()
         self.gap, self.step = step - self.step if self.evaluations else 1, step
         self.x, self.timestep, self._open = [one.detach().clone() for one in x], timestep, True
@@ -81,6 +93,7 @@ class History:
         """Let go of every tensor."""
         self.controller.release()
         self.layout, self.x, self.templates, self.first, self._trail, self._open = None, None, {}, [], [], False
+        self.weights = None
 
     def distance(self, sample: torch.Tensor) -> float:
         """From where the latent was last."""

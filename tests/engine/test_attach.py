@@ -1,6 +1,8 @@
 """attach: the cache on any module, called as samplers of all kinds call theirs."""
 
+import dataclasses
 import gc
+import types
 
 import pytest
 import torch
@@ -268,6 +270,55 @@ def heun(network, x, times=TIMES):
             slope = (slope + two_calls(network, there, following)) / 2
         x = x + (following - t) * slope
     return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Velocity:
+    sample: torch.Tensor
+    note: str = "word"
+
+
+@pytest.mark.parametrize("kind", [Velocity, types.SimpleNamespace])
+def test_answers_in_an_object_of_the_networks_own(kind):
+    """Catches a network that is refused, or predictions of another kind, because its answers are dataclasses."""
+
+    class Wrapped(Network):
+        def forward(self, x, t, text):
+            return kind(sample=super().forward(x, t, text))
+
+    network = Wrapped()
+
+    def ask(network, x, t):
+        answer = distilled(network, x, t)
+        assert type(answer) is kind and getattr(answer, "note", "word") == "word"
+        return answer.sample
+
+    plain = euler(network, ask)
+    with attach(network, EXACT, STEPS):
+        assert torch.equal(euler(network, ask), plain)
+    with attach(network, PAPER, STEPS) as cache:
+        euler(network, ask)
+    assert cache.skipped
+
+
+def test_a_network_within_an_attached_one():
+    """Both are attached. Catches two caches whose errors add up."""
+
+    class Outer(Network):
+        def __init__(self):
+            super().__init__()
+            self.inner = Network()
+
+        def forward(self, x, t, text):
+            return self.inner(x, t, text)
+
+    network = Outer()
+    with attach(network, PAPER, STEPS) as alone:
+        expected = euler(network, distilled)
+    with attach(network, PAPER, STEPS) as cache, attach(network.inner, PAPER, STEPS) as inner:
+        got = euler(network, distilled)
+        network.inner(noise(), torch.tensor([1.0]), COND)
+    assert torch.equal(got, expected) and cache.computed == alone.computed and len(inner.trace) == 1
 
 
 def test_two_looks_at_one_timestep_are_two_evaluations():

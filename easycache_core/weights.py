@@ -1,0 +1,50 @@
+"""Weights that somebody changes between evaluations: a LoRA whose strength a callback alters, say."""
+
+import torch
+
+TENSORS, ELEMENTS = 128, 16  # of the network's weights, and of each of them; a LoRA changes all elements
+
+
+class Weights:
+    """Looks at some of a network's weights; of what is no module at none.
+
+    changes: how many samples were not the one before.
+    """
+
+    def __init__(self, network):
+        found = []
+        if isinstance(network, torch.nn.Module):
+            for owner in network.modules():
+                found += [(owner, name) for name, one in owner.named_parameters(recurse=False) if one.ndim > 1]
+        self._weights = found[:: max(1, -(-len(found) // TENSORS))]  # by name, as others may put in another tensor
+        self._before: torch.Tensor | None = None
+        self._changes: torch.Tensor | int = 0
+
+    def sample(self) -> torch.Tensor | None:
+        """Bits of some weights; None where they cannot be looked at. Does not wait for the device."""
+        by_kind = {}
+        for one in (getattr(*where, None) for where in self._weights):
+            plain = isinstance(one, torch.Tensor) and type(one.data) is torch.Tensor and one.device.type != "meta"
+            if plain and one.is_contiguous():
+                by_kind.setdefault((one.device, one.dtype), []).append(one.detach().view(-1)[:ELEMENTS])
+        if not by_kind:
+            return None
+        now = torch.cat(max(by_kind.values(), key=len)).view(torch.uint8)
+        self._changes = self._changes + differ(self._before, now)
+        self._before = now
+        return now
+
+    @property
+    def changes(self) -> int:
+        """Waits for the device."""
+        return int(self._changes)
+
+    def close(self) -> None:
+        self._weights, self._before, self._changes = [], None, 0
+
+
+def differ(before: torch.Tensor | None, now: torch.Tensor | None) -> torch.Tensor | bool:
+    """Whether two samples do; those that cannot be compared do not. Does not wait for the device."""
+    if before is None or now is None or before.shape != now.shape or before.device != now.device:
+        return False
+    return (before != now).any()
