@@ -137,9 +137,9 @@ class Evaluation:
 
     x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,). direct: whether it was opened by a call
     of calc_cond_batch; then it lasts until the next one begins. depth: of guiders that call guiders. opened_by: the
-    question that decided. history: of the questions that are asked here. Both are None until the first one is asked.
-    aside: an evaluation within this one, of questions that have a history of their own. another: whether the latent may
-    be another one than that of the history. reusing: whether the questions are predicted.
+    question that is asked first. history: of the questions that are asked here. Both are None until the first one is
+    asked. along: answers to questions that were not asked yet, by question. level: sigma, where it was read. another:
+    whether the latent may be another one than that of the history. reusing: whether the questions are predicted.
     """
 
     def __init__(self, x: torch.Tensor, timestep: torch.Tensor, direct: bool = False, depth: int = 0):
@@ -147,10 +147,16 @@ class Evaluation:
         self._began = (timestep.clone(), sample_of([x])) if direct else None  # some samplers overwrite both
         self.opened_by: Question | None = None
         self.history: QuestionHistory | None = None
-        self.aside: Evaluation | None = None
+        self.along: dict[Question, torch.Tensor] = {}
+        self.level: float | None = None
         self.another = self.reusing = False
         self._asked: Counter[tuple] = Counter()
         self._values: dict[Question, list[dict]] = {}  # of each call that asked
+
+    def computed_along(self, asked: dict[int, Question], x: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Answers that are there already, by position. They are handed out once: another time is another question."""
+        ready = {i: question for i, question in asked.items() if question in self.along and x is self.x}
+        return {i: self.along.pop(question) for i, question in ready.items() if question in self.along}
 
     def branch(self, asked: Question, values: dict, telling: TellingValues) -> str:
         """The name of a question's answer: a question that is asked again within the evaluation is another one.

@@ -5,7 +5,7 @@ Latents are told apart by where they were last; a distance is a part of their si
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -14,6 +14,7 @@ from ..easycache_core.turns import TRAIL, distance, sample_of
 
 FAR = 1.0
 NEARER = 0.85  # of two distances; those to renewed noises differ by less
+ASTRAY = 0.2  # what a guider adds to its latent changes by less from step to step
 
 
 class Trail:
@@ -70,7 +71,40 @@ def level_of(timestep: torch.Tensor) -> torch.Tensor:
     return timestep[0] if len(timestep) == 1 else timestep.max()
 
 
-def position_of(x: torch.Tensor, timestep: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """(sigma, sample) of a latent; waits for its device. The sample has no size, as latents shrink with their noise."""
+def place_of(x: torch.Tensor) -> torch.Tensor:
+    """A sample of a latent, without its size, as latents shrink with their noise."""
     sample = sample_of([x])
-    return float(level_of(timestep)), sample / sample.abs().mean().clamp_min(1e-30)
+    return sample / sample.abs().mean().clamp_min(1e-30)
+
+
+def position_of(x: torch.Tensor, timestep: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """(sigma, place) of a latent; waits for its device."""
+    return float(level_of(timestep)), place_of(x)
+
+
+class OwnLatents:
+    """Whether latents of the guider's own, beside the sampler's, go along with that: a guider may turn or roll its
+    latent from step to step, and an answer from before is then of another one.
+    """
+
+    def __init__(self):
+        self._now: dict[str, tuple | None] = {}  # (place, the sampler's place), by branch; None: one latent for both
+        self._computed: dict[str, tuple | None] = {}
+
+    def went_elsewhere(self, branches: Collection[str], x: torch.Tensor, sampler_x: torch.Tensor) -> bool:
+        """Whether x moved much further than sampler_x did since one of these was computed. Waits for the device if the
+        guider had a latent of its own then, or has now.
+        """
+        known = [self._computed[one] for one in branches if one in self._computed]
+        own = x is not sampler_x or any(known)
+        now = (place_of(x), place_of(sampler_x)) if own else None
+        self._now |= dict.fromkeys(branches, now)
+        return own and any(before is None or _strays(now, before) for before in known)
+
+    def on_computed(self, branch: str) -> None:
+        self._computed[branch] = self._now.get(branch)
+
+
+def _strays(now: tuple, before: tuple) -> bool:
+    own, samplers = map(distance, now, before)
+    return own > ASTRAY + 2 * samplers

@@ -6,17 +6,19 @@ asked along with it, then has a history, and decisions, of its own.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
 from ..easycache_core import CacheController
-from .latents import Trail, level_of
+from ..easycache_core.weights import differ
+from .latents import OwnLatents, Trail, level_of
 from .schedule_switches import Switches
 from .settings import Settings
-from .steps import UNKNOWN, Schedule, StepCounter
+from .steps import UNKNOWN, Schedule, StepCounter, Strides
 from .value_changes import SettledValues
 
+MAX_QUESTIONS = 64  # some guiders ask another one at each step
 MANY_RETURNS = 2  # one is what a range of noise levels makes
 
 
@@ -44,48 +46,81 @@ class QuestionHistory:
             step_lengths=schedule.step_lengths if config.target_speedup else None,
             **controller_options,
         )
-        self.trail = Trail()
+        self.trail, self._own_latents = Trail(), OwnLatents()
+        self._strides = Strides(schedule)
+        self._weights: torch.Tensor | None = None  # of the network, at the last computed evaluation
         self.cache_miss = False  # whether the last evaluation had a branch that could not be predicted
+        self.unpredictable = False  # whether that, or another latent, was seen
         self._misses = 0  # how many evaluations in a row had one
         self.moves = 0  # evaluations at which keyframes or strengths were others than at the last computed one
         self._switches: Switches | None = None
         self._values: dict[str, SettledValues] = {}  # by branch
-        # Questions of this evaluation, of the one before, and of all before; and how often one came back.
-        self._asked, self._asked_before, self._known, self._returns = set(), set(), set(), Counter()
+        self._evaluations = 0
+        self._asked: set = set()  # questions of this evaluation
+        # Of each question: the last evaluation at which it was asked, and its conditionings there; how often it came
+        # back, and after how many evaluations at most.
+        self._last_asked, self._conds, self._returns, self._longest = {}, {}, Counter(), Counter()
         self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
         self._rows_done: torch.Tensor | int = 0  # of the batch, at the last noise level
 
     def next_evaluation(self) -> None:
         """An evaluation begins; what is asked in it comes with `observe`."""
-        self._asked, self._asked_before = set(), self._asked
-        self._known |= self._asked_before
+        self._evaluations += 1
+        self._asked = set()
 
     def begin(
-        self, network_x: torch.Tensor, timestep: torch.Tensor, conds: dict, changed: bool = False, another: bool = False
-    ) -> bool:
+        self, network_x: torch.Tensor, timestep: torch.Tensor, conds: dict, changed: bool = False,
+        another: bool = False, level: float | None = None, weights: torch.Tensor | None = None,
+        force: bool = False,
+    ) -> bool:  # fmt: skip
         """Decide an evaluation; True: it is predicted. conds: the guider's conditionings by name. changed: whether what
         is asked has other values than where it was computed last. another: whether the latent may be another one.
+        level: the noise level, where it was read. weights: a sample of the network's. force: whether it had better be
+        computed.
         """
         step, sigma = self.steps.next_evaluation(), level_of(timestep)
         if step >= self.controller.total_steps:  # a sampler that does not take the schedule's steps
             self.controller.total_steps = UNKNOWN
         self._misses = self._misses + 1 if self.cache_miss else 0
+        self.unpredictable = self.unpredictable or self.cache_miss or another
         # A budget that is spent would not compute it, and so never again have all that is asked.
         if self._misses > 1 or another:
             self.controller.reset_cache()
-        force, changed = self._force_and_changed(step, sigma, conds, changed)
-        force = force | self._at_last_level(timestep, sigma)  # the last evaluation draws the detail
+        forced, changed = self._force_and_changed(step, sigma, conds, changed)
+        changed = changed | differ(self._weights, weights)
+        force = force | forced | self._at_last_level(timestep, sigma)  # the last evaluation draws the detail
+        if level is not None and self._strides.may_end(level):
+            force, step = True, max(step, self._schedule.steps - 1)  # for which a budget keeps one
         self.cache_miss = False
         computing = self.controller.begin(network_x, sigma=sigma, step=step, force=force, changed=changed)
         if computing:
-            self._computed_sigma = sigma.clone()
+            self._computed_sigma, self._weights = sigma.clone(), weights
             self._switches.on_computed()
         return not computing
 
-    def takes_turns(self, question) -> bool:
-        """Whether a question is one that is left out time and again, and had better have a history of its own."""
-        self._returns[question] += question in self._known - self._asked_before - self._asked
-        return self._returns[question] >= MANY_RETURNS
+    def note(self, question, conds: list) -> None:
+        """A question is asked. conds: the conditionings of its call, the others of them None."""
+        missed = self._evaluations - self._last_asked.pop(question, self._evaluations) - 1
+        if missed > 0:
+            self._returns[question] += 1
+            self._longest[question] = max(self._longest[question], missed)
+        self._last_asked[question], self._conds[question] = self._evaluations, conds
+        if len(self._last_asked) > MAX_QUESTIONS:
+            oldest = next(iter(self._last_asked))
+            del self._last_asked[oldest], self._conds[oldest]
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether some questions are left out time and again."""
+        return any(returns >= MANY_RETURNS for returns in self._returns.values())
+
+    def left_out(self) -> list[tuple]:
+        """(question, conditionings of its call) of those that are left out time and again, and at this evaluation, but
+        not for good.
+        """
+        absent = {one: self._evaluations - last for one, last in self._last_asked.items() if last < self._evaluations}
+        return [(one, self._conds[one]) for one, missed in absent.items()
+                if self._returns[one] >= MANY_RETURNS and missed <= 2 * self._longest[one]]  # fmt: skip
 
     def asked(self, question) -> bool:
         """Whether the question was asked in the newest evaluation."""
@@ -100,9 +135,18 @@ class QuestionHistory:
         settled.observe(values)
         return settled.changed
 
+    def observe_along(self, branch: str, values: dict) -> None:
+        """As `observe`, of a branch that nobody asks for."""
+        self._values.setdefault(branch, SettledValues()).observe(values)
+
+    def elsewhere(self, branches: Collection[str], x: torch.Tensor, sampler_x: torch.Tensor) -> bool:
+        """Whether a latent of the guider's own moved away from the sampler's since these branches were computed."""
+        return self._own_latents.went_elsewhere(branches, x, sampler_x)
+
     def on_computed(self, branch: str) -> None:
         """The branch was computed with the values that were observed last."""
         self._values[branch].on_computed()
+        self._own_latents.on_computed(branch)
 
     def _at_last_level(self, timestep: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Whether the schedule ends here for all of the batch, or for some rows that have noise levels of their own."""
@@ -140,7 +184,7 @@ class QuestionHistory:
 
     def close(self) -> None:
         """Free every tensor."""
-        self._computed_sigma = self._switches = None
-        self._values, self._rows_done = {}, 0
-        self.trail = Trail()
+        self._computed_sigma = self._switches = self._weights = None
+        self._values, self._conds, self._rows_done = {}, {}, 0
+        self.trail, self._own_latents = Trail(), OwnLatents()
         self.controller.release()

@@ -5,10 +5,11 @@ wrappers into a copy of the model options: PREDICT_NOISE decides, once per evalu
 stores the outputs, or predicts them. The state of a run is in its Run alone, so runs cannot affect each other.
 """
 
-import contextlib
 import logging
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import comfy.model_patcher
 import torch
@@ -20,6 +21,7 @@ from ..easycache_core.budget import budget_of
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import is_out_of_memory
+from ..easycache_core.weights import Weights
 from .call_options import values_of
 from .continuation import Piece
 from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions
@@ -132,6 +134,18 @@ def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list
     return [math.prod(shape[1:]) for shape in latent_shapes] if len(latent_shapes) > 1 else []
 
 
+class Answers(NamedTuple):
+    """What a call is given, by position among its conditionings.
+
+    branches: the names of the answers. own_x: x as the engine takes it, None if it is that of the evaluation.
+    predicted: the denoised latents; None where the network has to run.
+    """
+
+    branches: dict[int, str]
+    own_x: torch.Tensor | None
+    predicted: dict[int, torch.Tensor] | None
+
+
 class Run:
     """The state of the cache during one sampling run.
 
@@ -175,10 +189,18 @@ class Run:
         self._used: list[QuestionHistory] = []  # all there have been
         self._trace: list[tuple[QuestionHistory, int]] = []  # where the record of each evaluation is
         self._evaluation: Evaluation | None = None
-        self._computing = False  # whether a call to calc_cond_batch is being computed
+        self._computing: set[int] = set()  # threads in which a call to calc_cond_batch is being computed
+        self._lock = threading.RLock()  # guiders may ask from several threads
         self._memory, self._telling, self._identities = NetworkMemory(), TellingValues(), Identities()
         self._part_ids = PartIds(getattr(guider, "conds", {}))
         self._parts = self._gradients = 0  # calls about a part of the latent, and differentiated ones
+        self._elsewhere = 0  # calls about a latent of the guider's own that is turned or moved from step to step
+        self._asked_along = 0  # questions that the network was asked though nobody had
+        self._exact = settings.config.threshold == 0 == settings.config.target_speedup
+        self._dtype: torch.dtype | None = None  # of the engine's latents: some samplers change theirs
+        # Hooks exchange weights within an evaluation; their keyframes tell when they change (schedule_switches.py).
+        hooked = any(part.get("hooks") for cond in getattr(guider, "conds", {}).values() for part in cond or ())
+        self._weights = Weights(None if hooked else getattr(guider.model_patcher.model, "diffusion_model", None))
         self._self_switching = self_switching(getattr(guider, "conds", {}))
         self._callbacks = 0
         self._predicts = None  # whether PREDICT_NOISE was called since the last callback; None: never
@@ -240,21 +262,22 @@ class Run:
     def calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
         """CALC_COND_BATCH wrapper: as predict_or_compute. Nested calls are computed."""
 
-        def compute():
+        def compute(conds):
             return executor(model, conds, x, timestep, model_options)
 
-        if self._computing:
-            return compute()
+        if threading.get_ident() in self._computing:
+            return compute(conds)
 
         def asked():
             return questions(conds, model_options, model, self._part_ids).values()
 
-        if self._evaluation is None or self._evaluation.ended_by(x, timestep, asked):
-            if self._shape not in (None, x.shape):
-                self._parts += 1
-                return self._compute_nested(compute, model, model_options)
-            self._end_direct()
-            self._evaluation = Evaluation(x, timestep, direct=True)
+        with self._lock:
+            if self._evaluation is None or self._evaluation.ended_by(x, timestep, asked):
+                if self._shape not in (None, x.shape):
+                    self._parts += 1
+                    return self._compute_nested(lambda: compute(conds), model, model_options)
+                self._end_direct()
+                self._evaluation = Evaluation(x, timestep, direct=True)
         return self.predict_or_compute(compute, model, conds, x, timestep, model_options)
 
     def _end_direct(self) -> None:
@@ -262,70 +285,120 @@ class Run:
         self._log_evaluation(self._evaluation)
         self._evaluation = None
 
-    def predict_or_compute(self, compute, model, conds, x, timestep, model_options) -> list[torch.Tensor]:
-        """Denoised latents, one per conditioning: predicted where possible, else from `compute()`."""
-        evaluation, positive = self._evaluation, getattr(self._guider, "conds", {}).get("positive")
+    def predict_or_compute(self, compute: Callable, model, conds, x, timestep, model_options) -> list[torch.Tensor]:
+        """Denoised latents, one per conditioning: predicted where possible, else from `compute(conds)`, in which those
+        that need not be computed are None.
+        """
+        evaluation = self._evaluation
         asked = questions(conds, model_options, model, self._part_ids)
         if not asked or x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
             self._parts += 1
-            return self._compute_nested(compute, model, model_options)
+            return self._compute_nested(lambda: compute(conds), model, model_options)
         if torch.is_grad_enabled() and x.requires_grad and x.is_leaf:  # a prediction has another gradient
             self._gradients += 1
-            return self._compute_nested(compute, model, model_options)
+            return self._compute_nested(lambda: compute(conds), model, model_options)
         # The branch stored first is the one whose error decides; some guiders list the negative first.
-        order = sorted(asked, key=lambda i: conds[i] is not positive)
-        options = self._values_of(model_options)
-        values = {i: options | content_of(conds[i], self._identities) for i in order}
+        positive = getattr(self._guider, "conds", {}).get("positive")
+        asked = {i: asked[i] for i in sorted(asked, key=lambda i: conds[i] is not positive)}
+        with self._lock:
+            known = evaluation.computed_along(asked, x)
+            asked = {i: question for i, question in asked.items() if i not in known}
+            options = self._values_of(model_options)
+            answers = self._ask(evaluation, asked, conds, x, timestep, options) if asked else Answers({}, None, known)
+        if answers.predicted is not None:
+            known |= answers.predicted
+            return [known[i] if i in known else torch.zeros_like(x) for i in range(len(conds))]
+        wanted = [None if i in known else cond for i, cond in enumerate(conds)]
+        denoised = self._compute_nested(lambda: compute(wanted), model, model_options)
+        with self._lock:
+            known |= self._store(evaluation, answers, denoised, x, timestep)
+            along = self._left_out(evaluation, asked)
+        for question, conds_along in along:
+            computed = self._compute_nested(lambda given=conds_along: compute(given), model, model_options)
+            self._asked_along += 1
+            with self._lock:
+                self._store_along(evaluation, question, conds_along, computed, options)
+        return [known.get(i, output) for i, output in enumerate(denoised)]
+
+    def _ask(self, evaluation: Evaluation, asked: dict[int, Question], conds, x, timestep, options: dict) -> Answers:
+        """Predict the answers to these questions, by position, if they can be. options: values in the model's options,
+        by name.
+        """
+        values = {i: options | content_of(conds[i], self._identities) for i in asked}
         opens = evaluation.history is None
         if opens:
-            self._open(evaluation, asked[order[0]])
+            self._open(evaluation, next(iter(asked.values())))
         history = evaluation.history
-        if not opens and {history.takes_turns(asked[i]) for i in order} == {True}:
-            with self._aside(evaluation):
-                return self.predict_or_compute(compute, model, conds, x, timestep, model_options)
-        branches = {i: evaluation.branch(asked[i], values[i], self._telling) for i in order}
-        changed = True in {history.observe(asked[i], branches[i], values[i]) for i in order}
-        if opens:
-            self._decide(evaluation, conds, changed)
-        controller = history.controller
-        known = all(map(controller.has, branches.values())) and (opens or not changed)
+        for i, question in asked.items():
+            history.note(question, [cond if n == i else None for n, cond in enumerate(conds)])
+        branches = {i: evaluation.branch(asked[i], values[i], self._telling) for i in asked}
+        changed = True in {history.observe(asked[i], branches[i], values[i]) for i in asked}
         own_x = None if x is evaluation.x else self._network_input(x, timestep)
-        if evaluation.reusing and not self._memory.found and known:
+        if not self._exact and history.elsewhere(branches.values(), x, evaluation.x):
+            self._say_elsewhere()
+            changed = evaluation.another = True
+        known = all(map(history.controller.has, branches.values()))
+        if opens:
+            self._decide(evaluation, list(map(conds.__getitem__, asked)), changed, missing=not known)
+            known = all(map(history.controller.has, branches.values()))
+        predicted = None
+        if evaluation.reusing and not self._memory.found and known and (opens or not changed):
             try:
-                predicted = {i: self._predict(branches[i], own_x, x, timestep) for i in order}
-                return [predicted[i] if i in predicted else torch.zeros_like(x) for i in range(len(conds))]
+                predicted = {i: self._predict(history, branches[i], own_x, x, timestep) for i in asked}
             except Exception as error:
-                if controller.shared or not is_out_of_memory(error):
+                if history.controller.shared or not is_out_of_memory(error):
                     raise
-            controller.give_up_cache()
-        denoised = self._compute_nested(compute, model, model_options)
+                history.controller.give_up_cache()
+        return Answers(branches, own_x, predicted)
+
+    def _store(self, evaluation: Evaluation, answers: Answers, denoised: list, x, timestep) -> dict[int, torch.Tensor]:
+        """Take in what was computed, and return it, corrected, by position."""
+        history = evaluation.history
+        controller = history.controller
         if evaluation.reusing:
             history.cache_miss = True
             controller.count_as_computed()
-            return denoised
-        for i in order:
+            return {i: denoised[i] for i in answers.branches}
+        for i, branch in answers.branches.items():
             output = denoised[i]
             if self._conversion is not None:
                 output = self._retry_on_oom(self._conversion.network_output, output, x, timestep)
-            controller.store(branches[i], output, own_x)
-            history.on_computed(branches[i])
+            controller.store(branch, output.to(self._dtype), answers.own_x)
+            history.on_computed(branch)
         if self._conversion is not None:
-            return denoised
-        corrected = {i: controller.corrected(branches[i], denoised[i]) for i in order}
-        return [corrected.get(i, output) for i, output in enumerate(denoised)]
+            return {i: denoised[i] for i in answers.branches}
+        return {i: controller.corrected(branch, denoised[i]) for i, branch in answers.branches.items()}
 
-    @contextlib.contextmanager
-    def _aside(self, evaluation: Evaluation):
-        """Within an evaluation, another one of the questions that are left out at times: of the negative, where it is
-        asked at every other step only. They have a history, and decisions, of their own.
+    def _left_out(self, evaluation: Evaluation, asked: dict[int, Question]) -> list[tuple[Question, list]]:
+        """Questions that the network is asked along, where it runs, with the conditionings of their calls: those that
+        are left out at times, as a negative that is asked at every other step only. Without their answers nothing could
+        be predicted at the next step at which they are asked. asked: what was asked now, in the same way.
         """
-        if evaluation.aside is None:
-            evaluation.aside = Evaluation(evaluation.x, evaluation.timestep, depth=evaluation.depth + 1)
-        self._evaluation = evaluation.aside
-        try:
-            yield
-        finally:
-            self._evaluation = evaluation
+        controller = evaluation.history.controller
+        if self._exact or evaluation.reusing or controller.shared or self._asked_along >= controller.skipped:
+            return []  # asking must not cost more than skipping saves
+        ways = {question[1:] for question in asked.values()}
+        missing = evaluation.history.left_out()
+        return [(one, conds) for one, conds in missing if one[1:] in ways and one not in evaluation.along]
+
+    def _store_along(
+        self, evaluation: Evaluation, question: Question, conds: list, denoised: list, options: dict
+    ) -> None:
+        i = next(n for n, cond in enumerate(conds) if cond is not None)
+        values = options | content_of(conds[i], self._identities)
+        branch = evaluation.branch(question, values, self._telling)
+        evaluation.history.observe_along(branch, values)
+        answers = Answers({i: branch}, None, None)
+        stored = self._store(evaluation, answers, denoised, evaluation.x, evaluation.timestep)
+        evaluation.along[question] = stored[i]
+
+    def _say_elsewhere(self) -> None:
+        self._elsewhere += 1
+        if self._elsewhere == 1:
+            log.info(
+                "EasyCache: the guider asks about a latent of its own, which is turned or moved against the sampler's "
+                "from step to step; where it is, the network runs"
+            )
 
     def _values_of(self, model_options: dict) -> dict:
         """What may change in the model's options from call to call, by name."""
@@ -350,14 +423,18 @@ class Run:
         history.next_evaluation()
         evaluation.another = another
 
-    def _decide(self, evaluation: Evaluation, asked: list, changed: bool) -> None:
+    def _decide(self, evaluation: Evaluation, asked: list, changed: bool, missing: bool) -> None:
         """Whether an evaluation is predicted. asked: the conditionings of its first call. changed: whether they, or
-        the options, are others than where they were computed last.
+        the options, are others than where they were computed last. missing: whether some were not computed then.
         """
         history = evaluation.history
         network_x = self._network_input(evaluation.x, evaluation.timestep)
         conds = getattr(self._guider, "conds", None) or dict(enumerate(asked))
-        evaluation.reusing = history.begin(network_x, evaluation.timestep, conds, changed, evaluation.another)
+        weights = None if self._exact else self._weights.sample()
+        evaluation.reusing = history.begin(
+            network_x, evaluation.timestep, conds, changed, evaluation.another, evaluation.level, weights,
+            missing,
+        )  # fmt: skip
         self._trace.append((history, history.controller.computed + history.controller.skipped - 1))
 
     def _history_among(self, alike: list[QuestionHistory], evaluation: Evaluation) -> tuple[QuestionHistory, bool]:
@@ -365,6 +442,7 @@ class Run:
         if self._one_latent or any(history.controller.shared for history in alike):  # ranks might not agree
             return alike[0] if alike else self._next_history(evaluation), False
         sigma, sample = position_of(evaluation.x, evaluation.timestep)
+        evaluation.level = sigma
         trail = trail_of([history.trail for history in alike], sigma, sample) if alike else None
         history = next((one for one in alike if one.trail is trail), None) or self._next_history(evaluation)
         return history, history.trail.add(sigma, sample)
@@ -382,21 +460,24 @@ class Run:
 
     def _network_input(self, x, timestep) -> torch.Tensor:
         """What the engine takes for x."""
+        self._dtype = self._dtype or x.dtype
+        x = x.to(self._dtype)
         return x if self._conversion is None else self._retry_on_oom(self._conversion.network_input, x, timestep)
 
-    def _predict(self, branch: str, own_x, x, timestep) -> torch.Tensor:
-        """The denoised latent of a branch. own_x: x as the engine takes it; None if it is that of the evaluation."""
-        predicted = self._evaluation.history.controller.predict(branch, own_x)
+    def _predict(self, history: QuestionHistory, branch: str, own_x, x, timestep) -> torch.Tensor:
+        """The denoised latent of a branch, like x. own_x: as in Asked."""
+        predicted = history.controller.predict(branch, own_x).to(x.dtype)
         return predicted if self._conversion is None else self._conversion.denoised(predicted, x, timestep)
 
     def _compute_nested(self, compute, model, model_options) -> list[torch.Tensor]:
         """compute(), with nested calls to calc_cond_batch left alone."""
-        self._computing, knew = True, self._memory.found
+        knew, thread = self._memory.found, threading.get_ident()
+        self._computing.add(thread)
         try:
             network, first = getattr(model, "diffusion_model", None), len(self._trace) < 2
             return self._retry_on_oom(self._memory.call, compute, model_options, network, first)
         finally:
-            self._computing = False
+            self._computing.discard(thread)
             if self._memory.found != knew:
                 log.warning(f"EasyCache: {self._memory_says}; from here on everything is computed")
 
@@ -456,15 +537,23 @@ class Run:
         return summarise(*about, self._closeness, self._parts, self._beyond_budget, self._gradients)
 
     @property
-    def _beyond_budget(self) -> bool:
-        """Whether more was computed than target_speedup allows for the questions of each history."""
+    def _beyond_budget(self) -> str | None:
+        """Why more was computed than target_speedup allows for the questions of each history; None: it was not."""
         target = self.settings.config.target_speedup
         allowed = (budget_of(one.computed + one.skipped, target) for one in self._controllers if target)
-        return bool(target) and sum(one.computed for one in self._controllers) > sum(allowed)
+        if not target or sum(one.computed for one in self._controllers) <= sum(allowed):
+            return None
+        if self._elsewhere or any(history.unpredictable or history.cache_miss for history in self._used):
+            return "as what was asked could not be predicted from what was asked before"
+        return "as the sampler took fewer evaluations than its schedule has steps"
 
     def _estimate_closeness(self) -> float | None:
-        """In dB, of the final latent in the sampler's own terms; waits for the device."""
+        """In dB, of the final latent in the sampler's own terms; waits for the device. Nothing is known where a guider
+        keeps answers for later steps.
+        """
         if self.denoised is None or len(self._used) != 1 or not self._used[0].controller.skipped:
+            return None
+        if self._used[0].leaves_out:
             return None
         low, high = self.denoised.detach().aminmax()
         return self._used[0].controller.closeness(float(high - low), float(getattr(self._guider, "cfg", None) or 1.0))
@@ -480,10 +569,14 @@ class Run:
             return "it asks about parts of the latent, one after the other"
         if len(self._controllers) == len(self._trace) > 1:
             return "what is asked is new at every evaluation"
+        if self._elsewhere > len(self._trace) / 2:
+            return "the guider asks about a latent of its own, turned or moved against the sampler's from step to step"
         if self._self_switching and not self.settings.config.target_speedup:
             return f"a ControlNet ({self._self_switching[0]}) decides by itself at which noise levels it changes"
         if sum(history.moves for history in self._used) > len(self._trace) / 2:
             return "prompts, options, keyframes or strengths of what is asked change at nearly every step"
+        if self._weights.changes > len(self._trace) / 2:
+            return "the network's weights change at nearly every step"
         return None
 
     def snapshot(self) -> tuple[dict, list, int]:
@@ -511,6 +604,7 @@ class Run:
         """Free every tensor, even if a reference to this run remains."""
         self._evaluation = self._guider = self.denoised = None
         self._identities, self._part_ids = Identities(), PartIds({})
+        self._weights.close()
         for history in self._used:
             history.close()
         if self._unused is not None:

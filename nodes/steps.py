@@ -9,6 +9,7 @@ SELF_STEPPING_SAMPLERS = ("dpm_fast_function", "dpm_adaptive_function")
 UNKNOWN = 10_000  # steps
 # Where another run goes on, nothing makes up for the last gap of this one. In shorter ones that would leave no gap.
 SHORT_PIECE = 5  # steps
+STRIDE_MARGIN = 1e-2  # steps
 
 
 def step_count_known(sampler) -> bool:
@@ -63,6 +64,13 @@ class Schedule:
         # float16 has eleven bits.
         no_last = flipped or not left or (self.unfinished and self.steps <= SHORT_PIECE)
         self.last_sigma = -1.0 if no_last else left[-1] * (1 + 2**-10)
+        self._levels = None if no_last or any(rising) else values.tolist()
+
+    def position(self, sigma: float) -> float | None:
+        """Where in the schedule this noise level is, in steps; None where that does not only descend."""
+        if self._levels is None:
+            return None
+        return float(np.interp(-sigma, [-level for level in self._levels], range(len(self._levels))))
 
     def follow(self, sigma: float, model_sampling) -> bool:
         """Take note of the first noise level that is evaluated; whether it belongs to this schedule.
@@ -73,8 +81,30 @@ class Schedule:
         if self._max > 0 and self._min - margin <= sigma <= self._max + margin:
             return True
         self.steps, self.step_lengths, self.steps_known, self.unfinished = UNKNOWN, None, False, False
+        self._levels = None
         self.last_sigma = float(getattr(model_sampling, "sigma_min", 0.0)) * (1 + 2**-10)
         return False
+
+
+class Strides:
+    """How far a sampler goes along its schedule from one evaluation to the next, as noise levels tell: some leave
+    levels out, or go on between two of them.
+    """
+
+    def __init__(self, schedule: Schedule):
+        self._schedule, self._position, self._longest = schedule, None, 0.0
+
+    def may_end(self, sigma: float) -> bool:
+        """Whether as long a stride as the longest so far leads from this noise level to the end; where some were longer
+        than a step, to the last step.
+        """
+        position = self._schedule.position(sigma)
+        if position is None:
+            return False
+        before, self._position = self._position, position
+        self._longest = max(self._longest, 0.0 if before is None else position - before)
+        margin = STRIDE_MARGIN if self._longest < 1 + STRIDE_MARGIN else 1.0
+        return position + self._longest > self._schedule.steps - margin
 
 
 class StepCounter:

@@ -24,14 +24,14 @@ def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
 
 def summarise(
     did: dict, settings: Settings, steps: int, steps_before: int = 0, reason: str | None = None,
-    closeness: float | None = None, parts: int = 0, beyond_budget: bool = False, gradients: int = 0,
+    closeness: float | None = None, parts: int = 0, beyond_budget: str | None = None, gradients: int = 0,
 ) -> str:  # fmt: skip
     """The line for the log, with the reason if nothing was skipped.
 
     did: as from `totals`. steps: that the sampler took. steps_before: of the same schedule, in runs that this one
     continues. reason: why nothing could be skipped, where the settings are not to blame. closeness: in dB, if known.
     parts, gradients: calls about a part of the latent, and differentiated ones, which are not among the evaluations.
-    beyond_budget: whether more was computed than target_speedup allows.
+    beyond_budget: why more was computed than target_speedup allows, None if it was not.
     """
     if did["evaluations"] == 0 and steps == 0:
         return "EasyCache: nothing was sampled, the run had no steps"
@@ -43,7 +43,7 @@ def summarise(
         f"({did['evaluations'] / max(did['computed'], 1):.2f}x), {did['predictor']}, {_rule(settings.config)}"
     )
     if beyond_budget:
-        line += "; that is more than it allows"
+        line += f"; that is more than it allows, {beyond_budget}"
     if parts:
         line += f"; besides, {parts} calls about parts of the latent, or at another size, were computed"
     if gradients:

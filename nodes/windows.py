@@ -20,7 +20,7 @@ class CachedWindows:
         return getattr(self._handler, name)
 
     def execute(self, calc_cond_batch, model, conds, x, timestep, model_options):
-        def compute():
+        def compute(conds):
             # A handler's callbacks may look for the handler itself in the model options.
             own_options = {**model_options, "context_handler": self._handler}
             return self._handler.execute(calc_cond_batch, model, conds, x, timestep, own_options)

@@ -5,6 +5,7 @@ exchange or overwrite between evaluations, and what they leave out.
 import copy
 import functools
 import logging
+import threading
 import uuid
 
 import pytest
@@ -274,3 +275,176 @@ def test_a_sampler_whose_steps_are_not_the_schedules(tiny, run, habit):
     cached = run(scene, make_guider, sampler, threshold=0.15, warmup_steps=2)
     assert cached.calls.total() < 0.7 * plain.calls.total() and cached.report["trace"][-1]["computed"]
     assert psnr(cached.latent, plain.latent) > 15
+
+
+def every(steps, first):
+    """predict and how many questions are asked: the negative at every so manyth step only, its guidance kept between.
+    first: whether it is asked before the positive, in a call of its own; else along with it.
+    """
+
+    def predict(guider, step, x, timestep, options):
+        if step % steps:
+            (cond,) = ask(guider, ["positive"], x, timestep, options)
+        elif first:
+            (uncond,), (cond,) = (ask(guider, [name], x, timestep, options) for name in ("negative", "positive"))
+        else:
+            cond, uncond = ask(guider, ["positive", "negative"], x, timestep, options)
+        if step % steps == 0:
+            guider.away = cond - uncond
+        return cond + guider.away
+
+    return predict
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+@pytest.mark.parametrize("first", [False, True], ids=["along with the positive", "before the positive"])
+def test_the_negative_is_asked_at_some_steps_only(tiny, run, caplog, steps, first):
+    """Catches a budget that is exceeded, as the negative was left out where the network ran last, or a picture that is
+    lost, as positive and negative are forecast from different steps (1 dB).
+    """
+    scene, make_guider = tiny("Flux"), counting(every(steps, first))
+    plain = uncached(run, scene, make_guider, patch=answering_by_prompt)
+    for widgets in (HALF, dict(HALF, predictor="reuse"), dict(threshold=0.15, warmup_steps=2)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            cached = run(scene, make_guider, patch=answering_by_prompt, **widgets)
+        assert cached.report["evaluations"] == STEPS and cached.calls.total() <= plain.calls.total()
+        assert psnr(cached.latent, plain.latent) > 12, widgets
+        assert cached.report["computed"] <= STEPS / 2 or "threshold" in widgets
+        assert cached.report["closeness"] is None, "what is kept for later steps is not in the estimate"
+
+
+def turned(how):
+    """The guider's own way to look at the latent: (there, back), by step."""
+
+    def flip(x):
+        return x.flip(-1)
+
+    def rolled(amount):
+        return lambda x: x.roll(amount, -1)
+
+    def same(x):
+        return x
+
+    if how == "flipped at every other step":
+        return lambda step: (flip, flip) if step % 2 else (same, same)
+    return lambda step: (rolled(3 * step), rolled(-3 * step))
+
+
+@pytest.mark.parametrize("name", ["Flux", "SD15"])
+@pytest.mark.parametrize("how", ["flipped at every other step", "rolled on from step to step"])
+def test_a_guider_that_turns_its_latent(tiny, run, caplog, how, name):
+    """As for seamless textures. Catches an answer to the latent as it lay before (5 to 15 dB at a budget), and a log
+    that says nothing of it.
+    """
+    scene, way = tiny(name), turned(how)
+
+    def predict(guider, step, x, timestep, options):
+        there, back = way(step)
+        return back(guided(guider, there(x), timestep, options))
+
+    make_guider = counting(predict, PROMPTS if name == "Flux" else pair(scene))
+    patch = answering_by_prompt if name == "Flux" else None
+    plain = uncached(run, scene, make_guider, patch=patch)
+    for widgets in (HALF, dict(threshold=1.0, warmup_steps=2)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            cached = run(scene, make_guider, patch=patch, **widgets)
+        assert psnr(cached.latent, plain.latent) > 40, widgets
+        assert sum("is turned or moved against" in line for line in log_of(caplog)) == 1
+        assert any("could not be predicted" in line for line in log_of(caplog)) == (widgets == HALF)
+
+
+def test_a_guider_that_looks_at_its_latent_turned_as_well(tiny, run, caplog):
+    """At each step, and takes the mean. Catches a speed-up of nothing where the latent is turned the same each time."""
+    scene = tiny("Flux")
+
+    def predict(guider, step, x, timestep, options):
+        looks = [guided(guider, x, timestep, options), guided(guider, x.flip(-1), timestep, options).flip(-1)]
+        return sum(looks) / 2
+
+    plain = uncached(run, scene, counting(predict), patch=answering_by_prompt)
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, counting(predict), patch=answering_by_prompt, **HALF)
+    assert cached.report["computed"] == STEPS / 2 and psnr(cached.latent, plain.latent) > 25
+    assert not any("turned or moved" in line for line in log_of(caplog))
+
+
+@pytest.mark.parametrize("often", [False, True], ids=["once", "at each step"])
+def test_weights_are_changed_between_evaluations(tiny, run, caplog, often):
+    """As by a callback that alters the strength of a LoRA. Catches the step after that, predicted from before, and a
+    log that blames the threshold.
+    """
+    scene = tiny("Flux")
+    weights = [one for one in scene.model.model.diffusion_model.parameters() if one.ndim > 1]
+    before = [one.detach().clone() for one in weights]
+
+    def scale(factor):
+        for one, kept in zip(weights, before, strict=True):
+            one.data.copy_(factor * kept)
+
+    def predict(guider, step, x, timestep, options):
+        scale(1 + 0.02 * step if often else 1.5 if step >= AT else 1)
+        return guided(guider, x, timestep, options)
+
+    try:
+        plain = uncached(run, scene, counting(predict), patch=answering_by_prompt)
+        with caplog.at_level(logging.INFO):
+            cached = run(scene, counting(predict), patch=answering_by_prompt, threshold=1.0, warmup_steps=2)
+        said = log_of(caplog)
+        budget = run(scene, counting(predict), patch=answering_by_prompt, **HALF)
+    finally:
+        scale(1)
+    if often:
+        assert cached.report["skipped"] == 0 and "weights change at nearly every step" in said[-1]
+    else:
+        assert cached.report["skipped"] > 0
+        for one in (cached, budget):
+            assert plain.levels[AT] in one.levels
+
+
+def test_a_guider_that_asks_from_threads(tiny, run):
+    """One for the positive, one for the negative, at once. Catches a run that fails as each finds what the other one
+    has half done.
+    """
+    scene = tiny("Flux")
+
+    def predict(guider, step, x, timestep, options):
+        answers = {}
+
+        def answer(name):
+            with torch.inference_mode():
+                answers[name] = ask(guider, [name], x, timestep, options)[0]
+
+        threads = [threading.Thread(target=answer, args=(name,)) for name in ("positive", "negative")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return answers["negative"] + 2.0 * (answers["positive"] - answers["negative"])
+
+    plain = uncached(run, scene, counting(predict), patch=answering_by_prompt)
+    for widgets in (HALF, dict(HALF, predictor="reuse")):
+        cached = run(scene, counting(predict), patch=answering_by_prompt, **widgets)
+        check_counts(cached, plain.calls)
+        assert cached.report["computed"] == STEPS / 2 and psnr(cached.latent, plain.latent) > 10
+
+
+def test_a_sampler_whose_latent_changes_its_type(tiny, run):
+    """From step to step. Catches a cache that starts anew each time, and a log that blames the threshold for it."""
+    scene = tiny("Flux")
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            given = x.double() if i % 2 else x
+            denoised = model(given, sigma * x.new_ones([len(x)]), **extra_args).to(x.dtype)
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            x = x + (following - sigma) * (x - denoised) / sigma
+        return x
+
+    make_guider = functools.partial(direct, scene=scene, past_predict_noise=False)
+    plain = uncached(run, scene, make_guider, sampler)
+    for predictor in ("forecast", "reuse"):
+        cached = run(scene, make_guider, sampler, predictor=predictor, threshold=0.15, warmup_steps=2)
+        assert cached.report["computed"] <= STEPS * 0.7 and psnr(cached.latent, plain.latent) > 10

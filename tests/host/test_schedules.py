@@ -124,3 +124,38 @@ def test_the_last_of_several_evaluations_per_step(tiny, run, count, speedup):
     evaluations = (count + 1) * STEPS
     assert cached.report["evaluations"] == evaluations and cached.report["trace"][-1]["computed"]
     assert math.ceil(evaluations / speedup) - 2 <= cached.report["computed"] <= math.ceil(evaluations / speedup)
+
+
+LEVELS = {
+    "every second one": lambda sigmas: sigmas[::2],
+    "some of them": lambda sigmas: sigmas[[0, 1, 2, 4, 5, 8, 9, 12, 13, 16]],
+    "one between the last ones": lambda sigmas: torch.cat([sigmas[:-3], 0.9 * sigmas[-3:-2], sigmas[-1:]]),
+}
+
+
+@THRESHOLD_OR_BUDGET
+@pytest.mark.parametrize("levels", LEVELS)
+def test_a_sampler_that_leaves_levels_out(tiny, run, caplog, levels, widgets):
+    """Catches a last evaluation that is predicted, as the schedule has levels below, and a budget that is exceeded
+    without a word.
+    """
+    scene = tiny("Flux")
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        sigmas = LEVELS[levels](sigmas)
+        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            denoised = model(x, sigma * x.new_ones([len(x)]), **extra_args)
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            x = x + (following - sigma) * (x - denoised) / sigma
+        return x
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain = run(scene, make_guider, sampler)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, make_guider, sampler, **widgets)
+    check_counts(cached, plain.calls)
+    assert min(plain.levels) in cached.levels and len(cached.levels) < len(plain.levels)
+    beyond = widgets == BUDGET and len(cached.levels) > math.ceil(len(plain.levels) / 4)
+    assert any("fewer evaluations than its schedule has steps" in line for line in log_of(caplog)) == beyond
