@@ -2,7 +2,7 @@
 
 import torch
 
-TENSORS, ELEMENTS = 128, 16  # of the network's weights, and of each of them; a LoRA changes all elements
+TENSORS, ELEMENTS = 64, 16  # of the network's weights, and of each of them; a LoRA changes all elements
 
 
 class Weights:
@@ -22,14 +22,15 @@ class Weights:
 
     def sample(self) -> torch.Tensor | None:
         """Bits of some weights; None where they cannot be looked at. Does not wait for the device."""
-        by_kind = {}
+        by_device = {}
         for one in (getattr(*where, None) for where in self._weights):
             plain = isinstance(one, torch.Tensor) and type(one.data) is torch.Tensor and one.device.type != "meta"
             if plain and one.is_contiguous():
-                by_kind.setdefault((one.device, one.dtype), []).append(one.detach().view(-1)[:ELEMENTS])
-        if not by_kind:
+                bits = one.detach().view(-1)[:ELEMENTS].view(torch.uint8)
+                by_device.setdefault(one.device, []).append(bits)
+        if not by_device:
             return None
-        now = torch.cat(max(by_kind.values(), key=len)).view(torch.uint8)
+        now = torch.cat(max(by_device.values(), key=len))
         self._changes = self._changes + differ(self._before, now)
         self._before = now
         return now

@@ -195,12 +195,14 @@ class Run:
         self._part_ids = PartIds(getattr(guider, "conds", {}))
         self._parts = self._gradients = 0  # calls about a part of the latent, and differentiated ones
         self._elsewhere = 0  # calls about a latent of the guider's own that is turned or moved from step to step
-        self._asked_along = 0  # questions that the network was asked though nobody had
         self._exact = settings.config.threshold == 0 == settings.config.target_speedup
+        self._asks_along, self._asked_along = not self._exact, 0  # questions that are not asked just now
         self._dtype: torch.dtype | None = None  # of the engine's latents: some samplers change theirs
         # Hooks exchange weights within an evaluation; their keyframes tell when they change (schedule_switches.py).
         hooked = any(part.get("hooks") for cond in getattr(guider, "conds", {}).values() for part in cond or ())
-        self._weights = Weights(None if hooked else getattr(guider.model_patcher.model, "diffusion_model", None))
+        self._weights = Weights(
+            None if hooked or self._exact else getattr(guider.model_patcher.model, "diffusion_model", None)
+        )
         self._self_switching = self_switching(getattr(guider, "conds", {}))
         self._callbacks = 0
         self._predicts = None  # whether PREDICT_NOISE was called since the last callback; None: never
@@ -314,8 +316,13 @@ class Run:
             known |= self._store(evaluation, answers, denoised, x, timestep)
             along = self._left_out(evaluation, asked)
         for question, conds_along in along:
-            computed = self._compute_nested(lambda given=conds_along: compute(given), model, model_options)
             self._asked_along += 1
+            try:
+                computed = self._compute_nested(lambda given=conds_along: compute(given), model, model_options)
+            except (AttributeError, LookupError, TypeError, ValueError) as error:  # of a pack's wrapper, say
+                log.debug(f"EasyCache: what is left out cannot be asked along: {type(error).__name__}: {error}")
+                self._asks_along = False
+                break
             with self._lock:
                 self._store_along(evaluation, question, conds_along, computed, options)
         return [known.get(i, output) for i, output in enumerate(denoised)]
@@ -375,7 +382,7 @@ class Run:
         be predicted at the next step at which they are asked. asked: what was asked now, in the same way.
         """
         controller = evaluation.history.controller
-        if self._exact or evaluation.reusing or controller.shared or self._asked_along >= controller.skipped:
+        if not self._asks_along or evaluation.reusing or controller.shared or self._asked_along >= controller.skipped:
             return []  # asking must not cost more than skipping saves
         ways = {question[1:] for question in asked.values()}
         missing = evaluation.history.left_out()
@@ -430,10 +437,9 @@ class Run:
         history = evaluation.history
         network_x = self._network_input(evaluation.x, evaluation.timestep)
         conds = getattr(self._guider, "conds", None) or dict(enumerate(asked))
-        weights = None if self._exact else self._weights.sample()
         evaluation.reusing = history.begin(
-            network_x, evaluation.timestep, conds, changed, evaluation.another, evaluation.level, weights,
-            missing,
+            network_x, evaluation.timestep, conds, changed, evaluation.another, evaluation.level,
+            self._weights.sample(), missing,
         )  # fmt: skip
         self._trace.append((history, history.controller.computed + history.controller.skipped - 1))
 
@@ -465,7 +471,7 @@ class Run:
         return x if self._conversion is None else self._retry_on_oom(self._conversion.network_input, x, timestep)
 
     def _predict(self, history: QuestionHistory, branch: str, own_x, x, timestep) -> torch.Tensor:
-        """The denoised latent of a branch, like x. own_x: as in Asked."""
+        """The denoised latent of a branch, like x. own_x: as in Answers."""
         predicted = history.controller.predict(branch, own_x).to(x.dtype)
         return predicted if self._conversion is None else self._conversion.denoised(predicted, x, timestep)
 
@@ -534,7 +540,8 @@ class Run:
         self._closeness = self._estimate_closeness()
         about = self._totals(), self.settings, self._callbacks or self._steps, self._steps_before, self._reason
         self._nothing_skipped = nothing_skipped(*about)
-        return summarise(*about, self._closeness, self._parts, self._beyond_budget, self._gradients)
+        return summarise(*about, self._closeness, self._parts, self._beyond_budget, self._gradients,
+                         self._asked_along)  # fmt: skip
 
     @property
     def _beyond_budget(self) -> str | None:

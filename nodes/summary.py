@@ -25,13 +25,15 @@ def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
 def summarise(
     did: dict, settings: Settings, steps: int, steps_before: int = 0, reason: str | None = None,
     closeness: float | None = None, parts: int = 0, beyond_budget: str | None = None, gradients: int = 0,
+    along: int = 0,
 ) -> str:  # fmt: skip
     """The line for the log, with the reason if nothing was skipped.
 
     did: as from `totals`. steps: that the sampler took. steps_before: of the same schedule, in runs that this one
     continues. reason: why nothing could be skipped, where the settings are not to blame. closeness: in dB, if known.
     parts, gradients: calls about a part of the latent, and differentiated ones, which are not among the evaluations.
-    beyond_budget: why more was computed than target_speedup allows, None if it was not.
+    beyond_budget: why more was computed than target_speedup allows, None if it was not. along: how often the network
+    was asked what the guider leaves out at times.
     """
     if did["evaluations"] == 0 and steps == 0:
         return "EasyCache: nothing was sampled, the run had no steps"
@@ -48,6 +50,8 @@ def summarise(
         line += f"; besides, {parts} calls about parts of the latent, or at another size, were computed"
     if gradients:
         line += f"; besides, {gradients} calls that the guider differentiates through were computed"
+    if along:
+        line += f"; besides, what the guider leaves out at times was asked along {along} times"
     if steps_before:
         line += f"; it goes on from an earlier run, at step {steps_before + 1} of the schedule"
     if closeness is not None:
