@@ -466,8 +466,11 @@ class Run:
         """In dB, of the final latent in the sampler's own terms; waits for the device."""
         if self.denoised is None or len(self._used) != 1 or not self._used[0].controller.skipped:
             return None
+        guidance = getattr(self._guider, "cfg", None)
+        if not isinstance(guidance, int | float | None):  # some have one for each step
+            return None
         low, high = self.denoised.detach().aminmax()
-        return self._used[0].controller.closeness(float(high - low), float(getattr(self._guider, "cfg", None) or 1.0))
+        return self._used[0].controller.closeness(float(high - low), float(guidance or 1.0))
 
     @property
     def _reason(self) -> str | None:

@@ -230,6 +230,23 @@ def test_the_negative_is_asked_at_every_other_step(tiny, run):
     assert psnr(cached.latent, plain.latent) > 10
 
 
+@pytest.mark.parametrize("cfg", [[4.0] * (STEPS // 2) + [2.0] * (STEPS // 2), torch.tensor([4.0, 2.0])], ids=type)
+def test_guidance_of_other_strengths(tiny, run, cfg):
+    """The guider's `cfg` is no number but one for each step, or a tensor. Catches a run that fails at its end, when
+    all has been sampled.
+    """
+    scene = tiny("Flux")
+
+    def make_guider(model):
+        guider = counting(lambda guider, step, *asked: guided(guider, *asked))(model)
+        guider.cfg = cfg
+        return guider
+
+    plain, cached = uncached(run, scene, make_guider), run(scene, make_guider, **HALF)
+    assert cached.report["computed"] == STEPS / 2 and cached.report["closeness"] is None
+    assert psnr(cached.latent, plain.latent) > 20
+
+
 @torch.no_grad()
 def with_a_clean_row(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Euler's method; the first row of the batch is a picture for reference, and stays at a low noise level."""
