@@ -188,6 +188,10 @@ class Run:
         # Other ranks wait for this one from here on.
         self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
 
+    def __deepcopy__(self, memo) -> "Run":
+        """Itself: packs copy the options of a call, with the wrappers in them, to ask once more in another way."""
+        return self
+
     def _new_history(self) -> QuestionHistory:
         return QuestionHistory(
             self.settings, self._schedule, self._steps_before, self._levels, **self._controller_options

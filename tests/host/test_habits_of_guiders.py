@@ -247,6 +247,38 @@ def test_guidance_of_other_strengths(tiny, run, cfg):
     assert psnr(cached.latent, plain.latent) > 20
 
 
+@pytest.mark.parametrize("windows", [False, True], ids=["whole", "in windows"])
+@pytest.mark.parametrize("widgets", [dict(threshold=0.15, warmup_steps=2), HALF], ids=["threshold", "budget"])
+def test_options_that_are_copied_deeply(comfy, tiny, run, windows, widgets):
+    """A patch asks the positive once more, with a deep copy of the options. Catches a copy of the whole run, network
+    and cache, which knows of nothing; one of all reports before; and with windows a RecursionError.
+    """
+    scene, latent = tiny("WAN21_T2V"), {"samples": torch.zeros(1, 16, 7, 8, 8)}
+
+    def again(given):
+        from comfy.samplers import calc_cond_batch
+
+        options = copy.deepcopy(given["model_options"])
+        assert options["transformer_options"]["wrappers"] == given["model_options"]["transformer_options"]["wrappers"]
+        options["transformer_options"]["again"] = True
+        (more,) = calc_cond_batch(given["model"], given["conds"][:1], given["input"], given["timestep"], options)
+        return [given["conds_out"][0] * 1.2 - more * 0.2, *given["conds_out"][1:]]
+
+    def patch(model):
+        model = model.clone()
+        model.set_model_sampler_pre_cfg_function(again)
+        given = dict(context_length=4, context_overlap=2, context_schedule="standard_static", context_stride=1,
+                     closed_loop=False, fuse_method="pyramid", dim=2)  # fmt: skip
+        return comfy.node("ContextWindowsManual", model, **given)[0] if windows else model
+
+    make_guider = functools.partial(direct, scene=scene, past_predict_noise=False)
+    plain = uncached(run, scene, make_guider, patch=patch, latent=latent)
+    cached = run(scene, make_guider, patch=patch, latent=latent, **widgets)
+    check_counts(cached, plain.calls)
+    assert cached.report["evaluations"] == STEPS and cached.report["computed"] < STEPS * 0.7
+    assert psnr(cached.latent, plain.latent) > 20
+
+
 @torch.no_grad()
 def with_a_clean_row(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Euler's method; the first row of the batch is a picture for reference, and stays at a low noise level."""
