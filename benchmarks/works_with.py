@@ -108,8 +108,9 @@ def measure_pack(name: str, packs: Path):
     pack = import_module(f"packs.{name}")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
         host = Host(Path(base))
-        if pack.FOLDER is not None:
-            host.load(packs / pack.FOLDER)
+        for folder in (*getattr(pack, "NEEDS", ()), pack.FOLDER):
+            if folder is not None:
+                host.load(packs / folder)
         import comfyui_version
 
         log = Log()

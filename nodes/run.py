@@ -22,7 +22,7 @@ from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import is_out_of_memory
 from .call_options import values_of
 from .continuation import Piece
-from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions
+from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, where_active
 from .latents import level_of, position_of, trail_of
 from .network_memory import NetworkMemory
 from .other_caches import warn_of_other_caches, warn_of_repetitions
@@ -296,7 +296,8 @@ class Run:
         own_x = None if x is evaluation.x else self._network_input(x, timestep)
         if evaluation.reusing and not self._memory.found and known:
             try:
-                predicted = {i: self._predict(branches[i], own_x, x, timestep) for i in order}
+                answers = {i: self._predict(branches[i], own_x, x, timestep) for i in order}
+                predicted = {i: where_active(conds[i], timestep, answer) for i, answer in answers.items()}
                 return [predicted[i] if i in predicted else torch.zeros_like(x) for i in range(len(conds))]
             except Exception as error:
                 if controller.shared or not is_out_of_memory(error):
@@ -315,7 +316,7 @@ class Run:
             history.on_computed(branches[i])
         if self._conversion is not None:
             return denoised
-        corrected = {i: controller.corrected(branches[i], denoised[i]) for i in order}
+        corrected = {i: where_active(conds[i], timestep, controller.corrected(branches[i], denoised[i])) for i in order}
         return [corrected.get(i, output) for i, output in enumerate(denoised)]
 
     @contextlib.contextmanager

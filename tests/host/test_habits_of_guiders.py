@@ -15,6 +15,7 @@ from sampling import (
     THRESHOLD_OR_BUDGET,
     answering_by_prompt,
     ask,
+    both,
     check_counts,
     direct,
     guiding,
@@ -277,6 +278,35 @@ def test_options_that_are_copied_deeply(comfy, tiny, run, windows, widgets):
     check_counts(cached, plain.calls)
     assert cached.report["evaluations"] == STEPS and cached.report["computed"] < STEPS * 0.7
     assert psnr(cached.latent, plain.latent) > 20
+
+
+@pytest.mark.parametrize("part", [(0.0, 0.5), (0.5, 1.0)], ids=["at first", "at last"])
+@pytest.mark.parametrize("widgets", [dict(threshold=1.0, warmup_steps=2), HALF, dict(HALF, predictor="reuse")])
+def test_a_negative_in_a_part_of_the_schedule(comfy, tiny, run, part, widgets):
+    """Outside of it ComfyUI's answer is zero, and a patch that looks for that takes the positive's. Catches a prediction
+    that is nearly zero, with which all of the guidance goes wrong.
+    """
+    scene, missing = tiny("Flux"), []
+    limited = comfy.node("ConditioningSetTimestepRange", scene.negative, *part)[0]
+
+    def instead(given):
+        cond, uncond = given["conds_out"]
+        missing.append(not uncond.any())
+        return [cond, cond.clone() if missing[-1] else uncond]
+
+    def patch(model):
+        model = answering_by_prompt(model)
+        model.set_model_sampler_pre_cfg_function(instead)
+        return model
+
+    def sampled(**widgets):
+        missing.clear()
+        conds = {"positive": scene.positive, "negative": limited}
+        return run(scene, lambda model: guiding(model, conds, both), patch=patch, **widgets), missing.copy()
+
+    (plain, where), (cached, where_cached) = sampled(), sampled(**widgets)
+    assert where_cached == where and 0 < sum(where) < STEPS
+    assert cached.report["computed"] <= STEPS / 2 + 1 and psnr(cached.latent, plain.latent) > 20
 
 
 @torch.no_grad()
