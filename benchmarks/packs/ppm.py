@@ -1,4 +1,4 @@
-"""ComfyUI-ppm: samplers, guidance in a part of the schedule, noise in prompts, and prompts for regions."""
+"""ComfyUI-ppm: samplers, guidance in a part of the schedule, and prompts for regions."""
 
 import torch
 from works_with import Case
@@ -33,9 +33,6 @@ def cases(host):
         )[0]  # fmt: skip
 
     yield Case("CFGLimiterGuider, sigma 5.42 to 0.28", *common.custom(host, scene, guider))
-    for percent in (0.4, 1.0):
-        noisy = host.node("CADSPPM", model=scene.model, scale=0.25, start_percent=0.0, end_percent=percent)[0]
-        yield Case(f"CADS, noise in the prompt until {percent:.0%}", noisy, sample)
     first = host.node("SkipFirstStepCFG", model=scene.model, skip_percent=0.1)[0]
     yield Case("no CFG in the first 10%", first, sample)
 

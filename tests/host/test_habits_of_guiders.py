@@ -283,7 +283,7 @@ def test_options_that_are_copied_deeply(comfy, tiny, run, windows, widgets):
 @pytest.mark.parametrize("part", [(0.0, 0.5), (0.5, 1.0)], ids=["at first", "at last"])
 @pytest.mark.parametrize("widgets", [dict(threshold=1.0, warmup_steps=2), HALF, dict(HALF, predictor="reuse")])
 def test_a_negative_in_a_part_of_the_schedule(comfy, tiny, run, part, widgets):
-    """Outside of it ComfyUI's answer is zero, and a patch that looks for that takes the positive's. Catches a prediction
+    """Outside of it ComfyUI answers zero, and a patch that looks for that takes the positive. Catches a prediction
     that is nearly zero, with which all of the guidance goes wrong.
     """
     scene, missing = tiny("Flux"), []
