@@ -3,9 +3,10 @@
     python benchmarks/works_with.py --packs FOLDER [--only nag lanpaint ...]
     python benchmarks/works_with.py --table
 
-FOLDER holds clones of the packs, each in a folder named as its repository. packs/ has a file per pack, whose cases are
-sampled uncached, with threshold 0, and as SETTINGS say. Each pack has a process of its own, as some change ComfyUI. Its
-rows in benchmarks/results/works_with.csv are replaced as they come; those of other packs stay.
+FOLDER holds clones of the packs, each in a folder named as its repository. packs/ has a file per pack, and in it which
+others that one NEEDS. Its cases are sampled uncached, with threshold 0, and as SETTINGS say. Each pack has a process of
+its own, as some change ComfyUI. Its rows in benchmarks/results/works_with.csv are replaced as they come; those of other
+packs stay.
 """
 
 import argparse
@@ -108,8 +109,9 @@ def measure_pack(name: str, packs: Path):
     pack = import_module(f"packs.{name}")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
         host = Host(Path(base))
-        if pack.FOLDER is not None:
-            host.load(packs / pack.FOLDER)
+        for folder in (*getattr(pack, "NEEDS", ()), pack.FOLDER):
+            if folder is not None:
+                host.load(packs / folder)
         import comfyui_version
 
         log = Log()

@@ -89,6 +89,19 @@ def questions(conds: Sequence, model_options: dict, model, part_ids: PartIds) ->
     return {i: Question(part_ids.of(cond, i), *options) for i, cond in enumerate(conds) if cond is not None}
 
 
+def where_active(cond: Sequence[dict], timestep: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    """The answer to a conditioning; zero at noise levels where none of its parts is active, as ComfyUI has it there
+    without the network. Some guiders look for that. Does not wait for the device. timestep: sigma, (batch,).
+    """
+    ranges = [(part.get("timestep_start"), part.get("timestep_end")) for part in cond]
+    if (None, None) in ranges:
+        return answer
+    active, sigma = False, timestep[0]
+    for start, end in ranges:
+        active = active | ((start is None or sigma <= start) & (end is None or sigma >= end))
+    return answer * active
+
+
 class Identities:
     """Numbers that tell objects apart, also those that are made anew where another one was."""
 

@@ -17,6 +17,10 @@ class CachedSampling:
     def __init__(self, settings: Settings, history: RunHistory):
         self.settings, self.history = settings, history
 
+    def __deepcopy__(self, memo) -> "CachedSampling":
+        """Itself, where a pack copies a model's options: the report is looked for in this history."""
+        return self
+
     def __call__(self, executor, *args, **kwargs):
         inner = executor.wrappers[executor.idx + 1 :]
         if inner:  # Some sample several times in one call, and each time is a run: so this one goes innermost.

@@ -24,7 +24,7 @@ from ..easycache_core.storage import is_out_of_memory
 from ..easycache_core.weights import Weights
 from .call_options import values_of
 from .continuation import Piece
-from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions
+from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, where_active
 from .latents import level_of, position_of, trail_of
 from .network_memory import NetworkMemory
 from .other_caches import warn_of_other_caches, warn_of_repetitions
@@ -212,6 +212,10 @@ class Run:
         # Other ranks wait for this one from here on.
         self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
 
+    def __deepcopy__(self, memo) -> "Run":
+        """Itself: packs copy the options of a call, with the wrappers in them, to ask once more in another way."""
+        return self
+
     def _new_history(self) -> QuestionHistory:
         return QuestionHistory(
             self.settings, self._schedule, self._steps_before, self._levels, **self._controller_options
@@ -307,9 +311,13 @@ class Run:
             asked = {i: question for i, question in asked.items() if i not in known}
             options = self._values_of(model_options)
             answers = self._ask(evaluation, asked, conds, x, timestep, options) if asked else Answers({}, None, known)
+
+        def shown(i: int) -> torch.Tensor:
+            return where_active(conds[i], timestep, known[i])
+
         if answers.predicted is not None:
             known |= answers.predicted
-            return [known[i] if i in known else torch.zeros_like(x) for i in range(len(conds))]
+            return [shown(i) if i in known else torch.zeros_like(x) for i in range(len(conds))]
         wanted = [None if i in known else cond for i, cond in enumerate(conds)]
         denoised = self._compute_nested(lambda: compute(wanted), model, model_options)
         with self._lock:
@@ -325,7 +333,7 @@ class Run:
                 break
             with self._lock:
                 self._store_along(evaluation, question, conds_along, computed, options)
-        return [known.get(i, output) for i, output in enumerate(denoised)]
+        return [shown(i) if i in known else output for i, output in enumerate(denoised)]
 
     def _ask(self, evaluation: Evaluation, asked: dict[int, Question], conds, x, timestep, options: dict) -> Answers:
         """Predict the answers to these questions, by position, if they can be. options: values in the model's options,
@@ -560,10 +568,11 @@ class Run:
         """
         if self.denoised is None or len(self._used) != 1 or not self._used[0].controller.skipped:
             return None
-        if self._used[0].leaves_out:
+        guidance = getattr(self._guider, "cfg", None)
+        if self._used[0].leaves_out or not isinstance(guidance, int | float | None):  # some have one for each step
             return None
         low, high = self.denoised.detach().aminmax()
-        return self._used[0].controller.closeness(float(high - low), float(getattr(self._guider, "cfg", None) or 1.0))
+        return self._used[0].controller.closeness(float(high - low), float(guidance or 1.0))
 
     @property
     def _reason(self) -> str | None:

@@ -17,6 +17,8 @@ class CachedWindows:
         self._predict_or_compute = predict_or_compute
 
     def __getattr__(self, name):
+        if name.startswith("__"):  # asked for by copies, which have no handler yet
+            raise AttributeError(name)
         return getattr(self._handler, name)
 
     def execute(self, calc_cond_batch, model, conds, x, timestep, model_options):

@@ -16,6 +16,7 @@ from sampling import (
     THRESHOLD_OR_BUDGET,
     answering_by_prompt,
     ask,
+    both,
     check_counts,
     direct,
     guiding,
@@ -229,6 +230,84 @@ def test_the_negative_is_asked_at_every_other_step(tiny, run):
     cached = run(scene, counting(predict), patch=answering_by_prompt, **HALF)
     assert cached.report["computed"] <= cached.report["evaluations"] / 2 + 1
     assert psnr(cached.latent, plain.latent) > 10
+
+
+@pytest.mark.parametrize("cfg", [[4.0] * (STEPS // 2) + [2.0] * (STEPS // 2), torch.tensor([4.0, 2.0])], ids=type)
+def test_guidance_of_other_strengths(tiny, run, cfg):
+    """The guider's `cfg` is no number but one for each step, or a tensor. Catches a run that fails at its end, when
+    all has been sampled.
+    """
+    scene = tiny("Flux")
+
+    def make_guider(model):
+        guider = counting(lambda guider, step, *asked: guided(guider, *asked))(model)
+        guider.cfg = cfg
+        return guider
+
+    plain, cached = uncached(run, scene, make_guider), run(scene, make_guider, **HALF)
+    assert cached.report["computed"] == STEPS / 2 and cached.report["closeness"] is None
+    assert psnr(cached.latent, plain.latent) > 20
+
+
+@pytest.mark.parametrize("windows", [False, True], ids=["whole", "in windows"])
+@pytest.mark.parametrize("widgets", [dict(threshold=0.15, warmup_steps=2), HALF], ids=["threshold", "budget"])
+def test_options_that_are_copied_deeply(comfy, tiny, run, windows, widgets):
+    """A patch asks the positive once more, with a deep copy of the options. Catches a copy of the whole run, network
+    and cache, which knows of nothing; one of all reports before; and with windows a RecursionError.
+    """
+    scene, latent = tiny("WAN21_T2V"), {"samples": torch.zeros(1, 16, 7, 8, 8)}
+
+    def again(given):
+        from comfy.samplers import calc_cond_batch
+
+        options = copy.deepcopy(given["model_options"])
+        assert options["transformer_options"]["wrappers"] == given["model_options"]["transformer_options"]["wrappers"]
+        options["transformer_options"]["again"] = True
+        (more,) = calc_cond_batch(given["model"], given["conds"][:1], given["input"], given["timestep"], options)
+        return [given["conds_out"][0] * 1.2 - more * 0.2, *given["conds_out"][1:]]
+
+    def patch(model):
+        model = model.clone()
+        model.set_model_sampler_pre_cfg_function(again)
+        given = dict(context_length=4, context_overlap=2, context_schedule="standard_static", context_stride=1,
+                     closed_loop=False, fuse_method="pyramid", dim=2)  # fmt: skip
+        return comfy.node("ContextWindowsManual", model, **given)[0] if windows else model
+
+    make_guider = functools.partial(direct, scene=scene, past_predict_noise=False)
+    plain = uncached(run, scene, make_guider, patch=patch, latent=latent)
+    cached = run(scene, make_guider, patch=patch, latent=latent, **widgets)
+    check_counts(cached, plain.calls)
+    assert cached.report["evaluations"] == STEPS and cached.report["computed"] < STEPS * 0.7
+    assert psnr(cached.latent, plain.latent) > 20
+
+
+@pytest.mark.parametrize("part", [(0.0, 0.5), (0.5, 1.0)], ids=["at first", "at last"])
+@pytest.mark.parametrize("widgets", [dict(threshold=1.0, warmup_steps=2), HALF, dict(HALF, predictor="reuse")])
+def test_a_negative_in_a_part_of_the_schedule(comfy, tiny, run, part, widgets):
+    """Outside of it ComfyUI answers zero, and a patch that looks for that takes the positive. Catches a prediction
+    that is nearly zero, with which all of the guidance goes wrong.
+    """
+    scene, missing = tiny("Flux"), []
+    limited = comfy.node("ConditioningSetTimestepRange", scene.negative, *part)[0]
+
+    def instead(given):
+        cond, uncond = given["conds_out"]
+        missing.append(not uncond.any())
+        return [cond, cond.clone() if missing[-1] else uncond]
+
+    def patch(model):
+        model = answering_by_prompt(model)
+        model.set_model_sampler_pre_cfg_function(instead)
+        return model
+
+    def sampled(**widgets):
+        missing.clear()
+        conds = {"positive": scene.positive, "negative": limited}
+        return run(scene, lambda model: guiding(model, conds, both), patch=patch, **widgets), missing.copy()
+
+    (plain, where), (cached, where_cached) = sampled(), sampled(**widgets)
+    assert where_cached == where and 0 < sum(where) < STEPS
+    assert cached.report["computed"] <= STEPS / 2 + 1 and psnr(cached.latent, plain.latent) > 20
 
 
 @torch.no_grad()
