@@ -11,6 +11,7 @@ import argparse
 import base64
 import csv
 import dataclasses
+import itertools
 import math
 import statistics
 import tempfile
@@ -91,8 +92,9 @@ def main():
         page = chromium.new_page()
         table = csv.writer(file)
         table.writerow(COLUMNS)
-        misses, misses_db = {}, {}
+        misses, misses_db, apart = {}, {}, []
         for key, reports, close in measured:
+            estimated = {}
             for run_at, threshold, estimate, decibels in estimates(page, reports):
                 report, actual = reports[threshold], close[threshold]
                 row = [*key, run_at, threshold, estimate, report["computed"], report["evaluations"]]
@@ -102,6 +104,11 @@ def main():
                     misses.setdefault(kind, []).append(abs(estimate - report["computed"]))
                 if decibels is not None and actual is not None:
                     misses_db.setdefault(kind, []).append(abs(decibels - actual))
+                    estimated.setdefault(run_at, []).append(decibels - actual)
+            pairs = (pair for found in estimated.values() for pair in itertools.combinations(found, 2))
+            apart += [abs(one - other) for one, other in pairs]
+    three, six = (sum(miss < limit for miss in apart) / len(apart) for limit in (3, 6))
+    print(f"two thresholds, asked of one run: their difference in dB is within 3 dB in {three:.0%}, within 6 in {six:.0%}")
     for (predictor, distance), found in sorted(misses_db.items()):
         three, six = (sum(miss < limit for miss in found) / len(found) for limit in (3, 6))
         print(f"{predictor}, threshold {distance}: {three:.0%} within 3 dB, {six:.0%} within 6 ({len(found)} of them)")
