@@ -108,7 +108,7 @@ def main():
             pairs = (pair for found in estimated.values() for pair in itertools.combinations(found, 2))
             apart += [abs(one - other) for one, other in pairs]
     three, six = (sum(miss < limit for miss in apart) / len(apart) for limit in (3, 6))
-    print(f"two thresholds, asked of one run: their difference in dB is within 3 dB in {three:.0%}, within 6 in {six:.0%}")
+    print(f"by how much two thresholds differ, asked of one run: {three:.0%} within 3 dB, {six:.0%} within 6")
     for (predictor, distance), found in sorted(misses_db.items()):
         three, six = (sum(miss < limit for miss in found) / len(found) for limit in (3, 6))
         print(f"{predictor}, threshold {distance}: {three:.0%} within 3 dB, {six:.0%} within 6 ({len(found)} of them)")

@@ -69,8 +69,8 @@ class Gains:
     """By least squares: gain from the last change of D, theta over the run with forgetting. They hold for all branches:
     guidance lives on the difference of branches; a theta for each would cost 3 dB. theta is the tracked branch's. The
     gain is that of the guided latent, which the sampler gets: guidance amplifies what differs between branches, and
-    that goes on along t for less long than each of them does. So with guidance the first gain is 0, until one is learnt:
-    MAX_GAIN was 2 to 3 dB further from the uncached run where three to five evaluations are computed.
+    that goes on along t for less long than each of them does. With guidance the first gain, before one is learnt, is 0:
+    with MAX_GAIN, runs of three to five computed evaluations were 2 to 3 dB further from the uncached one.
 
     Where noise is added, theta is that of the paper's rule for flow models, 1 - sigma. What least squares would find,
     mostly noise, is a third of it and less: but D answers to what is no noise in x more than to noise, and the sampler
