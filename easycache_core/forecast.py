@@ -35,7 +35,7 @@ from .storage import copy_for_cache
 # The largest absolute gain. 1 overshoots over long gaps.
 MAX_GAIN = 0.6
 # The part of a run over which a change of D does not go on under guidance, unless a gain has shown that it does.
-LONG_GAP = 0.125
+LONG_GAP = 0.16
 # Ridge term of the regression for theta, as a part of what else changed D (squared): smaller departures show nothing.
 RIDGE = 1e-3
 # What remains of the regression's sums at each computed evaluation.

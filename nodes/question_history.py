@@ -89,7 +89,7 @@ class QuestionHistory:
         forced, changed = self._force_and_changed(step, sigma, conds, changed)
         changed = changed | differ(self._weights, weights)
         force = force | forced | self._at_last_level(timestep, sigma)  # the last evaluation draws the detail
-        if level is not None and self._strides.may_end(level):
+        if level is not None and self._strides.may_end(level, step):
             force, step = True, max(step, self._schedule.steps - 1)  # for which a budget keeps one
         self.cache_miss = False
         computing = self.controller.begin(network_x, sigma=sigma, step=step, force=force, changed=changed)

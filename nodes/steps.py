@@ -88,23 +88,26 @@ class Schedule:
 
 class Strides:
     """How far a sampler goes along its schedule from one evaluation to the next, as noise levels tell: some leave
-    levels out, or go on between two of them.
+    levels out, or go on between two of them. Others tell the network a level that is not theirs, now further ahead and
+    now less: they take no fewer steps.
     """
 
     def __init__(self, schedule: Schedule):
         self._schedule, self._position, self._longest = schedule, None, 0.0
 
-    def may_end(self, sigma: float) -> bool:
+    def may_end(self, sigma: float, step: int) -> bool:
         """Whether as long a stride as the longest so far leads from this noise level to the end; where some were longer
-        than a step, to the last step.
+        than a step, to the last step. step: by the sampler's callbacks.
         """
         position = self._schedule.position(sigma)
         if position is None:
             return False
-        before, self._position = self._position, position
-        self._longest = max(self._longest, 0.0 if before is None else position - before)
-        margin = STRIDE_MARGIN if self._longest < 1 + STRIDE_MARGIN else 1.0
-        return position + self._longest > self._schedule.steps - margin
+        stride = 0.0 if self._position is None else position - self._position
+        self._position, self._longest = position, max(self._longest, stride)
+        if self._longest < 1 + STRIDE_MARGIN:
+            return position + self._longest > self._schedule.steps - STRIDE_MARGIN
+        leaves_out = stride > 1 + STRIDE_MARGIN or position - step >= 1
+        return leaves_out and position + self._longest > self._schedule.steps - 1
 
 
 class StepCounter:

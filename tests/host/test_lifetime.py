@@ -13,6 +13,8 @@ import tiny_models
 import torch
 from memory import Allocations
 
+SOME_WEIGHTS = 4096  # bytes
+
 
 def test_nothing_is_left_after_a_run(comfy, demo_scene, no_run_left):
     model = comfy.cached(demo_scene.model)
@@ -132,7 +134,7 @@ def test_out_of_memory_between_sampler_and_network_costs_the_cache_not_the_run(
 @pytest.mark.parametrize(("cfg", "branches"), [(4.0, 2), (1.0, 1)])
 def test_memory_is_pinned(comfy, tiny, one_thread, monkeypatch, cfg, branches, predictor, of_a_branch):
     """What the node takes while the network runs, when memory is short, and at the run's worst moment; beside samples
-    of some 65,000 elements, which are next to nothing of a large latent.
+    of some 65,000 elements, which are next to nothing of a large latent, and a few of the network's weights.
     """
     engine = comfy.classes["EasyCacheAdaptive"].__module__.replace("nodes.adaptive", "easycache_core")
     monkeypatch.setattr(sys.modules[f"{engine}.norms"], "SAMPLE_SIZE", 1)
@@ -158,8 +160,8 @@ def test_memory_is_pinned(comfy, tiny, one_thread, monkeypatch, cfg, branches, p
     assert len(cached) < len(plain)
     latent = scene.latent["samples"].nbytes
     while_the_network_runs = max(live - plain[sigma] for sigma, live in cached.items())
-    assert round(while_the_network_runs / latent, 1) == of_a_branch * branches + 2
-    assert round((cached_peak - plain_peak) / latent, 1) == of_a_branch * branches + 2
+    for held in (while_the_network_runs, cached_peak - plain_peak):
+        assert 0 <= held - (of_a_branch * branches + 2) * latent < SOME_WEIGHTS
 
 
 def test_tensors_go_even_if_somebody_holds_the_run(comfy, demo_scene):
