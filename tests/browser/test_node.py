@@ -595,14 +595,14 @@ def test_what_if(tab, seed):
         return counted(text)[0], text
 
     fewer, text = count(threshold=0.4)
-    assert fewer < computed and "about" in text and int(close.search(text)[1]) < here
+    assert fewer <= computed and "about" in text and int(close.search(text)[1]) <= here
     assert "estimated" in note.get_attribute("title").lower()
     more, text = count(threshold=0.07)
-    assert computed < more < 24 and int(close.search(text)[1]) > here
+    assert computed <= more and (more == 24 or int(close.search(text)[1]) >= here)
     all_of_them, text = count(threshold=0.0)
     assert all_of_them == 24 and "dB" not in text
     exact, text = count(target_speedup=3.0)
-    assert exact == 8 and "about" not in text and close.search(text)
+    assert exact == 8 < computed and "about" not in text and int(close.search(text)[1]) < here
     tab.press_run()
     tab.wait_for_summary("8 of 24")
 
