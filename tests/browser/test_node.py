@@ -211,7 +211,6 @@ def test_the_chart_keeps_up_with_a_short_run(tab, seed):
     tab.wait_for_summary(FINISHED)
     heard, frames = tab.page.evaluate("() => [heard, frames_seen]")
     assert heard == [*range(1, 21), 20]
-    assert any(0 < shown < 20 for _, shown in frames)
     assert [frame for frame in frames if frame[1] < frame[0]] == []
     assert bars(tab, "computed") + bars(tab, "skipped") == 20
 
