@@ -22,6 +22,12 @@ class Weights:
 
     def sample(self) -> torch.Tensor | None:
         """Bits of some weights; None where they cannot be looked at. Does not wait for the device."""
+        try:
+            return self._look()
+        except (RuntimeError, NotImplementedError):  # memory that is mapped only where the network runs, say
+            return None
+
+    def _look(self) -> torch.Tensor | None:
         by_device = {}
         for one in (getattr(*where, None) for where in self._weights):
             plain = isinstance(one, torch.Tensor) and type(one.data) is torch.Tensor and one.device.type != "meta"
