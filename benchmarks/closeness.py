@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from host import Host
+from measures import latent_psnr
 
 RESULTS = Path(__file__).resolve().parent / "results" / "closeness.csv"
 CHECK_FROM = 24
@@ -53,19 +54,15 @@ def measure(host: Host, name: str, seeds: int):
         positive, negative = [
             [[cond, {key: value[: len(cond)] for key, value in rest.items()}] for cond, rest in side] for side in conds
         ]
-
-        def sample(model, seed=seed, setup=(steps, cfg, sampler, scheduler, positive, negative, latent)):
-            return host.node("KSampler", model, seed, *setup)[0]
-
-        exact = sample(model)["samples"].double()
+        scene = subjects.Scene(positive, negative, latent)
+        exact = subject.latent(model, scene, configuration, seed)
         for settings in draw.sample(SETTINGS, 4):
             cached = host.node("EasyCacheAdaptive", model, predictor="forecast", **settings)[0]
-            result = sample(cached)
-            report = json.loads(host.node("EasyCacheReport", cached, result)[2])
-            error = float((result["samples"].double() - exact).square().mean())
-            if report["closeness"] is None or not error:
+            result = subject.latent(cached, scene, configuration, seed)
+            report = json.loads(host.node("EasyCacheReport", cached, {"samples": result})[2])
+            measured = latent_psnr(exact, result)
+            if report["closeness"] is None or math.isinf(measured):
                 continue
-            measured = 20 * math.log10(float(exact.max() - exact.min())) - 10 * math.log10(error)
             shown = " ".join(f"{key}={value}" for key, value in settings.items())
             yield (name, seed, sampler, scheduler, steps, cfg, shown, report["computed"], report["evaluations"],
                    round(report["closeness"], 2), round(measured, 2))  # fmt: skip

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 import pickle
 from pathlib import Path
 
@@ -16,6 +17,12 @@ def psnr(reference: np.ndarray, candidate: np.ndarray) -> float:
     """dB over all pictures (n, height, width, 3), 0..1."""
     error = np.mean((reference.astype(np.float64) - candidate) ** 2)
     return float("inf") if error == 0 else float(-10 * np.log10(error))
+
+
+def latent_psnr(reference: torch.Tensor, candidate: torch.Tensor) -> float:
+    """dB, with the reference's peak-to-peak as the signal; inf for equal tensors, nan where one is not finite."""
+    error = (candidate.double() - reference.double()).square().mean().item()
+    return 20 * math.log10((reference.max() - reference.min()).item()) - 10 * math.log10(error) if error else math.inf
 
 
 def ssim(reference: np.ndarray, candidate: np.ndarray) -> float:

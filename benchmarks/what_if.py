@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 from host import ROOT, Host
+from measures import latent_psnr
 
 RESULTS = Path(__file__).resolve().parent / "results" / "what_if.csv"
 THRESHOLDS = (0.03, 0.05, 0.08, 0.12, 0.18, 0.27)
@@ -49,16 +50,10 @@ def sample(seeds: int):
                         model = host.node("EasyCacheAdaptive", video.prepared(configuration, "fp32"), **widgets)[0]
                         latent = video.latent(model, video.scene(seed), configuration, seed)
                         reports[threshold] = history_of(model).last
-                        measured[threshold] = closeness(exact, latent)
+                        measured[threshold] = latent_psnr(exact, latent)
                     counts = [report["computed"] for report in reports.values()]
                     print(f"{predictor}, {steps} steps, seed {seed}: {counts}", flush=True)
                     yield (predictor, steps, seed), reports, measured
-
-
-def closeness(exact, latent) -> float | None:
-    """PSNR in dB, with the exact latent's peak-to-peak; None if they are identical."""
-    error = float((latent.double() - exact.double()).square().mean())
-    return 20 * math.log10(float(exact.max() - exact.min())) - 10 * math.log10(error) if error else None
 
 
 def estimates(page, reports: dict):
@@ -98,11 +93,13 @@ def main():
             for run_at, threshold, estimate, decibels in estimates(page, reports):
                 report, actual = reports[threshold], close[threshold]
                 row = [*key, run_at, threshold, estimate, report["computed"], report["evaluations"]]
-                table.writerow([*row, *("" if value is None else round(value, 1) for value in (decibels, actual))])
+                known = [value is not None and math.isfinite(value) for value in (decibels, actual)]
+                row += [round(value, 1) if here else "" for value, here in zip((decibels, actual), known, strict=True)]
+                table.writerow(row)
                 kind = key[0], "near" if 1 / NEAR <= threshold / run_at <= NEAR else "far"
                 if estimate is not None:
                     misses.setdefault(kind, []).append(abs(estimate - report["computed"]))
-                if decibels is not None and actual is not None:
+                if all(known):
                     misses_db.setdefault(kind, []).append(abs(decibels - actual))
                     estimated.setdefault(run_at, []).append(decibels - actual)
             pairs = (pair for found in estimated.values() for pair in itertools.combinations(found, 2))

@@ -13,7 +13,6 @@ import argparse
 import csv
 import gc
 import logging
-import math
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import NamedTuple
 
 import torch
 from host import ROOT, Host
+from measures import latent_psnr
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "works_with.csv"
@@ -60,12 +60,6 @@ class Log(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def psnr(reference: torch.Tensor, candidate: torch.Tensor) -> float:
-    """In dB, with the reference's peak to peak as the signal; inf for equal tensors, nan where one is not finite."""
-    error = (reference - candidate).double().square().mean().item()
-    return 20 * math.log10((reference.max() - reference.min()).item()) - 10 * math.log10(error) if error else math.inf
-
-
 def alive() -> int:
     """How many objects of a sampling run are left."""
     gc.collect()
@@ -96,7 +90,7 @@ def measure(host: Host, case: Case, log: Log):
                 evaluations=sum(int(evaluations) for _, evaluations in counts),
                 computed=sum(int(computed) for computed, _ in counts),
                 network_calls=network_calls,
-                psnr="identical" if torch.equal(plain, latent) else round(psnr(plain, latent), 1),
+                psnr="identical" if torch.equal(plain, latent) else round(latent_psnr(plain, latent), 1),
                 alive=alive(),
                 log=" | ".join(dict.fromkeys(log.lines)),
             )

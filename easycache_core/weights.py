@@ -24,7 +24,7 @@ class Weights:
         """Bits of some weights; None where they cannot be looked at. Does not wait for the device."""
         try:
             return self._look()
-        except (RuntimeError, NotImplementedError):  # memory that is mapped only where the network runs, say
+        except RuntimeError:  # memory that is there only while the network runs, say: changes are not noticed then
             return None
 
     def _look(self) -> torch.Tensor | None:

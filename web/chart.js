@@ -183,9 +183,9 @@ function estimate(run, settings) {
   const { target_speedup: target, threshold } = settings;
   const place = target > 0 ? `target_speedup ${short(target)}` : `threshold ${short(threshold)}`;
   const count = `${computed} of ${evaluations} (${(evaluations / computed).toFixed(1)}x)`;
-  const rest = close(closeness) && `, ${close(closeness)}`;
-  const estimated = rest || !exact ? " (estimate)" : "";
-  return `What if, ${place}: ${exact ? "" : "about "}${count}${rest}${estimated}.`;
+  const near = close(closeness);
+  const answer = exact ? count : `about ${count}`;
+  return `What if, ${place}: ${near ? `${answer}, ${near}` : answer}${near || !exact ? " (estimate)" : ""}.`;
 }
 
 function evaluation({ step, sigma, computed, rate, error }) {

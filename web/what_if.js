@@ -30,8 +30,7 @@ export function whatIf(run, settings) {
   const rule = RULES[settings.predictor](records);
   if (!rule) return { reason: "nothing was skipped by a threshold in that run, so there is nothing to go by" };
   const gaps = replay(records, settings, rule);
-  const computed = evaluations - gaps.reduce((sum, gap) => sum + gap, 0);
-  return { computed, evaluations, exact: false, closeness: closeness(run, settings, gaps) };
+  return { computed: gaps.length, evaluations, exact: false, closeness: closeness(run, settings, gaps) };
 }
 
 /** Whether the node is set to something else than it was in that run, as far as the run can tell. */
@@ -45,22 +44,22 @@ export function differs({ report, records }, settings) {
 }
 
 /**
- * Take the decisions of a run anew: how many evaluations are skipped in each gap between computed ones. rule: error(n, skipped) is E at evaluation n after so many skipped ones, NaN where
- * the network has to be asked; computed(n, skipped) says that it was.
+ * Take the decisions of a run anew: how many evaluations are skipped before each computed one. rule: error(n, skipped)
+ * is E at evaluation n after so many skipped ones, NaN where the network has to be asked; computed(n, skipped) says that
+ * it was.
  */
 function replay(records, settings, rule) {
   const { threshold, warmup_steps: warmup, max_consecutive_skips: most } = settings;
   const lastStep = records.at(-1).step;
   const gaps = [];
-  let computed = 0, skipped = 0;
+  let skipped = 0;
   records.forEach((record, n) => {
-    const open = record.step >= warmup && record.step < lastStep && computed > 1 && !(most > 0 && skipped >= most);
+    const open = record.step >= warmup && record.step < lastStep && gaps.length > 1 && !(most > 0 && skipped >= most);
     if (open && rule.error(n, skipped) < threshold) {
       skipped += 1;
     } else {
       rule.computed(n, skipped);
       gaps.push(skipped);
-      computed += 1;
       skipped = 0;
     }
   });
@@ -82,7 +81,8 @@ function closeness({ report, records }, settings, gaps) {
 /** The gaps of a budget, about: all alike. */
 function spread(evaluations, computed) {
   const gaps = Math.max(1, computed - 1), skipped = evaluations - computed;
-  return Array.from({ length: gaps }, (_, n) => Math.floor(((n + 1) * skipped) / gaps) - Math.floor((n * skipped) / gaps));
+  const before = (n) => Math.floor((n * skipped) / gaps);
+  return Array.from({ length: gaps }, (_, n) => before(n + 1) - before(n));
 }
 
 /** The paper's rule: E grows by k ||x_n - x_(n-1)|| / ||v_i||. */
