@@ -4,7 +4,7 @@ import logging
 
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from .run import sample_with_cache, set_own_wrapper
+from .outer_sample import sample_with_cache, set_own_wrapper
 from .run_history import WRAPPER_KEY, RunHistory
 from .settings import Settings
 

@@ -1,137 +1,38 @@
 """One sampling run with the cache, between the sampler and the network.
 
-`sample_with_cache` wraps ComfyUI's OUTER_SAMPLE, which is called once per run. It makes a Run, and puts the Run's
-wrappers into a copy of the model options: PREDICT_NOISE decides, once per evaluation; CALC_COND_BATCH computes and
-stores the outputs, or predicts them. The state of a run is in its Run alone, so runs cannot affect each other.
+A Run's wrappers are called by ComfyUI: PREDICT_NOISE decides, once per evaluation; CALC_COND_BATCH computes and stores
+the outputs, or predicts them. The state of a run is in its Run alone.
 """
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import comfy.model_patcher
 import torch
 from comfy.model_management import soft_empty_cache
-from comfy.patcher_extension import WrappersMP
 
-from ..easycache_core import CacheConfig, Ranks, Response
-from ..easycache_core.budget import budget_of
+from ..easycache_core import Ranks, Response
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import is_out_of_memory
 from ..easycache_core.weights import Weights
+from .account import Account
 from .call_options import values_of
-from .continuation import Piece
 from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, where_active
 from .latents import level_of, position_of, trail_of
 from .network_memory import NetworkMemory
-from .other_caches import warn_of_other_caches, warn_of_repetitions
 from .parametrisation import Parametrisation
-from .patch_switches import patch_levels, patch_values
-from .progress_events import ProgressEvents
+from .patch_switches import patch_values
 from .question_history import QuestionHistory
-from .run_history import WRAPPER_KEY, RunHistory
-from .sampler_response import is_own, response_of, supposed_response
+from .run_history import WRAPPER_KEY
 from .schedule_switches import self_switching
 from .settings import Settings
-from .steps import UNKNOWN, Schedule, StepCounter
-from .summary import nothing_skipped, summarise, totals
+from .steps import Schedule, StepCounter
 from .value_changes import TellingValues
 from .windows import CachedWindows
 
 log = logging.getLogger("easycache")
-
-
-def sample_with_cache(
-    settings: Settings,
-    history: RunHistory,
-    executor,
-    noise,
-    latent_image,
-    sampler,
-    sigmas,
-    denoise_mask=None,
-    callback=None,
-    *args,
-    **kwargs,
-):
-    """OUTER_SAMPLE wrapper: one run. Its state is freed on errors too; its report goes to `history` if it finishes."""
-    guider = executor.class_obj
-    options = guider.model_options.get("transformer_options", {})
-    others = warn_of_other_caches(guider.model_patcher, guider.model_options, WRAPPER_KEY)
-    streams = packed_streams(*args, **kwargs)
-    model_sampling = guider.model_patcher.get_model_object("model_sampling")
-    levels = sigmas.detach().cpu()  # once: each look at them on their device waits for it
-    schedule = Schedule(levels, model_sampling, sampler, settings)
-    piece = Piece(history.unfinished, schedule, guider, noise, latent_image, streams)
-    run = Run(
-        settings,
-        schedule,
-        guider,
-        streams,
-        options.get("easycache_ranks", ALL_RANKS),  # set where not all ranks share this run
-        noise.shape,
-        piece.steps_before,
-        patch_levels(guider.model_options, WRAPPER_KEY, model_sampling, levels),
-        response_of(sampler, levels, model_sampling) if needs_response(settings.config) else None,
-        is_own(sampler) or settings.config.threshold == 0 == settings.config.target_speedup,
-        supposed_response(levels, model_sampling) if settings.config.target_speedup and schedule.steps_known else None,
-    )
-    run.warn_of_self_switching()
-    events, state = ProgressEvents(history.node), "stopped"
-
-    def after_step(step, denoised, x, total_steps):
-        run.on_callback(denoised)
-        events.send("running", run.snapshot)
-        if callback is not None:
-            callback(step, denoised, x, total_steps)
-
-    original_options = guider.model_options
-    guider.model_options = comfy.model_patcher.create_model_options_clone(original_options)
-    for level, wrapper in (
-        (WrappersMP.PREDICT_NOISE, run.predict_noise), (WrappersMP.CALC_COND_BATCH, run.calc_cond_batch),
-    ):  # fmt: skip
-        set_own_wrapper(level, wrapper, guider.model_options)
-    set_own_wrapper(WrappersMP.APPLY_MODEL, None, guider.model_options)  # which warns of calls outside of a run
-    try:
-        samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
-        log.info(run.summary())
-        if not others:
-            run.warn_of_repetitions()
-        piece.finish(samples, run.denoised)
-        state = "done"
-    finally:
-        guider.model_options = original_options
-        run.close()
-        piece.close()
-        events.send(state, run.snapshot)
-    history.add(samples, run.report())
-    return samples
-
-
-def set_own_wrapper(level: str, wrapper, model_options: dict) -> None:
-    """In place of the one that is there; None: without one. It lies around the wrappers of other packs: what they make
-    of one call (context windows, say) is cached as a whole.
-    """
-    wrappers = model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
-    others = {key: given for key, given in wrappers.get(level, {}).items() if key != WRAPPER_KEY}
-    wrappers[level] = others if wrapper is None else {WRAPPER_KEY: [wrapper], **others}
-
-
-def needs_response(config: CacheConfig) -> bool:
-    """Whether anything is decided or corrected by what the sampler makes of answers."""
-    return bool(config.target_speedup or (config.threshold and PREDICTORS[config.predictor].follows_denoised))
-
-
-def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list[int]:
-    """Elements per sample of each stream that is packed into the latent, [] for a single one.
-
-    Newer ComfyUI packs a video and its sound into one tensor; latent_shapes, at the end of OUTER_SAMPLE's arguments,
-    has the shapes of both.
-    """
-    return [math.prod(shape[1:]) for shape in latent_shapes] if len(latent_shapes) > 1 else []
 
 
 class Answers(NamedTuple):
@@ -154,10 +55,10 @@ class Run:
     none. A branch of the engine is one question. The engine's inputs and outputs are the noisy and the denoised latent,
     or, for predictors that do not follow the denoised latent, those of the network.
 
-    streams: as from packed_streams. ranks, response, supposed: as CacheController takes them. shape: of the latent;
-    what has another one is a part of it, which may move, and is computed. None: any. steps_before: of the same
-    schedule, in runs that this one continues. levels: noise levels at which patches change what they do. one_latent:
-    whether the sampler is known to have no other.
+    streams, ranks, response, supposed: as CacheController takes them. shape: of the latent; what has another one is a
+    part of it, which may move, and is computed. None: any. steps_before: of the same schedule, in runs that this one
+    continues. levels: noise levels at which patches change what they do. one_latent: whether the sampler is known to
+    have no other.
     """
 
     MAX_HISTORIES = 4  # each holds tensors
@@ -186,29 +87,23 @@ class Run:
             streams=streams, denoised=follows_denoised, ranks=ranks, by_row=True, response=response, supposed=supposed
         )
         self._histories: dict = {}  # by the question that opens their evaluations, the one asked last at the end
-        self._used: list[QuestionHistory] = []  # all there have been
-        self._trace: list[tuple[QuestionHistory, int]] = []  # where the record of each evaluation is
         self._evaluation: Evaluation | None = None
         self._computing: set[int] = set()  # threads in which a call to calc_cond_batch is being computed
         self._lock = threading.RLock()  # guiders may ask from several threads
         self._memory, self._telling, self._identities = NetworkMemory(), TellingValues(), Identities()
-        self._part_ids = PartIds(getattr(guider, "conds", {}))
-        self._parts = self._gradients = 0  # calls about a part of the latent, and differentiated ones
-        self._elsewhere = 0  # calls about a latent of the guider's own that is turned or moved from step to step
+        conds = getattr(guider, "conds", {})
+        self._part_ids = PartIds(conds)
         self._exact = settings.config.threshold == 0 == settings.config.target_speedup
-        self._asks_along, self._asked_along = not self._exact, 0  # questions that are not asked just now
+        self._asks_along = not self._exact  # questions that are not asked just now
         self._dtype: torch.dtype | None = None  # of the engine's latents: some samplers change theirs
         # Hooks exchange weights within an evaluation; their keyframes tell when they change (schedule_switches.py).
-        hooked = any(part.get("hooks") for cond in getattr(guider, "conds", {}).values() for part in cond or ())
+        hooked = any(part.get("hooks") for cond in conds.values() for part in cond or ())
         self._weights = Weights(
             None if hooked or self._exact else getattr(guider.model_patcher.model, "diffusion_model", None)
         )
-        self._self_switching = self_switching(getattr(guider, "conds", {}))
-        self._callbacks = 0
+        self.account = Account(settings, schedule, steps_before, self_switching(conds), self._memory, self._weights)
         self._predicts = None  # whether PREDICT_NOISE was called since the last callback; None: never
         self.denoised: torch.Tensor | None = None  # the sampler's, at the last callback
-        self._closeness: float | None = None  # known once the sampler is through
-        self._nothing_skipped: str | None = None  # why; known then, too
         # Other ranks wait for this one from here on.
         self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
 
@@ -221,25 +116,12 @@ class Run:
             self.settings, self._schedule, self._steps_before, self._levels, **self._controller_options
         )
 
-    def warn_of_self_switching(self) -> None:
-        """Say what a ControlNet costs that changes at noise levels which nothing tells."""
-        config, means = self.settings.config, "while it is active, everything is computed"
-        if config.target_speedup:
-            means = "with target_speedup, a step after that may still be predicted from before"
-        for name in self._self_switching if config.target_speedup or config.threshold else ():
-            log.warning(f"EasyCache: a ControlNet ({name}) decides by itself at which noise levels it changes; {means}")
-
-    def warn_of_repetitions(self) -> None:
-        """Once the sampler is through. Waits for the device."""
-        for history in self._used:
-            warn_of_repetitions(history.controller.trace)
-
     def on_callback(self, denoised: torch.Tensor | None = None) -> None:
         """The sampler has called back, which it does once per step, with its denoised latent."""
         self.denoised = denoised
         if self._predicts is False:  # some call back several times per step
             return
-        self._callbacks += 1
+        self.account.callbacks += 1
         if self._predicts:
             self._predicts = False
         for history in self._histories.values():
@@ -262,7 +144,7 @@ class Run:
         learnt = evaluation.history is not None and not evaluation.reusing and self._conversion is None
         if learnt and isinstance(denoised, torch.Tensor):  # some guiders return several latents
             evaluation.history.controller.answered(denoised)
-        self._log_evaluation(evaluation)
+        self.account.log_evaluation(evaluation)
         return denoised
 
     def calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
@@ -280,7 +162,7 @@ class Run:
         with self._lock:
             if self._evaluation is None or self._evaluation.ended_by(x, timestep, asked):
                 if self._shape not in (None, x.shape):
-                    self._parts += 1
+                    self.account.parts += 1
                     return self._compute_nested(lambda: compute(conds), model, model_options)
                 self._end_direct()
                 self._evaluation = Evaluation(x, timestep, direct=True)
@@ -288,7 +170,7 @@ class Run:
 
     def _end_direct(self) -> None:
         """An evaluation that was opened by calc_cond_batch, if there is one, is over."""
-        self._log_evaluation(self._evaluation)
+        self.account.log_evaluation(self._evaluation)
         self._evaluation = None
 
     def predict_or_compute(self, compute: Callable, model, conds, x, timestep, model_options) -> list[torch.Tensor]:
@@ -298,10 +180,10 @@ class Run:
         evaluation = self._evaluation
         asked = questions(conds, model_options, model, self._part_ids)
         if not asked or x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
-            self._parts += 1
+            self.account.parts += 1
             return self._compute_nested(lambda: compute(conds), model, model_options)
         if torch.is_grad_enabled() and x.requires_grad and x.is_leaf:  # a prediction has another gradient
-            self._gradients += 1
+            self.account.gradients += 1
             return self._compute_nested(lambda: compute(conds), model, model_options)
         # The branch stored first is the one whose error decides; some guiders list the negative first.
         positive = getattr(self._guider, "conds", {}).get("positive")
@@ -324,7 +206,7 @@ class Run:
             known |= self._store(evaluation, answers, denoised, x, timestep)
             along = self._left_out(evaluation, asked)
         for question, conds_along in along:
-            self._asked_along += 1
+            self.account.along += 1
             try:
                 computed = self._compute_nested(lambda given=conds_along: compute(given), model, model_options)
             except (AttributeError, LookupError, TypeError, ValueError) as error:  # of a pack's wrapper, say
@@ -350,7 +232,7 @@ class Run:
         changed = True in {history.observe(asked[i], branches[i], values[i]) for i in asked}
         own_x = None if x is evaluation.x else self._network_input(x, timestep)
         if not self._exact and history.elsewhere(branches.values(), x, evaluation.x):
-            self._say_elsewhere()
+            self.account.on_elsewhere()
             changed = evaluation.another = True
         known = all(map(history.controller.has, branches.values()))
         if opens:
@@ -390,7 +272,7 @@ class Run:
         be predicted at the next step at which they are asked. asked: what was asked now, in the same way.
         """
         controller = evaluation.history.controller
-        if not self._asks_along or evaluation.reusing or controller.shared or self._asked_along >= controller.skipped:
+        if not self._asks_along or evaluation.reusing or controller.shared or self.account.along >= controller.skipped:
             return []  # asking must not cost more than skipping saves
         ways = {question[1:] for question in asked.values()}
         missing = evaluation.history.left_out()
@@ -407,14 +289,6 @@ class Run:
         stored = self._store(evaluation, answers, denoised, evaluation.x, evaluation.timestep)
         evaluation.along[question] = stored[i]
 
-    def _say_elsewhere(self) -> None:
-        self._elsewhere += 1
-        if self._elsewhere == 1:
-            log.info(
-                "EasyCache: the guider asks about a latent of its own, which is turned or moved against the sampler's "
-                "from step to step; where it is, the network runs"
-            )
-
     def _values_of(self, model_options: dict) -> dict:
         """What may change in the model's options from call to call, by name."""
         of = self._identities.of
@@ -429,7 +303,7 @@ class Run:
         if not alike:  # some guiders ask the same in another order: it goes on where it was asked along
             alike = {name: one for name, one in self._histories.items() if name[1:-1] == key[1:] and one.asked(tracked)}
         history, another = self._history_among(list(alike.values()), evaluation)
-        name = next((name for name, one in alike.items() if one is history), (*key, len(self._used)))
+        name = next((name for name, one in alike.items() if one is history), (*key, len(self.account.histories)))
         self._histories.pop(name, None)
         while len(self._histories) >= self.MAX_HISTORIES:
             oldest = next(iter(self._histories))
@@ -449,7 +323,7 @@ class Run:
             network_x, evaluation.timestep, conds, changed, evaluation.another, evaluation.level,
             self._weights.sample(), missing,
         )  # fmt: skip
-        self._trace.append((history, history.controller.computed + history.controller.skipped - 1))
+        self.account.on_decided(history)
 
     def _history_among(self, alike: list[QuestionHistory], evaluation: Evaluation) -> tuple[QuestionHistory, bool]:
         """(which of them, or a new one, an evaluation goes on with; whether its latent may be another one)."""
@@ -462,14 +336,16 @@ class Run:
         return history, history.trail.add(sigma, sample)
 
     def _next_history(self, evaluation: Evaluation) -> QuestionHistory:
-        if not self._trace and not self._schedule.follow(float(level_of(evaluation.timestep)), self._model_sampling):
+        if not self.account.trace and not self._schedule.follow(
+            float(level_of(evaluation.timestep)), self._model_sampling
+        ):
             if self._unused is not None:
                 self._unused.close()
             self._unused = None
             log.info("EasyCache: the sampler follows a schedule of its own; the number of its steps is unknown")
         history, self._unused = self._unused or self._new_history(), None
-        history.steps = StepCounter(self._callbacks)
-        self._used.append(history)
+        history.steps = StepCounter(self.account.callbacks)
+        self.account.histories.append(history)
         return history
 
     def _network_input(self, x, timestep) -> torch.Tensor:
@@ -488,20 +364,12 @@ class Run:
         knew, thread = self._memory.found, threading.get_ident()
         self._computing.add(thread)
         try:
-            network, first = getattr(model, "diffusion_model", None), len(self._trace) < 2
+            network, first = getattr(model, "diffusion_model", None), len(self.account.trace) < 2
             return self._retry_on_oom(self._memory.call, compute, model_options, network, first)
         finally:
             self._computing.discard(thread)
             if self._memory.found != knew:
-                log.warning(f"EasyCache: {self._memory_says}; from here on everything is computed")
-
-    @property
-    def _memory_says(self) -> str:
-        return f"the network keeps what one call leaves for the next, in {self._memory.found}"
-
-    @property
-    def _controllers(self) -> list:
-        return [history.controller for history in self._used]
+                self.account.warn_of_memory()
 
     def _retry_on_oom(self, make, *args):
         """make(*args); if memory runs out, once more with the cache freed.
@@ -512,7 +380,7 @@ class Run:
         try:
             return make(*args)
         except Exception as error:
-            controllers = [controller for controller in self._controllers if controller.holds_tensors]
+            controllers = [controller for controller in self.account.controllers if controller.holds_tensors]
             if any(one.shared for one in controllers) or not controllers or not is_out_of_memory(error):
                 raise
         log.warning("EasyCache: out of memory; the cache is freed and what failed is done again")
@@ -521,107 +389,17 @@ class Run:
         soft_empty_cache()
         return make(*args)
 
-    def _log_evaluation(self, evaluation: Evaluation | None) -> None:
-        """One line, with `verbose`, of an evaluation that is over; none where nothing was asked in it."""
-        if not self.settings.verbose or evaluation is None or evaluation.history is None:
-            return
-
-        def shown(value):
-            return "unknown" if value is None else f"{value:.4g}"
-
-        history, index = self._trace[-1]
-        record, config = history.controller.trace[index], self.settings.config
-        error = "" if config.target_speedup else f" error {shown(record['error'])} of {config.threshold:g},"
-        log.info(
-            f"EasyCache: step {record['step'] + 1} of {self._steps}, sigma {shown(record['sigma'])}: "
-            f"{'computed' if record['computed'] else 'skipped'},{error} transformation rate {shown(record['rate'])}"
-        )
-
-    @property
-    def _steps(self) -> int:
-        """Steps of the sampler; those so far where it follows a schedule of its own."""
-        return self._schedule.steps if self._schedule.steps < UNKNOWN else self._callbacks
-
-    def summary(self) -> str:
-        """The line for the log, once the sampler is through."""
+    def finish(self) -> str:
+        """Once the sampler is through. Returns the line for the log; waits for the device."""
         self._end_direct()
-        self._closeness = self._estimate_closeness()
-        about = self._totals(), self.settings, self._callbacks or self._steps, self._steps_before, self._reason
-        self._nothing_skipped = nothing_skipped(*about)
-        return summarise(*about, self._closeness, self._parts, self._beyond_budget, self._gradients,
-                         self._asked_along)  # fmt: skip
-
-    @property
-    def _beyond_budget(self) -> str | None:
-        """Why more was computed than target_speedup allows for the questions of each history; None: it was not."""
-        target = self.settings.config.target_speedup
-        allowed = (budget_of(one.computed + one.skipped, target) for one in self._controllers if target)
-        if not target or sum(one.computed for one in self._controllers) <= sum(allowed):
-            return None
-        if self._elsewhere or any(history.unpredictable or history.cache_miss for history in self._used):
-            return "as what was asked could not be predicted from what was asked before"
-        return "as the sampler took fewer evaluations than its schedule has steps"
-
-    def _estimate_closeness(self) -> float | None:
-        """In dB, of the final latent in the sampler's own terms; waits for the device. Nothing is known where a guider
-        keeps answers for later steps.
-        """
-        if self.denoised is None or len(self._used) != 1 or not self._used[0].controller.skipped:
-            return None
-        guidance = getattr(self._guider, "cfg", None)
-        if self._used[0].leaves_out or not isinstance(guidance, int | float | None):  # some have one for each step
-            return None
-        low, high = self.denoised.detach().aminmax()
-        return self._used[0].controller.closeness(float(high - low), float(guidance or 1.0))
-
-    @property
-    def _reason(self) -> str | None:
-        """Why nothing was skipped, where the settings are not to blame."""
-        if self._memory.found:
-            return self._memory_says
-        if self._gradients > self._parts and not self._trace:
-            return "its guider differentiates through the network, which no prediction can stand in for"
-        if self._parts and not self._trace:
-            return "it asks about parts of the latent, one after the other"
-        if len(self._controllers) == len(self._trace) > 1:
-            return "what is asked is new at every evaluation"
-        if self._elsewhere > len(self._trace) / 2:
-            return "the guider asks about a latent of its own, turned or moved against the sampler's from step to step"
-        if self._self_switching and not self.settings.config.target_speedup:
-            return f"a ControlNet ({self._self_switching[0]}) decides by itself at which noise levels it changes"
-        if sum(history.moves for history in self._used) > len(self._trace) / 2:
-            return "prompts, options, keyframes or strengths of what is asked change at nearly every step"
-        if self._weights.changes > len(self._trace) / 2:
-            return "the network's weights change at nearly every step"
-        return None
-
-    def snapshot(self) -> tuple[dict, list, int]:
-        """(report without trace, trace so far, how many of its first records have all their numbers).
-
-        Does not wait for the device.
-        """
-        so_far = {id(history): history.controller.trace_so_far() for history in self._used}
-        records = [so_far[id(history)][0][index] for history, index in self._trace]
-        resolved = [index < so_far[id(history)][1] for history, index in self._trace]
-        return self._totals(), records, resolved.index(False) if False in resolved else len(records)
-
-    def report(self) -> dict:
-        """The report with its trace; waits for the device."""
-        traces = {id(history): history.controller.trace for history in self._used}
-        return {**self._totals(), "trace": [traces[id(history)][index] for history, index in self._trace]}
-
-    def _totals(self) -> dict:
-        computed = sum(controller.computed for controller in self._controllers)
-        skipped = sum(controller.skipped for controller in self._controllers)
-        return {**totals(self.settings, self._steps, computed, skipped), "reason": self._nothing_skipped,
-                "closeness": self._closeness}  # fmt: skip
+        return self.account.summary(self.denoised, getattr(self._guider, "cfg", None))
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
         self._evaluation = self._guider = self.denoised = None
         self._identities, self._part_ids = Identities(), PartIds({})
         self._weights.close()
-        for history in self._used:
+        for history in self.account.histories:
             history.close()
         if self._unused is not None:
             self._unused.close()

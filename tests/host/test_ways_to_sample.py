@@ -144,11 +144,11 @@ def test_video_with_sound(comfy, tiny, compare, given):
 
 def test_streams_are_told_from_the_run(comfy):
     """Catches sound that has no rate of its own. The shapes come by name or by position; old hosts have none."""
-    run = sys.modules[comfy.classes["EasyCacheAdaptive"].__module__.replace(".adaptive", ".run")]
+    outer = sys.modules[comfy.classes["EasyCacheAdaptive"].__module__.replace(".adaptive", ".outer_sample")]
     video, sound = torch.Size([2, 128, 2, 8, 8]), torch.Size([2, 8, 6, 16])
-    assert run.packed_streams(False, 7, latent_shapes=[video, sound]) == [16384, 768]
-    assert run.packed_streams(False, 7, [video, sound]) == [16384, 768]
-    assert run.packed_streams(False, 7, latent_shapes=[video]) == run.packed_streams(False, 7) == []
+    assert outer.packed_streams(False, 7, latent_shapes=[video, sound]) == [16384, 768]
+    assert outer.packed_streams(False, 7, [video, sound]) == [16384, 768]
+    assert outer.packed_streams(False, 7, latent_shapes=[video]) == outer.packed_streams(False, 7) == []
 
 
 # Several runs in one workflow.

@@ -1,0 +1,177 @@
+"""What a run tells of itself: its lines in the log, its report, and what the browser is shown meanwhile."""
+
+import logging
+
+import torch
+
+from ..easycache_core.budget import budget_of
+from ..easycache_core.weights import Weights
+from .evaluation import Evaluation
+from .network_memory import NetworkMemory
+from .other_caches import warn_of_repetitions
+from .question_history import QuestionHistory
+from .settings import Settings
+from .steps import UNKNOWN, Schedule
+from .summary import nothing_skipped, summarise, totals
+
+log = logging.getLogger("easycache")
+
+
+class Account:
+    """Run counts here what it does; the rest follows from that.
+
+    steps_before: of the same schedule, in runs that this one continues. self_switching: names of ControlNets that
+    change at noise levels which nothing tells. memory, weights: of the network.
+
+    histories: all there have been. trace: (history, index of its record) of each evaluation. callbacks: of the sampler,
+    one per step. parts, gradients: calls about a part of the latent, and differentiated ones. elsewhere: calls about a
+    latent of the guider's own that is turned or moved from step to step. along: questions that were asked along.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        schedule: Schedule,
+        steps_before: int,
+        self_switching: list[str],
+        memory: NetworkMemory,
+        weights: Weights,
+    ):
+        self._settings, self._schedule, self._steps_before = settings, schedule, steps_before
+        self._self_switching, self._memory, self._weights = self_switching, memory, weights
+        self.histories: list[QuestionHistory] = []
+        self.trace: list[tuple[QuestionHistory, int]] = []
+        self.callbacks = self.parts = self.gradients = self.elsewhere = self.along = 0
+        self._closeness: float | None = None  # known once the sampler is through
+        self._nothing_skipped: str | None = None  # why; known then, too
+
+    @property
+    def controllers(self) -> list:
+        return [history.controller for history in self.histories]
+
+    def on_decided(self, history: QuestionHistory) -> None:
+        """The newest evaluation of a history is decided."""
+        self.trace.append((history, history.controller.computed + history.controller.skipped - 1))
+
+    def on_elsewhere(self) -> None:
+        self.elsewhere += 1
+        if self.elsewhere == 1:
+            log.info(
+                "EasyCache: the guider asks about a latent of its own, which is turned or moved against the sampler's "
+                "from step to step; where it is, the network runs"
+            )
+
+    def warn_of_self_switching(self) -> None:
+        """Say what a ControlNet costs that changes at noise levels which nothing tells."""
+        config, means = self._settings.config, "while it is active, everything is computed"
+        if config.target_speedup:
+            means = "with target_speedup, a step after that may still be predicted from before"
+        for name in self._self_switching if config.target_speedup or config.threshold else ():
+            log.warning(f"EasyCache: a ControlNet ({name}) decides by itself at which noise levels it changes; {means}")
+
+    def warn_of_memory(self) -> None:
+        log.warning(f"EasyCache: {self._memory_says}; from here on everything is computed")
+
+    def warn_of_repetitions(self) -> None:
+        """Once the sampler is through. Waits for the device."""
+        for history in self.histories:
+            warn_of_repetitions(history.controller.trace)
+
+    def log_evaluation(self, evaluation: Evaluation | None) -> None:
+        """One line, with `verbose`, of an evaluation that is over; none where nothing was asked in it."""
+        if not self._settings.verbose or evaluation is None or evaluation.history is None:
+            return
+
+        def shown(value):
+            return "unknown" if value is None else f"{value:.4g}"
+
+        history, index = self.trace[-1]
+        record, config = history.controller.trace[index], self._settings.config
+        error = "" if config.target_speedup else f" error {shown(record['error'])} of {config.threshold:g},"
+        log.info(
+            f"EasyCache: step {record['step'] + 1} of {self._steps}, sigma {shown(record['sigma'])}: "
+            f"{'computed' if record['computed'] else 'skipped'},{error} transformation rate {shown(record['rate'])}"
+        )
+
+    def summary(self, denoised: torch.Tensor | None, guidance) -> str:
+        """The line for the log, once the sampler is through. denoised: the sampler's, at its last callback. guidance:
+        the guider's, None if it has none. Waits for the device.
+        """
+        self._closeness = self._estimate_closeness(denoised, guidance)
+        about = self._totals(), self._settings, self.callbacks or self._steps, self._steps_before, self._reason
+        self._nothing_skipped = nothing_skipped(*about)
+        return summarise(*about, self._closeness, self.parts, self._beyond_budget, self.gradients, self.along)
+
+    def snapshot(self) -> tuple[dict, list, int]:
+        """(report without trace, trace so far, how many of its first records have all their numbers).
+
+        Does not wait for the device.
+        """
+        so_far = {id(history): history.controller.trace_so_far() for history in self.histories}
+        records = [so_far[id(history)][0][index] for history, index in self.trace]
+        resolved = [index < so_far[id(history)][1] for history, index in self.trace]
+        return self._totals(), records, resolved.index(False) if False in resolved else len(records)
+
+    def report(self) -> dict:
+        """The report with its trace; waits for the device."""
+        traces = {id(history): history.controller.trace for history in self.histories}
+        return {**self._totals(), "trace": [traces[id(history)][index] for history, index in self.trace]}
+
+    def _totals(self) -> dict:
+        computed = sum(controller.computed for controller in self.controllers)
+        skipped = sum(controller.skipped for controller in self.controllers)
+        return {**totals(self._settings, self._steps, computed, skipped), "reason": self._nothing_skipped,
+                "closeness": self._closeness}  # fmt: skip
+
+    @property
+    def _steps(self) -> int:
+        """Steps of the sampler; those so far where it follows a schedule of its own."""
+        return self._schedule.steps if self._schedule.steps < UNKNOWN else self.callbacks
+
+    def _estimate_closeness(self, denoised: torch.Tensor | None, guidance) -> float | None:
+        """In dB, of the final latent in the sampler's own terms. Nothing is known where a guider keeps answers for
+        later steps.
+        """
+        if denoised is None or len(self.histories) != 1 or not self.histories[0].controller.skipped:
+            return None
+        if self.histories[0].leaves_out or not isinstance(guidance, int | float | None):  # some have one for each step
+            return None
+        low, high = denoised.detach().aminmax()
+        return self.histories[0].controller.closeness(float(high - low), float(guidance or 1.0))
+
+    @property
+    def _beyond_budget(self) -> str | None:
+        """Why more was computed than target_speedup allows for the questions of each history; None: it was not."""
+        target = self._settings.config.target_speedup
+        allowed = (budget_of(one.computed + one.skipped, target) for one in self.controllers if target)
+        if not target or sum(one.computed for one in self.controllers) <= sum(allowed):
+            return None
+        if self.elsewhere or any(history.unpredictable or history.cache_miss for history in self.histories):
+            return "as what was asked could not be predicted from what was asked before"
+        return "as the sampler took fewer evaluations than its schedule has steps"
+
+    @property
+    def _reason(self) -> str | None:
+        """Why nothing was skipped, where the settings are not to blame."""
+        evaluations = len(self.trace)
+        if self._memory.found:
+            return self._memory_says
+        if self.gradients > self.parts and not evaluations:
+            return "its guider differentiates through the network, which no prediction can stand in for"
+        if self.parts and not evaluations:
+            return "it asks about parts of the latent, one after the other"
+        if len(self.histories) == evaluations > 1:
+            return "what is asked is new at every evaluation"
+        if self.elsewhere > evaluations / 2:
+            return "the guider asks about a latent of its own, turned or moved against the sampler's from step to step"
+        if self._self_switching and not self._settings.config.target_speedup:
+            return f"a ControlNet ({self._self_switching[0]}) decides by itself at which noise levels it changes"
+        if sum(history.moves for history in self.histories) > evaluations / 2:
+            return "prompts, options, keyframes or strengths of what is asked change at nearly every step"
+        if self._weights.changes > evaluations / 2:
+            return "the network's weights change at nearly every step"
+        return None
+
+    @property
+    def _memory_says(self) -> str:
+        return f"the network keeps what one call leaves for the next, in {self._memory.found}"

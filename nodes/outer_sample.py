@@ -1,0 +1,115 @@
+"""Around ComfyUI's OUTER_SAMPLE, which is called once per sampling run: the run gets a cache, and tells of it.
+
+The wrappers of the Run (run.py) go into a copy of the model options, so that runs cannot affect each other.
+"""
+
+import logging
+import math
+
+import comfy.model_patcher
+from comfy.patcher_extension import WrappersMP
+
+from ..easycache_core import CacheConfig
+from ..easycache_core.predictors import PREDICTORS
+from ..easycache_core.ranks import ALL_RANKS
+from .continuation import Piece
+from .other_caches import warn_of_other_caches
+from .patch_switches import patch_levels
+from .progress_events import ProgressEvents
+from .run import Run
+from .run_history import WRAPPER_KEY, RunHistory
+from .sampler_response import is_own, response_of, supposed_response
+from .settings import Settings
+from .steps import Schedule
+
+log = logging.getLogger("easycache")
+
+
+def sample_with_cache(
+    settings: Settings,
+    history: RunHistory,
+    executor,
+    noise,
+    latent_image,
+    sampler,
+    sigmas,
+    denoise_mask=None,
+    callback=None,
+    *args,
+    **kwargs,
+):
+    """OUTER_SAMPLE wrapper: one run. Its state is freed on errors too; its report goes to `history` if it finishes."""
+    guider = executor.class_obj
+    options = guider.model_options.get("transformer_options", {})
+    others = warn_of_other_caches(guider.model_patcher, guider.model_options, WRAPPER_KEY)
+    streams = packed_streams(*args, **kwargs)
+    model_sampling = guider.model_patcher.get_model_object("model_sampling")
+    levels = sigmas.detach().cpu()  # once: each look at them on their device waits for it
+    schedule = Schedule(levels, model_sampling, sampler, settings)
+    piece = Piece(history.unfinished, schedule, guider, noise, latent_image, streams)
+    run = Run(
+        settings,
+        schedule,
+        guider,
+        streams,
+        options.get("easycache_ranks", ALL_RANKS),  # set where not all ranks share this run
+        noise.shape,
+        piece.steps_before,
+        patch_levels(guider.model_options, WRAPPER_KEY, model_sampling, levels),
+        response_of(sampler, levels, model_sampling) if needs_response(settings.config) else None,
+        is_own(sampler) or settings.config.threshold == 0 == settings.config.target_speedup,
+        supposed_response(levels, model_sampling) if settings.config.target_speedup and schedule.steps_known else None,
+    )
+    run.account.warn_of_self_switching()
+    events, state = ProgressEvents(history.node), "stopped"
+
+    def after_step(step, denoised, x, total_steps):
+        run.on_callback(denoised)
+        events.send("running", run.account.snapshot)
+        if callback is not None:
+            callback(step, denoised, x, total_steps)
+
+    original_options = guider.model_options
+    guider.model_options = comfy.model_patcher.create_model_options_clone(original_options)
+    for level, wrapper in (
+        (WrappersMP.PREDICT_NOISE, run.predict_noise), (WrappersMP.CALC_COND_BATCH, run.calc_cond_batch),
+    ):  # fmt: skip
+        set_own_wrapper(level, wrapper, guider.model_options)
+    set_own_wrapper(WrappersMP.APPLY_MODEL, None, guider.model_options)  # which warns of calls outside of a run
+    try:
+        samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
+        log.info(run.finish())
+        if not others:
+            run.account.warn_of_repetitions()
+        piece.finish(samples, run.denoised)
+        state = "done"
+    finally:
+        guider.model_options = original_options
+        run.close()
+        piece.close()
+        events.send(state, run.account.snapshot)
+    history.add(samples, run.account.report())
+    return samples
+
+
+def set_own_wrapper(level: str, wrapper, model_options: dict) -> None:
+    """In place of the one that is there; None: without one. It lies around the wrappers of other packs: what they make
+    of one call (context windows, say) is cached as a whole.
+    """
+    wrappers = model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
+    others = {key: given for key, given in wrappers.get(level, {}).items() if key != WRAPPER_KEY}
+    wrappers[level] = others if wrapper is None else {WRAPPER_KEY: [wrapper], **others}
+
+
+def needs_response(config: CacheConfig) -> bool:
+    """Whether anything is decided or corrected by what the sampler makes of answers."""
+    return bool(config.target_speedup or (config.threshold and PREDICTORS[config.predictor].follows_denoised))
+
+
+def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list[int]:
+    """Elements per sample of each stream that is packed into the latent, [] for a single one.
+
+    Newer ComfyUI packs a video and its sound into one tensor; latent_shapes, at the end of OUTER_SAMPLE's arguments,
+    has the shapes of both.
+    """
+    return [math.prod(shape[1:]) for shape in latent_shapes] if len(latent_shapes) > 1 else []
