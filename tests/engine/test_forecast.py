@@ -14,6 +14,7 @@ from easycache_core import CacheConfig, CacheController, Response, euler_respons
 from easycache_core.branch import Branch, changes, uncorrected
 from easycache_core.budget import Budget
 from easycache_core.correction import Correction
+from easycache_core.placement import costs_of_skips, place
 from easycache_core.predictors import PREDICTORS
 
 STEPS, SHAPE = 40, (1, 8, 16, 16)
@@ -398,6 +399,16 @@ def test_long_steps_get_more_of_a_budget():
     assert len(computed[even]) == len(computed[controller]) == 8
     assert sum(step >= 16 for step in computed[even]) == 4
     assert sum(step >= 16 for step in computed[controller]) == 6, "steps of 16 times the length get 4 times as many"
+
+
+def test_an_influence_of_nothing_between_large_ones_is_no_place_to_skip():
+    """Catches a budget that skips where a multistep sampler's weights of one answer cancel: the third last evaluation
+    of ipndm over `normal`, which alone cost it 40 dB.
+    """
+    influence = [0.05] * 14 + [0.3, 0.4, 0.0, -2.0, 1.0]
+    computed = place(costs_of_skips(influence), np.arange(len(influence), dtype=float), len(influence) - 4)
+    skipped = set(range(len(influence))) - set(computed)
+    assert len(skipped) == 4 and max(skipped) < 14
 
 
 @pytest.mark.parametrize("lengths", [[1.0] * 9, [1.0] * 9 + [-1.0], [1.0] * 9 + [math.nan]])
