@@ -45,7 +45,7 @@ class Budget:
         self._evaluations = self._spent = 0
         self._step, self._in_step, self._per_step = 0, 0, 1  # evaluations of this step so far, and of the one before
         self._position = 0.0  # weights of the evaluations before
-        self._costs = None if response is None else costs_of_skips(response.influence())
+        self._costs = None if response is None else costs_of_skips(response.influence(), response.both_signs)
         if response is not None:
             self._positions = positions(response.lengths or [1.0] * (len(response.sigmas) - 1))
         # Where noise is added, every forecast misses by much, which says nothing of the next one.

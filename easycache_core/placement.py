@@ -5,14 +5,15 @@ forecasts are off grows with the distance to the last computed evaluation i. How
 model, but it falls during the run about as the influence on the final latent grows (docs/method.md), until the
 influence wins at the end. What is left of both is
 
-    cost of k = (1 + INFLUENCE^2 (T_k^2 + BESIDE (T_k-1^2 + T_k+1^2))) (p_k - p_i)^GROWTH
+    cost of k = (1 + (INFLUENCE T_k)^2) (p_k - p_i)^GROWTH
 
 with T_k the influence (response.py) and p the position in the run, by the model's own time and a little by the number
 of the evaluation: where steps are tiny D hardly moves (the end of karras, the start of linear_quadratic). The errors of
 different gaps are added up by their squares.
 
-Samplers that use earlier answers again have some T_k of next to 0 between large ones. A skip costs there, too: what is
-paid for it (correction.py) goes into the evaluation after it, and T_k itself is only supposed. So neighbours count.
+Samplers that use earlier answers again, with weights of both signs, have some T_k of next to 0 between large ones. A
+skip costs there, too: what is paid for it (correction.py) goes into the evaluation after it, and T_k itself is only
+supposed. There T_k^2 is T_k^2 + BESIDE (T_k-1^2 + T_k+1^2).
 """
 
 from collections.abc import Sequence
@@ -41,10 +42,13 @@ def positions(lengths: Sequence[float]) -> np.ndarray:
     return (1 - TIME) * numbers + TIME * times / times[-1] * numbers[-1] if times[-1] else numbers
 
 
-def costs_of_skips(influence: Sequence[float]) -> np.ndarray:
-    """Per evaluation, for a gap of one: (N,). influence: of either sign."""
-    squares = np.pad(np.asarray(influence, dtype=float) ** 2, 1, mode="edge")
-    costs = 1 + INFLUENCE**2 * (squares[1:-1] + BESIDE * (squares[:-2] + squares[2:]))
+def costs_of_skips(influence: Sequence[float], both_signs: bool = False) -> np.ndarray:
+    """Per evaluation, for a gap of one: (N,). influence: of either sign. both_signs: of the weights behind it."""
+    squares = np.asarray(influence, dtype=float) ** 2
+    if both_signs:
+        around = np.pad(squares, 1, mode="edge")
+        squares = squares + BESIDE * (around[:-2] + around[2:])
+    costs = 1 + INFLUENCE**2 * squares
     size = len(costs)
     early = EARLY * max(size / SHORT - 1, 0)
     costs *= 1 + early * np.exp(-np.arange(size) / (EARLY_PART * max(size, 1)))

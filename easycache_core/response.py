@@ -11,6 +11,8 @@ import numpy as np
 
 # Noise levels that differ by less than this part are the same: samplers compute them in float32 or less.
 SAME_LEVEL = 2e-3
+# Weights that are so much smaller than the largest are none.
+ROUNDING = 1e-3
 
 
 def same_level(one: float, other: float) -> bool:
@@ -35,6 +37,11 @@ class Response(NamedTuple):
         if n >= len(self.sigmas):
             return False
         return sigma is None or same_level(self.sigmas[n], sigma)
+
+    @property
+    def both_signs(self) -> bool:
+        """Whether weights of both signs may cancel, as those of samplers that use earlier answers again."""
+        return bool(self.weights.min(initial=0) < -ROUNDING * self.weights.max(initial=0))
 
     def influence(self, variance: float = 1.0) -> np.ndarray:
         """T_k, signed: by how much an error of D at evaluation k changes the final latent, (N,), with the answers after

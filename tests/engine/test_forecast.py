@@ -406,7 +406,8 @@ def test_an_influence_of_nothing_between_large_ones_is_no_place_to_skip():
     of ipndm over `normal`, which alone cost it 40 dB.
     """
     influence = [0.05] * 14 + [0.3, 0.4, 0.0, -2.0, 1.0]
-    computed = place(costs_of_skips(influence), np.arange(len(influence), dtype=float), len(influence) - 4)
+    costs, positions = costs_of_skips(influence, both_signs=True), np.arange(len(influence), dtype=float)
+    computed = place(costs, positions, len(influence) - 4)
     skipped = set(range(len(influence))) - set(computed)
     assert len(skipped) == 4 and max(skipped) < 14
 
