@@ -13,7 +13,7 @@ different gaps are added up by their squares.
 
 Samplers that use earlier answers again, with weights of both signs, have some T_k of next to 0 between large ones. A
 skip costs there, too: what is paid for it (correction.py) goes into the evaluation after it, and T_k itself is only
-supposed. There T_k^2 is T_k^2 + BESIDE (T_k-1^2 + T_k+1^2).
+supposed. There T_k^2 + BESIDE (T_k-1^2 + T_k+1^2) stands for T_k^2.
 """
 
 from collections.abc import Sequence
