@@ -98,9 +98,9 @@ class Account:
         the guider's, None if it has none. Waits for the device.
         """
         self._closeness = self._estimate_closeness(denoised, guidance)
-        about = self._totals(), self._settings, self.callbacks or self._steps, self._steps_before, self._reason
-        self._nothing_skipped = nothing_skipped(*about)
-        return summarise(*about, self._closeness, self.parts, self._beyond_budget, self.gradients, self.along)
+        about = self._settings, self.callbacks or self._steps, self._steps_before, self._reason
+        self._nothing_skipped = nothing_skipped(self._totals(), *about)
+        return summarise(self._totals(), *about, self.parts, self._beyond_budget, self.gradients, self.along)
 
     def snapshot(self) -> tuple[dict, list, int]:
         """(report without trace, trace so far, how many of its first records have all their numbers).
@@ -120,8 +120,8 @@ class Account:
     def _totals(self) -> dict:
         computed = sum(controller.computed for controller in self.controllers)
         skipped = sum(controller.skipped for controller in self.controllers)
-        return {**totals(self._settings, self._steps, computed, skipped), "reason": self._nothing_skipped,
-                "closeness": self._closeness}  # fmt: skip
+        did = totals(self._settings, self._steps, computed, skipped)
+        return {**did, "reason": self._nothing_skipped, "closeness": self._closeness}
 
     @property
     def _steps(self) -> int:

@@ -23,17 +23,16 @@ def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
 
 
 def summarise(
-    did: dict, settings: Settings, steps: int, steps_before: int = 0, reason: str | None = None,
-    closeness: float | None = None, parts: int = 0, beyond_budget: str | None = None, gradients: int = 0,
-    along: int = 0,
+    did: dict, settings: Settings, steps: int, steps_before: int, reason: str | None, parts: int,
+    beyond_budget: str | None, gradients: int, along: int,
 ) -> str:  # fmt: skip
     """The line for the log, with the reason if nothing was skipped.
 
-    did: as from `totals`. steps: that the sampler took. steps_before: of the same schedule, in runs that this one
-    continues. reason: why nothing could be skipped, where the settings are not to blame. closeness: in dB, if known.
-    parts, gradients: calls about a part of the latent, and differentiated ones, which are not among the evaluations.
-    beyond_budget: why more was computed than target_speedup allows, None if it was not. along: how often the network
-    was asked what the guider leaves out at times.
+    did: as from `totals`, with `reason`, as from `nothing_skipped`, and `closeness`, in dB, None if not known. steps:
+    that the sampler took. steps_before: of the same schedule, in runs that this one continues. reason: why nothing
+    could be skipped, where the settings are not to blame. parts, gradients: calls about a part of the latent, and
+    differentiated ones, which are not among the evaluations. beyond_budget: why more was computed than target_speedup
+    allows, None if it was not. along: how often the network was asked what the guider leaves out at times.
     """
     if did["evaluations"] == 0 and steps == 0:
         return "EasyCache: nothing was sampled, the run had no steps"
@@ -54,15 +53,12 @@ def summarise(
         line += f"; besides, what the guider leaves out at times was asked along {along} times"
     if steps_before:
         line += f"; it goes on from an earlier run, at step {steps_before + 1} of the schedule"
-    if closeness is not None:
-        line += f"; {close(closeness)}"
-    why = nothing_skipped(did, settings, steps, steps_before, reason)
-    return line if why is None else f"{line}. Nothing was skipped: {why}"
+    if did["closeness"] is not None:
+        line += f"; {close(did['closeness'])}"
+    return line if did["reason"] is None else f"{line}. Nothing was skipped: {did['reason']}"
 
 
-def nothing_skipped(
-    did: dict, settings: Settings, steps: int, steps_before: int = 0, reason: str | None = None
-) -> str | None:
+def nothing_skipped(did: dict, settings: Settings, steps: int, steps_before: int, reason: str | None) -> str | None:
     """Why nothing was skipped, None if something was or nothing was sampled. Arguments: as of `summarise`."""
     if did["skipped"] or not did["evaluations"]:
         return None
