@@ -559,7 +559,8 @@ RECIPES = {
              vid_out_norm=True),
         VIDEO,
         text=(1, 6, 5120),
-        cond=dict(condition=(1, 17, 2, 8, 8)),
+        # One for both prompts, as from its node: in a batch of two the network gives each prompt the other one's.
+        cond=dict(condition=torch.randn((1, 17, 2, 8, 8), generator=torch.Generator().manual_seed(0))),
     ),
     "CogVideoX_T2V": Recipe(COGVIDEO, VIDEO),
     "CogVideoX_I2V": Recipe(COGVIDEO | dict(in_channels=32), VIDEO, cond=dict(concat_latent_image=VIDEO)),
