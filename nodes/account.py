@@ -5,14 +5,12 @@ import logging
 import torch
 
 from ..easycache_core.budget import budget_of
-from ..easycache_core.weights import Weights
 from .evaluation import Evaluation
-from .network_memory import NetworkMemory
 from .other_caches import warn_of_repetitions
 from .question_history import QuestionHistory
 from .settings import Settings
 from .steps import UNKNOWN, Schedule
-from .summary import nothing_skipped, summarise, totals
+from .summary import ESTIMATE_MARGIN, nothing_skipped, summarise, totals
 
 log = logging.getLogger("easycache")
 
@@ -21,27 +19,22 @@ class Account:
     """Run counts here what it does; the rest follows from that.
 
     steps_before: of the same schedule, in runs that this one continues. self_switching: names of ControlNets that
-    change at noise levels which nothing tells. memory, weights: of the network.
+    change at noise levels which nothing tells.
 
     histories: all there have been. trace: (history, index of its record) of each evaluation. callbacks: of the sampler,
     one per step. parts, gradients: calls about a part of the latent, and differentiated ones. elsewhere: calls about a
     latent of the guider's own that is turned or moved from step to step. along: questions that were asked along.
+    memory: where the network keeps what one call leaves for the next, None if nowhere. weight_changes: at how many
+    evaluations its weights were others than at the one before.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        schedule: Schedule,
-        steps_before: int,
-        self_switching: list[str],
-        memory: NetworkMemory,
-        weights: Weights,
-    ):
+    def __init__(self, settings: Settings, schedule: Schedule, steps_before: int, self_switching: list[str]):
         self._settings, self._schedule, self._steps_before = settings, schedule, steps_before
-        self._self_switching, self._memory, self._weights = self_switching, memory, weights
+        self._self_switching = self_switching
         self.histories: list[QuestionHistory] = []
         self.trace: list[tuple[QuestionHistory, int]] = []
-        self.callbacks = self.parts = self.gradients = self.elsewhere = self.along = 0
+        self.callbacks = self.parts = self.gradients = self.elsewhere = self.along = self.weight_changes = 0
+        self.memory: str | None = None
         self._closeness: float | None = None  # known once the sampler is through
         self._nothing_skipped: str | None = None  # why; known then, too
 
@@ -69,7 +62,9 @@ class Account:
         for name in self._self_switching if config.target_speedup or config.threshold else ():
             log.warning(f"EasyCache: a ControlNet ({name}) decides by itself at which noise levels it changes; {means}")
 
-    def warn_of_memory(self) -> None:
+    def on_memory(self, place: str) -> None:
+        """The network keeps there what one call leaves for the next."""
+        self.memory = place
         log.warning(f"EasyCache: {self._memory_says}; from here on everything is computed")
 
     def warn_of_repetitions(self) -> None:
@@ -121,7 +116,12 @@ class Account:
         computed = sum(controller.computed for controller in self.controllers)
         skipped = sum(controller.skipped for controller in self.controllers)
         did = totals(self._settings, self._steps, computed, skipped)
-        return {**did, "reason": self._nothing_skipped, "closeness": self._closeness}
+        return {
+            **did,
+            "reason": self._nothing_skipped,
+            "closeness": self._closeness,
+            "closeness_margin": None if self._closeness is None else ESTIMATE_MARGIN,
+        }
 
     @property
     def _steps(self) -> int:
@@ -154,7 +154,7 @@ class Account:
     def _reason(self) -> str | None:
         """Why nothing was skipped, where the settings are not to blame."""
         evaluations = len(self.trace)
-        if self._memory.found:
+        if self.memory:
             return self._memory_says
         if self.gradients > self.parts and not evaluations:
             return "its guider differentiates through the network, which no prediction can stand in for"
@@ -168,10 +168,10 @@ class Account:
             return f"a ControlNet ({self._self_switching[0]}) decides by itself at which noise levels it changes"
         if sum(history.moves for history in self.histories) > evaluations / 2:
             return "prompts, options, keyframes or strengths of what is asked change at nearly every step"
-        if self._weights.changes > evaluations / 2:
+        if self.weight_changes > evaluations / 2:
             return "the network's weights change at nearly every step"
         return None
 
     @property
     def _memory_says(self) -> str:
-        return f"the network keeps what one call leaves for the next, in {self._memory.found}"
+        return f"the network keeps what one call leaves for the next, in {self.memory}"

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from ..easycache_core.budget import budget_of
 from .pictures import font
-from .summary import close
+from .summary import closeness_text
 
 SCALE = 2
 WIDTH, HEIGHT = 512, 384
@@ -22,7 +22,7 @@ TEXT = 11
 
 
 def draw_report(report: dict) -> Image.Image:
-    """The plot of a report (as from Run.report), 1024 x 768 pixels."""
+    """The plot of a report (as from Account.report), 1024 x 768 pixels."""
     trace = report["trace"]
     if not trace:
         return draw_message("Nothing was sampled: the run had no steps.")
@@ -31,7 +31,7 @@ def draw_report(report: dict) -> Image.Image:
     page.text((14, 10), f"{report['speedup']:.2f}x, {counts}", 18)
     page.text((14, 35), _rule(report), TEXT, FAINT)
     if report.get("closeness") is not None:
-        page.text((14, 49), close(report["closeness"]), TEXT, FAINT)
+        page.text((14, 49), closeness_text(report["closeness"]), TEXT, FAINT)
     if report["target_speedup"]:
         _draw_budget(page, 84, 192, trace, report)
     else:

@@ -47,7 +47,7 @@ class ProgressEvents:
     def send(self, state: str, snapshot: Callable[[], tuple[dict, list, int]]) -> None:
         """Send a message. Never raises.
 
-        state: "running"; or "done" or "stopped", with the whole trace. snapshot: as Run.snapshot, called only if a
+        state: "running"; or "done" or "stopped", with the whole trace. snapshot: as Account.snapshot, called only if a
         browser is connected.
         """
         try:

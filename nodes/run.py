@@ -101,7 +101,7 @@ class Run:
         self._weights = Weights(
             None if hooked or self._exact else getattr(guider.model_patcher.model, "diffusion_model", None)
         )
-        self.account = Account(settings, schedule, steps_before, self_switching(conds), self._memory, self._weights)
+        self.account = Account(settings, schedule, steps_before, self_switching(conds))
         self._predicts = None  # whether PREDICT_NOISE was called since the last callback; None: never
         self.denoised: torch.Tensor | None = None  # the sampler's, at the last callback
         # Other ranks wait for this one from here on.
@@ -361,15 +361,15 @@ class Run:
 
     def _compute_nested(self, compute, model, model_options) -> list[torch.Tensor]:
         """compute(), with nested calls to calc_cond_batch left alone."""
-        knew, thread = self._memory.found, threading.get_ident()
+        thread = threading.get_ident()
         self._computing.add(thread)
         try:
             network, first = getattr(model, "diffusion_model", None), len(self.account.trace) < 2
             return self._retry_on_oom(self._memory.call, compute, model_options, network, first)
         finally:
             self._computing.discard(thread)
-            if self._memory.found != knew:
-                self.account.warn_of_memory()
+            if self._memory.found != self.account.memory:
+                self.account.on_memory(self._memory.found)
 
     def _retry_on_oom(self, make, *args):
         """make(*args); if memory runs out, once more with the cache freed.
@@ -392,6 +392,7 @@ class Run:
     def finish(self) -> str:
         """Once the sampler is through. Returns the line for the log; waits for the device."""
         self._end_direct()
+        self.account.weight_changes = self._weights.changes
         return self.account.summary(self.denoised, getattr(self._guider, "cfg", None))
 
     def close(self) -> None:

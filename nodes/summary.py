@@ -54,7 +54,7 @@ def summarise(
     if steps_before:
         line += f"; it goes on from an earlier run, at step {steps_before + 1} of the schedule"
     if did["closeness"] is not None:
-        line += f"; {close(did['closeness'])}"
+        line += f"; {closeness_text(did['closeness'])}"
     return line if did["reason"] is None else f"{line}. Nothing was skipped: {did['reason']}"
 
 
@@ -71,8 +71,8 @@ def nothing_skipped(did: dict, settings: Settings, steps: int, steps_before: int
 ESTIMATE_MARGIN = 6
 
 
-def close(closeness: float) -> str:
-    """In words. closeness: in dB."""
+def closeness_text(closeness: float) -> str:
+    """closeness: in dB."""
     return f"{closeness - ESTIMATE_MARGIN:.0f} to {closeness + ESTIMATE_MARGIN:.0f} dB of the uncached run (estimate)"
 
 

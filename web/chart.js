@@ -8,8 +8,6 @@ const STUB = 14; // height of the bar of a skipped evaluation
 const HEADROOM = 1.2;
 const WAITING = "Run to see which steps are computed and which are skipped.";
 const UNCONNECTED = "Connect the model to this node, and this node's MODEL to the sampler.";
-// As in nodes/summary.py.
-const MARGIN = 6;
 // The figures are those of benchmarks/results/closeness.csv and what_if.csv.
 const ESTIMATE =
   "Estimated from the last run's own numbers. dB: how close the final latent is to that of the same run without the " +
@@ -164,12 +162,13 @@ function summary(run) {
 const reason = ({ report }) => (report.reason ? `Nothing was skipped: ${report.reason}.` : "");
 
 /** What there is to say of a run that is over; "" if nothing. */
-const afterwards = (run, settings) => estimate(run, settings) || reason(run) || sentence(close(run.report.closeness));
+const afterwards = (run, settings) =>
+  estimate(run, settings) || reason(run) || sentence(closenessText(run, run.report.closeness));
 
-/** As nodes/summary.py says it; "" if it is not known. closeness: in dB. */
-function close(closeness) {
-  if (!Number.isFinite(closeness)) return "";
-  const [from, to] = [-MARGIN, MARGIN].map((margin) => Math.round(closeness + margin));
+/** As nodes/summary.py says it; "" if it is not known, or not how sure it is. closeness: in dB. */
+function closenessText({ report: { closeness_margin: margin } }, closeness) {
+  if (!Number.isFinite(closeness) || !Number.isFinite(margin)) return "";
+  const [from, to] = [closeness - margin, closeness + margin].map(Math.round);
   return `${from} to ${to} dB of the uncached run`;
 }
 
@@ -183,7 +182,7 @@ function estimate(run, settings) {
   const { target_speedup: target, threshold } = settings;
   const place = target > 0 ? `target_speedup ${short(target)}` : `threshold ${short(threshold)}`;
   const count = `${computed} of ${evaluations} (${(evaluations / computed).toFixed(1)}x)`;
-  const near = close(closeness);
+  const near = closenessText(run, closeness);
   const answer = exact ? count : `about ${count}`;
   return `What if, ${place}: ${near ? `${answer}, ${near}` : answer}${near || !exact ? " (estimate)" : ""}.`;
 }

@@ -13,7 +13,7 @@ NODE = "12:5"  # as the frontend names a node in a subgraph
 RECORD = {"step", "sigma", "computed", "input_change", "rate", "error", "output_norm"}
 REPORT = {
     "steps", "evaluations", "computed", "skipped", "speedup", "threshold", "warmup_steps", "predictor",
-    "target_speedup", "reason", "closeness",
+    "target_speedup", "reason", "closeness", "closeness_margin",
 }  # fmt: skip
 
 
