@@ -482,6 +482,36 @@ def test_weights_are_changed_between_evaluations(tiny, run, caplog, often):
             assert plain.levels[AT] in one.levels
 
 
+def test_weights_that_are_there_only_while_the_network_runs(tiny, run):
+    """As where each block's are fetched for its call. Catches a run that ends in an error, as somebody looks at them
+    meanwhile.
+    """
+    scene = tiny("Flux")
+    network = scene.model.model.diffusion_model
+    weights = [one for one in network.parameters() if one.ndim > 1]
+    kept = [one.detach().clone() for one in weights]
+
+    def fetch(*_):
+        for one, whole in zip(weights, kept, strict=True):
+            one.untyped_storage().resize_(whole.untyped_storage().size())
+            one.data.copy_(whole)
+
+    def drop(*_):
+        for one in weights:
+            one.untyped_storage().resize_(0)
+
+    make_guider = counting(lambda guider, step, *call: guided(guider, *call))
+    always = run(scene, make_guider, patch=answering_by_prompt, **HALF)
+    hooks = network.register_forward_pre_hook(fetch), network.register_forward_hook(drop)
+    try:
+        at_times = run(scene, make_guider, patch=answering_by_prompt, **HALF)
+        assert at_times.report["skipped"] > 0 and torch.equal(at_times.latent, always.latent)
+    finally:
+        fetch()
+        for hook in hooks:
+            hook.remove()
+
+
 def test_a_guider_that_asks_from_threads(tiny, run):
     """One for the positive, one for the negative, at once. Catches a run that fails as each finds what the other one
     has half done.
