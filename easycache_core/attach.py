@@ -222,8 +222,7 @@ class Attachment:
         self._histories.remove(history)
         self._histories.append(history)
         controller = history.controller
-        history.asked[line] += 1
-        branch = f"{line} {history.asked[line]}"
+        branch = history.ask(line)
         if self._conversion is not None:
             self._conversion.set_sigma(history.sigma)
         if history.layout is None:  # the form of the output shows what of x is latent

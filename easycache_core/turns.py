@@ -9,6 +9,7 @@ from collections import Counter
 
 import torch
 
+from .absences import Absences
 from .controller import CacheController
 from .interface import Layout
 
@@ -19,7 +20,6 @@ NEAR = 0.02  # asked again at one timestep a latent has moved less, or no more t
 SAMPLE_SIZE = 1 << 12  # elements of a latent by which it is told from others
 TRAIL = 4  # evaluations that are remembered, so many latents can be told apart that take turns from step to step
 MAX_HISTORIES = 64  # each holds tensors
-MANY_RETURNS = 3  # a range of timesteps makes one, guidance in bursts a few
 
 
 class History:
@@ -45,8 +45,7 @@ class History:
         self.cache_miss = False  # whether its evaluation asked for something that was not in the cache
         self.first: list = []  # (branch, output) of its first evaluation, until it is seen which part of x is latent
         self._asked_before: Counter[int] = Counter()
-        self._known: set[int] = set()  # lines of all evaluations before
-        self._returns: Counter[int] = Counter()  # how often a line came back after it was left out
+        self._absences = Absences()  # of lines
         self._trail: list[torch.Tensor] = []  # of its last evaluations
         self._moved = 0.0  # by how far, when the timestep last changed; 0 if it was too far for a step
         self._far = 0  # how often in a row that was too far
@@ -60,9 +59,14 @@ class History:
         return all(map(torch.equal, ours, theirs))
 
     def leaves_out(self, line: int) -> bool:
-        """Whether a line that is asked now is one that is left out time and again."""
-        self._returns[line] += line in self._known - self._asked_before.keys() - self.asked.keys()
-        return self._returns[line] >= MANY_RETURNS
+        """Whether a line that is to be asked now is one that is left out time and again."""
+        return self._absences.returns(line)
+
+    def ask(self, line: int) -> str:
+        """A line is asked at its newest evaluation. Returns the name of the answer."""
+        self._absences.note(line)
+        self.asked[line] += 1
+        return f"{line} {self.asked[line]}"
 
     def has_shapes_of(self, x: list[torch.Tensor]) -> bool:
         return self.x is not None and [(one.shape, one.dtype, one.device) for one in x] == [
@@ -78,7 +82,7 @@ class History:
             self._far = self._far + 1 if moved > FAR else 0
             self._moved = moved if moved < LONG_STEP else 0.0
         self._trail = [*self._trail[1 - TRAIL :], sample]
-        self._known |= self.asked.keys()
+        self._absences.next_evaluation()
         self._asked_before, self.asked = self.asked, Counter()
         self.gap, self.step = step - self.step if self.evaluations else 1, step
         self.x, self.timestep, self._open = [one.detach().clone() for one in x], timestep, True

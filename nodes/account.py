@@ -132,12 +132,13 @@ class Account:
         """In dB, of the final latent in the sampler's own terms. Nothing is known where a guider keeps answers for
         later steps.
         """
-        if denoised is None or len(self.histories) != 1 or not self.histories[0].controller.skipped:
-            return None
-        if self.histories[0].leaves_out or not isinstance(guidance, int | float | None):  # some have one for each step
+        if denoised is None or len(self.histories) != 1 or not isinstance(guidance, int | float | None):
+            return None  # some guiders have one guidance for each step
+        (history,) = self.histories
+        if not history.controller.skipped or history.absences.recurring:
             return None
         low, high = denoised.detach().aminmax()
-        return self.histories[0].controller.closeness(float(high - low), float(guidance or 1.0))
+        return history.controller.closeness(float(high - low), float(guidance or 1.0))
 
     @property
     def _beyond_budget(self) -> str | None:

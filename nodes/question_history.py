@@ -5,21 +5,18 @@ asked along with it, then has a history, and decisions, of its own.
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Collection, Sequence
 
 import torch
 
 from ..easycache_core import CacheController
+from ..easycache_core.absences import Absences
 from ..easycache_core.weights import differ
 from .latents import OwnLatents, Trail, level_of
 from .schedule_switches import Switches
 from .settings import Settings
 from .steps import UNKNOWN, Schedule, StepCounter, Strides
 from .value_changes import SettledValues
-
-MAX_QUESTIONS = 64  # some guiders ask another one at each step
-MANY_RETURNS = 2  # one is what a range of noise levels makes
 
 
 class QuestionHistory:
@@ -55,18 +52,13 @@ class QuestionHistory:
         self.moves = 0  # evaluations at which keyframes or strengths were others than at the last computed one
         self._switches: Switches | None = None
         self._values: dict[str, SettledValues] = {}  # by branch
-        self._evaluations = 0
-        self._asked: set = set()  # questions of this evaluation
-        # Of each question: the last evaluation at which it was asked, and its conditionings there; how often it came
-        # back, and after how many evaluations at most.
-        self._last_asked, self._conds, self._returns, self._longest = {}, {}, Counter(), Counter()
+        self.absences = Absences()  # of questions; with them, the conditionings of the calls that asked them last
         self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
         self._rows_done: torch.Tensor | int = 0  # of the batch, at the last noise level
 
     def next_evaluation(self) -> None:
         """An evaluation begins; what is asked in it comes with `observe`."""
-        self._evaluations += 1
-        self._asked = set()
+        self.absences.next_evaluation()
 
     def begin(
         self, network_x: torch.Tensor, timestep: torch.Tensor, conds: dict, changed: bool = False,
@@ -98,46 +90,13 @@ class QuestionHistory:
             self._switches.on_computed()
         return not computing
 
-    def note(self, question, conds: list) -> None:
-        """A question is asked. conds: the conditionings of its call, the others of them None."""
-        missed = self._evaluations - self._last_asked.pop(question, self._evaluations) - 1
-        if missed > 0:
-            self._returns[question] += 1
-            self._longest[question] = max(self._longest[question], missed)
-        self._last_asked[question], self._conds[question] = self._evaluations, conds
-        if len(self._last_asked) > MAX_QUESTIONS:
-            oldest = next(iter(self._last_asked))
-            del self._last_asked[oldest], self._conds[oldest]
-
-    @property
-    def leaves_out(self) -> bool:
-        """Whether some questions are left out time and again."""
-        return any(returns >= MANY_RETURNS for returns in self._returns.values())
-
-    def left_out(self) -> list[tuple]:
-        """(question, conditionings of its call) of those that are left out time and again, and at this evaluation, but
-        not for good.
-        """
-        absent = {one: self._evaluations - last for one, last in self._last_asked.items() if last < self._evaluations}
-        return [(one, self._conds[one]) for one, missed in absent.items()
-                if self._returns[one] >= MANY_RETURNS and missed <= 2 * self._longest[one]]  # fmt: skip
-
-    def asked(self, question) -> bool:
-        """Whether the question was asked in the newest evaluation."""
-        return question in self._asked
-
-    def observe(self, question, branch: str, values: dict) -> bool:
+    def observe(self, branch: str, values: dict) -> bool:
         """A branch, the answer to a question, is asked for with these values; whether they are others than where it
         was computed last.
         """
-        self._asked.add(question)
         settled = self._values.setdefault(branch, SettledValues())
         settled.observe(values)
         return settled.changed
-
-    def observe_along(self, branch: str, values: dict) -> None:
-        """As `observe`, of a branch that nobody asks for."""
-        self._values.setdefault(branch, SettledValues()).observe(values)
 
     def elsewhere(self, branches: Collection[str], x: torch.Tensor, sampler_x: torch.Tensor) -> bool:
         """Whether a latent of the guider's own moved away from the sampler's since these branches were computed."""
@@ -185,6 +144,6 @@ class QuestionHistory:
     def close(self) -> None:
         """Free every tensor."""
         self._computed_sigma = self._switches = self._weights = None
-        self._values, self._conds, self._rows_done = {}, {}, 0
+        self._values, self.absences, self._rows_done = {}, Absences(), 0
         self.trail, self._own_latents = Trail(), OwnLatents()
         self.controller.release()

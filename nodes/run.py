@@ -227,9 +227,9 @@ class Run:
             self._open(evaluation, next(iter(asked.values())))
         history = evaluation.history
         for i, question in asked.items():
-            history.note(question, [cond if n == i else None for n, cond in enumerate(conds)])
+            history.absences.note(question, [cond if n == i else None for n, cond in enumerate(conds)])
         branches = {i: evaluation.branch(asked[i], values[i], self._telling) for i in asked}
-        changed = True in {history.observe(asked[i], branches[i], values[i]) for i in asked}
+        changed = True in {history.observe(branches[i], values[i]) for i in asked}
         own_x = None if x is evaluation.x else self._network_input(x, timestep)
         if not self._exact and history.elsewhere(branches.values(), x, evaluation.x):
             self.account.on_elsewhere()
@@ -275,7 +275,7 @@ class Run:
         if not self._asks_along or evaluation.reusing or controller.shared or self.account.along >= controller.skipped:
             return []  # asking must not cost more than skipping saves
         ways = {question[1:] for question in asked.values()}
-        missing = evaluation.history.left_out()
+        missing = evaluation.history.absences.left_out()
         return [(one, conds) for one, conds in missing if one[1:] in ways and one not in evaluation.along]
 
     def _store_along(
@@ -284,7 +284,7 @@ class Run:
         i = next(n for n, cond in enumerate(conds) if cond is not None)
         values = options | content_of(conds[i], self._identities)
         branch = evaluation.branch(question, values, self._telling)
-        evaluation.history.observe_along(branch, values)
+        evaluation.history.observe(branch, values)
         answers = Answers({i: branch}, None, None)
         stored = self._store(evaluation, answers, denoised, evaluation.x, evaluation.timestep)
         evaluation.along[question] = stored[i]
@@ -301,7 +301,8 @@ class Run:
         key = tracked.parts, tracked.switches, tracked.network, evaluation.depth
         alike = {name: history for name, history in self._histories.items() if name[:-1] == key}
         if not alike:  # some guiders ask the same in another order: it goes on where it was asked along
-            alike = {name: one for name, one in self._histories.items() if name[1:-1] == key[1:] and one.asked(tracked)}
+            others = {name: one for name, one in self._histories.items() if name[1:-1] == key[1:]}
+            alike = {name: one for name, one in others.items() if one.absences.asked(tracked)}
         history, another = self._history_among(list(alike.values()), evaluation)
         name = next((name for name, one in alike.items() if one is history), (*key, len(self.account.histories)))
         self._histories.pop(name, None)

@@ -1,0 +1,57 @@
+"""Questions that are left out at some evaluations and asked again later: a negative at every other step, say."""
+
+from collections import Counter
+
+MANY_RETURNS = 2  # a range of noise levels makes one
+MAX_QUESTIONS = 64  # that are remembered; some guiders ask another one at each step
+
+
+class Absences:
+    """Which questions are left out time and again."""
+
+    def __init__(self):
+        self._evaluation = 0
+        self._last: dict = {}  # by question: (evaluation at which it was asked last, about); the newest at the end
+        self._returns, self._longest = Counter(), Counter()  # after how many evaluations at most it came back
+
+    def next_evaluation(self) -> None:
+        self._evaluation += 1
+
+    def note(self, question, about=None) -> None:
+        """It is asked at this evaluation. about: handed out by `left_out`."""
+        missed = self._since(question) - 1
+        if missed > 0:
+            self._returns[question] += 1
+            self._longest[question] = max(self._longest[question], missed)
+        self._last.pop(question, None)
+        self._last[question] = self._evaluation, about
+        if len(self._last) > MAX_QUESTIONS:
+            self._last.pop(next(iter(self._last)))
+
+    def asked(self, question) -> bool:
+        """Whether it was asked at this evaluation."""
+        return question in self._last and not self._since(question)
+
+    def returns(self, question) -> bool:
+        """Whether it is about to come back, and did so time and again; to be asked before `note`."""
+        return self._recurs(question) and self._since(question) > 1
+
+    def left_out(self) -> list[tuple]:
+        """(question, about) of those that came back time and again and are not asked at this evaluation. Without those
+        that are left out for good.
+        """
+        return [(one, about) for one, (_, about) in self._last.items()
+                if self._recurs(one) and 0 < self._since(one) <= 2 * self._longest[one]]  # fmt: skip
+
+    @property
+    def recurring(self) -> bool:
+        """Whether there are questions that came back time and again."""
+        return any(map(self._recurs, self._returns))
+
+    def _recurs(self, question) -> bool:
+        return self._returns[question] >= MANY_RETURNS
+
+    def _since(self, question) -> int:
+        """Evaluations since it was asked; 0 if it never was."""
+        last, _ = self._last.get(question, (self._evaluation, None))
+        return self._evaluation - last
