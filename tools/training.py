@@ -1,4 +1,4 @@
-"""Training of tiny diffusion models: resumable stages, optimisers and losses."""
+"""Training of tiny diffusion models: a resumable loop, optimisers and losses."""
 
 import math
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 EMA = 0.998
-REPORTS = 10  # per training by the clock
+REPORTS = 10  # per training
 SAVE_EVERY = 120.0  # seconds
 # Without AVX512 bfloat16 is emulated on a CPU, and many times slower than float32.
 HAS_BFLOAT16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
@@ -63,62 +63,6 @@ def write(state: dict, file: Path) -> None:
     partial = file.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(file)
-
-
-class Stage:
-    """One resumable training run: module, optimisers, step and moving average of the weights are kept in a file.
-
-    args: `work`, the folder of the file; `steps`, how many to train.
-    """
-
-    def __init__(self, name, module, optimisers, args):
-        self.module, self.optimisers, self.args = module, optimisers, args
-        self.rates = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
-        self.file = args.work / f"{name}.pt"
-        self.average = {k: v.clone() for k, v in module.state_dict().items()}
-        self.step = 0
-        if self.file.exists():
-            saved = torch.load(self.file, weights_only=True)
-            module.load_state_dict(saved["module"])
-            for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
-                optimiser.load_state_dict(state)
-            self.average, self.step = saved["average"], saved["step"]
-            print(f"{name}: going on from step {self.step}")
-
-    def run(self, loss_of_next_batch):
-        started, recent = time.time(), []
-        while self.step < self.args.steps:
-            warm, done = min(1.0, (self.step + 1) / 100), self.step / self.args.steps
-            for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
-                optimiser.param_groups[0]["lr"] = rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-            loss = loss_of_next_batch()
-            self.module.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-            for optimiser in self.optimisers:
-                optimiser.step()
-            self.step += 1
-            keep = min(EMA, self.step / (self.step + 10))
-            with torch.no_grad():
-                for name, value in self.module.state_dict().items():
-                    self.average[name].lerp_(value, 1 - keep)
-            recent.append(loss.item())
-            if self.step % 50 == 0:
-                print(
-                    f"step {self.step} loss {sum(recent) / len(recent):.4f} {time.time() - started:.0f} s", flush=True
-                )
-                recent.clear()
-            if self.step % 200 == 0 or self.step == self.args.steps:
-                self._save()
-
-    def _save(self):
-        saved = {
-            "module": self.module.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "average": self.average,
-            "step": self.step,
-        }
-        write(saved, self.file)
 
 
 class Trainer:

@@ -3,9 +3,9 @@
     python3 -m nox -s digits
     python3 -m nox -s digits -- --architecture unet
 
-Flow matching or noise prediction on scikit-learn's digits; every random number comes from --seed. Each run keeps a
-checkpoint in --work and goes on from it when started again, and writes its weights, which no user of the pack needs, to
-output/training.
+Flow matching or noise prediction on scikit-learn's digits; every random number comes from --seed. A training that
+is cut off goes on from a checkpoint in --work when started again. The weights, which no user of the pack needs, are
+written to output/training.
 """
 
 import argparse
@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
 import comfy_host  # noqa: E402
 import model  # noqa: E402
 from trained import OutOfPlace, initialise, save  # noqa: E402
-from training import Stage, flow_matching_loss, muon_and_adamw, noise_prediction_loss  # noqa: E402
+from training import Trainer, flow_matching_loss, muon_and_adamw, noise_prediction_loss  # noqa: E402
 
 SHIFT = 2.0
 GUIDANCE_DROPOUT = 0.12
@@ -34,12 +34,13 @@ def is_matrix(name, parameter):
 def train(architecture, args):
     torch.manual_seed(args.seed)
     chosen = model.ARCHITECTURES[architecture]
-    args = argparse.Namespace(**{**vars(args), "steps": args.steps or chosen.steps})
     built = model.build(architecture)
     network = built.diffusion_model
     initialise(network)
-    stage = Stage(chosen.weights.stem, network, muon_and_adamw([network], is_matrix), args)
-    rng = torch.Generator().manual_seed(args.seed + 1 + stage.step)
+    name = chosen.weights.stem
+    optimisers, steps = muon_and_adamw([network], is_matrix), args.steps or chosen.steps
+    trainer = Trainer(name, [network], optimisers, steps=steps, file=args.work / f"{name}.pt")
+    rng = torch.Generator().manual_seed(args.seed + 1 + trainer.step)
     pictures, labels = model.real_pictures()
     maps = model.codec(pictures, chosen.spread)
     latents = model.encode(pictures, maps)
@@ -59,8 +60,8 @@ def train(architecture, args):
             return flow_matching_loss(answer, latents[picked], SHIFT, rng)
         return noise_prediction_loss(answer, latents[picked], built.model_sampling, rng)
 
-    stage.run(loss_of_next_batch)
-    save(stage.average, maps, chosen.weights, trained_by="benchmarks/digits/train.py")
+    trainer.run(loss_of_next_batch)
+    save(network.state_dict(), maps, chosen.weights, trained_by="benchmarks/digits/train.py")
 
 
 def main():
