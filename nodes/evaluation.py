@@ -152,7 +152,7 @@ class Evaluation:
     of calc_cond_batch; then it lasts until the next one begins. depth: of guiders that call guiders. opened_by: the
     question that is asked first. history: of the questions that are asked here. Both are None until the first one is
     asked. along: answers to questions that were not asked yet, by question. level: sigma, where it was read. another:
-    whether the latent may be another one than that of the history. reusing: whether the questions are predicted.
+    whether the latent may be another one than that of the history. predicting: whether the questions are predicted.
     """
 
     def __init__(self, x: torch.Tensor, timestep: torch.Tensor, direct: bool = False, depth: int = 0):
@@ -162,7 +162,7 @@ class Evaluation:
         self.history: QuestionHistory | None = None
         self.along: dict[Question, torch.Tensor] = {}
         self.level: float | None = None
-        self.another = self.reusing = False
+        self.another = self.predicting = False
         self._asked: Counter[tuple] = Counter()
         self._values: dict[Question, list[dict]] = {}  # of each call that asked
 

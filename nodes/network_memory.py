@@ -30,11 +30,11 @@ class NetworkMemory:
         places = {f"transformer_options[{key!r}]": value for key, value in unknown_options(model_options)}
         if not first:
             places |= {f"its {name}": value for name, value in _named_attributes(network)}
-        before = {place: _contents(value, _DEPTH) for place, value in places.items()}
+        before = {place: _remembered(value, _DEPTH) for place, value in places.items()}
         result = compute()
         if not first:  # where the attribute may have another value by now
             places |= {f"its {name}": value for name, value in _named_attributes(network)}
-        changed = (place for place, value in places.items() if before.get(place) != _contents(value, _DEPTH))
+        changed = (place for place, value in places.items() if before.get(place) != _remembered(value, _DEPTH))
         self.found = next(changed, None)
         return result
 
@@ -44,7 +44,7 @@ def _named_attributes(network) -> Iterator[tuple[str, object]]:
     return ((name, value) for name, value in attributes.items() if any(word in name.lower() for word in _NAMES))
 
 
-def _contents(value, depth: int) -> list:
+def _remembered(value, depth: int) -> list:
     """The tensors that it holds, and the numbers beside them: equal as long as nobody has put in others.
 
     Numbers alone are no memory: packs note there which frames or which prompt a call is about.
@@ -52,7 +52,7 @@ def _contents(value, depth: int) -> list:
     if isinstance(value, torch.Tensor):
         return [(id(value), None if value.is_inference() else value._version)]
     parts = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list | tuple) else []
-    held = [one for part in parts if depth for one in _contents(part, depth - 1)]
+    held = [one for part in parts if depth for one in _remembered(part, depth - 1)]
     if any(isinstance(part, torch.Tensor) for part in parts):
         held += [part for part in parts if isinstance(part, int | float)]
     return held

@@ -65,10 +65,11 @@ class QuestionHistory:
         another: bool = False, level: float | None = None, weights: torch.Tensor | None = None,
         force: bool = False,
     ) -> bool:  # fmt: skip
-        """Decide an evaluation; True: it is predicted. conds: the guider's conditionings by name. changed: whether what
-        is asked has other values than where it was computed last. another: whether the latent may be another one.
-        level: the noise level, where it was read. weights: a sample of the network's. force: whether it had better be
-        computed.
+        """Decide an evaluation, as CacheController.begin does.
+
+        conds: the guider's conditionings by name. changed: whether what is asked has other values than where it was
+        computed last. another: whether the latent may be another one. level: the noise level, where it was read.
+        weights: a sample of the network's. force: whether it had better be computed.
         """
         step, sigma = self.steps.next_evaluation(), level_of(timestep)
         if step >= self.controller.total_steps:  # a sampler that does not take the schedule's steps
@@ -88,7 +89,7 @@ class QuestionHistory:
         if computing:
             self._computed_sigma, self._weights = sigma.clone(), weights
             self._switches.on_computed()
-        return not computing
+        return computing
 
     def observe(self, branch: str, values: dict) -> bool:
         """A branch, the answer to a question, is asked for with these values; whether they are others than where it

@@ -102,7 +102,7 @@ class Run:
             None if hooked or self._exact else getattr(guider.model_patcher.model, "diffusion_model", None)
         )
         self.account = Account(settings, schedule, steps_before, self_switching(conds))
-        self._predicts = None  # whether PREDICT_NOISE was called since the last callback; None: never
+        self._predict_noise_called = None  # whether PREDICT_NOISE was called since the last callback; None: never
         self.denoised: torch.Tensor | None = None  # the sampler's, at the last callback
         # Other ranks wait for this one from here on.
         self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
@@ -119,11 +119,11 @@ class Run:
     def on_callback(self, denoised: torch.Tensor | None = None) -> None:
         """The sampler has called back, which it does once per step, with its denoised latent."""
         self.denoised = denoised
-        if self._predicts is False:  # some call back several times per step
+        if self._predict_noise_called is False:  # some call back several times per step
             return
         self.account.callbacks += 1
-        if self._predicts:
-            self._predicts = False
+        if self._predict_noise_called:
+            self._predict_noise_called = False
         for history in self._histories.values():
             history.steps.on_callback()
 
@@ -135,13 +135,13 @@ class Run:
         handler = model_options.get("context_handler")
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
-        around, self._predicts = self._evaluation, True
+        around, self._predict_noise_called = self._evaluation, True
         evaluation = self._evaluation = Evaluation(x, timestep, depth=0 if around is None else around.depth + 1)
         try:
             denoised = executor(x, timestep, model_options, *args, **kwargs)
         finally:
             self._evaluation = around
-        learnt = evaluation.history is not None and not evaluation.reusing and self._conversion is None
+        learnt = evaluation.history is not None and not evaluation.predicting and self._conversion is None
         if learnt and isinstance(denoised, torch.Tensor):  # some guiders return several latents
             evaluation.history.controller.answered(denoised)
         self.account.log_evaluation(evaluation)
@@ -239,7 +239,7 @@ class Run:
             self._decide(evaluation, list(map(conds.__getitem__, asked)), changed, missing=not known)
             known = all(map(history.controller.has, branches.values()))
         predicted = None
-        if evaluation.reusing and not self._memory.found and known and (opens or not changed):
+        if evaluation.predicting and not self._memory.found and known and (opens or not changed):
             try:
                 predicted = {i: self._predict(history, branches[i], own_x, x, timestep) for i in asked}
             except Exception as error:
@@ -252,7 +252,7 @@ class Run:
         """Take in what was computed, and return it, corrected, by position."""
         history = evaluation.history
         controller = history.controller
-        if evaluation.reusing:
+        if evaluation.predicting:
             history.cache_miss = True
             controller.count_as_computed()
             return {i: denoised[i] for i in answers.branches}
@@ -272,8 +272,10 @@ class Run:
         be predicted at the next step at which they are asked. asked: what was asked now, in the same way.
         """
         controller = evaluation.history.controller
-        if not self._asks_along or evaluation.reusing or controller.shared or self.account.along >= controller.skipped:
-            return []  # asking must not cost more than skipping saves
+        if not self._asks_along or evaluation.predicting or controller.shared:
+            return []
+        if self.account.along >= controller.skipped:  # asking must not cost more than skipping saves
+            return []
         ways = {question[1:] for question in asked.values()}
         missing = evaluation.history.absences.left_out()
         return [(one, conds) for one, conds in missing if one[1:] in ways and one not in evaluation.along]
@@ -320,7 +322,7 @@ class Run:
         history = evaluation.history
         network_x = self._network_input(evaluation.x, evaluation.timestep)
         conds = getattr(self._guider, "conds", None) or dict(enumerate(asked))
-        evaluation.reusing = history.begin(
+        evaluation.predicting = not history.begin(
             network_x, evaluation.timestep, conds, changed, evaluation.another, evaluation.level,
             self._weights.sample(), missing,
         )  # fmt: skip

@@ -10,8 +10,8 @@ from ..easycache_core.config import require_number
 class Settings:
     """The engine's settings, and those that need ComfyUI.
 
-    start_percent, end_percent: the part of the model's schedule in which reuse is allowed, 0 to 1, in ComfyUI's sense
-    (`model_sampling.percent_to_sigma`). verbose: one log line per evaluation.
+    start_percent, end_percent: the part of the model's schedule in which evaluations may be skipped, 0 to 1, in
+    ComfyUI's sense (`model_sampling.percent_to_sigma`). verbose: one log line per evaluation.
 
     Raises ValueError naming the widget and its range.
     """
@@ -27,5 +27,5 @@ class Settings:
         if self.start_percent > self.end_percent:
             raise ValueError(
                 f"start_percent ({self.start_percent}) must not be above end_percent ({self.end_percent}): "
-                "nothing could ever be reused"
+                "nothing could ever be skipped"
             )

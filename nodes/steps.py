@@ -38,8 +38,8 @@ class Schedule:
     a rise is no step. steps_known: whether the sampler takes these steps. step_lengths: as from `step_lengths`.
     unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there.
     first_sigma, end_sigma: where they begin, and where they stop. last_sigma: evaluations at it or below are the last
-    ones, and computed; none are in short pieces of a schedule. sigma_start, sigma_end: between them reuse is
-    allowed; restricted: whether that is less than everything.
+    ones, and computed; none are in short pieces of a schedule. sigma_start, sigma_end: between them
+    evaluations may be skipped; restricted: whether that is less than everything.
 
     sigmas: (steps + 1,), as the sampler gets them. Waits for their device.
     """
@@ -129,7 +129,6 @@ class StepCounter:
         self._since_callback = 0  # evaluations
         self._per_step: int | None = None  # m, once known
         self._callback_last = False  # whether a callback follows the last evaluation of its step
-        self.steps = 0  # how many steps there have been
 
     def next_evaluation(self) -> int:
         """Count one evaluation and return its step, from 0."""
@@ -139,7 +138,6 @@ class StepCounter:
             step = self._callback_step
         else:
             step = self._callback_step + 1
-        self.steps = max(self.steps, step + 1)
         self._evaluations += 1
         self._since_callback += 1
         return step

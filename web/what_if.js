@@ -101,28 +101,28 @@ function reuse(records) {
   };
 }
 
-/** Forecasts: E is slope |a_n - a_i| / sigma_n / ||v_i||, a = log(1 + sigma), and gaps grow by one evaluation. */
+/** Forecasts: E is error rate |t_n - t_i| / sigma_n / ||v_i||, t = log(1 + sigma), and gaps grow by one evaluation. */
 function forecast(records) {
-  const place = records.map(({ sigma }) => Math.log1p(sigma));
-  const slopes = [];
+  const t = records.map(({ sigma }) => Math.log1p(sigma));
+  const rates = [];
   let seen = null;
   records.forEach((record, n) => {
     if (record.computed) {
       seen = n;
-    } else if (record.error > 0 && record.sigma > 0 && seen !== null && slopes.at(-1)?.[0] !== seen) {
-      const distance = Math.abs(place[n] - place[seen]);
-      if (distance > 0) slopes.push([seen, (record.error * record.sigma * record.output_norm) / distance]);
+    } else if (record.error > 0 && record.sigma > 0 && seen !== null && rates.at(-1)?.[0] !== seen) {
+      const distance = Math.abs(t[n] - t[seen]);
+      if (distance > 0) rates.push([seen, (record.error * record.sigma * record.output_norm) / distance]);
     }
   });
-  const slope = curve(slopes);
+  const errorRate = curve(rates);
   const norm = curve(records.flatMap((record, n) => (record.computed ? [[n, record.output_norm]] : [])));
-  if (!slope || !norm) return null;
+  if (!errorRate || !norm) return null;
   let last = null, longest = 1;
   return {
     error: (n, skipped) =>
       skipped >= longest
         ? NaN
-        : (slope(last) * Math.abs(place[n] - place[last])) / records[n].sigma / norm(last),
+        : (errorRate(last) * Math.abs(t[n] - t[last])) / records[n].sigma / norm(last),
     computed: (n, skipped) => { [last, longest] = [n, skipped + 1]; },
   };
 }
