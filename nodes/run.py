@@ -77,7 +77,7 @@ class Run:
         one_latent: bool = False,
         supposed: Response | None = None,
     ):
-        self.settings, self._shape = settings, shape
+        self._settings, self._shape = settings, shape
         self._steps_before, self._levels, self._one_latent = steps_before, levels, one_latent
         self._schedule, self._guider = schedule, guider
         self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
@@ -113,7 +113,7 @@ class Run:
 
     def _new_history(self) -> QuestionHistory:
         return QuestionHistory(
-            self.settings, self._schedule, self._steps_before, self._levels, **self._controller_options
+            self._settings, self._schedule, self._steps_before, self._levels, **self._controller_options
         )
 
     def on_callback(self, denoised: torch.Tensor | None = None) -> None:
