@@ -20,8 +20,8 @@ paid over several evaluations. The network's own output stays in the cache as it
 
 from .steps import StepHistory, clip, ratio
 
-# Larger ones would be for samplers in which the answer at n hardly counts for the next latent, and such payments swing to
-# and fro. What is left is paid at the evaluations after.
+# Larger ones would be for samplers in which the answer at n hardly counts for the next latent, and they swing to and
+# fro. What is left is paid at the evaluations after.
 MAX_PAYMENT = 1.0
 NEGLIGIBLE = 1e-3
 # Gaps that are remembered: what is still owed for earlier ones is next to nothing.
