@@ -152,7 +152,8 @@ class Evaluation:
     of calc_cond_batch; then it lasts until the next one begins. depth: of guiders that call guiders. opened_by: the
     question that is asked first. history: of the questions that are asked here. Both are None until the first one is
     asked. along: answers to questions that were not asked yet, by question. level: sigma, where it was read. another:
-    whether the latent may be another one than that of the history. predicting: whether the questions are predicted.
+    whether the latent may be another one than that of the history. predicting: whether the questions are predicted;
+    decided: whether that is known. stored: names of the answers that the engine has taken in.
     """
 
     def __init__(self, x: torch.Tensor, timestep: torch.Tensor, direct: bool = False, depth: int = 0):
@@ -162,7 +163,8 @@ class Evaluation:
         self.history: QuestionHistory | None = None
         self.along: dict[Question, torch.Tensor] = {}
         self.level: float | None = None
-        self.another = self.predicting = False
+        self.another = self.predicting = self.decided = False
+        self.stored: set[str] = set()
         self._asked: Counter[tuple] = Counter()
         self._values: dict[Question, list[dict]] = {}  # of each call that asked
 
@@ -181,6 +183,21 @@ class Evaluation:
         others.append(values)
         self._asked[name] += 1
         return f"{name} {self._asked[name]}"
+
+    def start_over(self) -> None:
+        """Something failed in it, and who tries again asks for the same answers."""
+        self._asked, self._values, self.along = Counter(), {}, {}
+
+    def fail(self) -> None:
+        self.start_over()
+        self._began = self._began or (self.timestep.clone(), sample_of([self.x]))
+
+    def tried_again(self, x: torch.Tensor, timestep: torch.Tensor, direct: bool, depth: int) -> bool:
+        """Whether it goes on, after it failed, with an evaluation of these. Waits for the device."""
+        if (direct, depth, x.shape) != (self.direct, self.depth, self.x.shape) or not self._goes_on(x, timestep):
+            return False
+        self.x, self.timestep = x, timestep
+        return True
 
     def ended_by(self, x: torch.Tensor, timestep: torch.Tensor, asked: Callable[[], Collection[Question]]) -> bool:
         """Whether a call of calc_cond_batch belongs to another evaluation: at another timestep, or where the question
