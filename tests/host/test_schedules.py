@@ -41,6 +41,31 @@ def test_a_sampler_with_a_schedule_of_its_own(comfy, tiny, run, caplog, name, wi
     assert not any("Nothing was skipped" in line for line in log_of(caplog))
 
 
+@pytest.mark.parametrize("churn", [2.0, 40.0])
+@pytest.mark.parametrize("name", ["SD15", "WAN21_T2V"])
+def test_a_sampler_that_churns(tiny, run, caplog, name, churn):
+    """It adds noise before each evaluation, which is then above the schedule's levels. Catches a schedule that is taken
+    for one of the sampler's own: the last evaluation is predicted (1 to 6 dB on the demo model), and the log is wrong.
+    """
+    from comfy.samplers import ksampler
+
+    scene = tiny(name)
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+
+    def sampled(**widgets):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            return run(scene, make_guider, ksampler("euler", {"s_churn": churn}), **widgets)
+
+    plain, exact = sampled(), sampled(threshold=0.0)
+    assert torch.equal(exact.latent, plain.latent)
+    cached = sampled(target_speedup=2.0)
+    check_counts(cached, plain.calls)
+    assert cached.report["computed"] == STEPS / 2 and cached.report["trace"][-1]["computed"]
+    assert len(log_of(caplog)) == 1 and "own" not in caplog.text and "more than it allows" not in caplog.text
+    assert psnr(cached.latent, plain.latent) > 10
+
+
 @torch.no_grad()
 def restarting(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Euler steps; where the noise levels rise, noise is added and nothing is evaluated."""
