@@ -6,7 +6,6 @@ at some noise levels, and add-ons insert theirs.
 """
 
 import weakref
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
@@ -165,8 +164,7 @@ class Evaluation:
         self.level: float | None = None
         self.another = self.predicting = self.decided = False
         self.stored: set[str] = set()
-        self._asked: Counter[tuple] = Counter()
-        self._values: dict[Question, list[dict]] = {}  # of each call that asked
+        self._calls: dict[Question, list[tuple[dict, str]]] = {}  # their values, and the names of the answers
 
     def computed_along(self, asked: dict[int, Question], x: torch.Tensor) -> dict[int, torch.Tensor]:
         """Answers that are there already, by position. They are handed out once: another time is another question."""
@@ -178,15 +176,24 @@ class Evaluation:
 
         values: of the conditioning and of the model's options, by name.
         """
-        others = self._values.setdefault(asked, [])
-        name = asked, telling.of(values, others)
-        others.append(values)
-        self._asked[name] += 1
-        return f"{name} {self._asked[name]}"
+        calls = self._calls.setdefault(asked, [])
+        if telling.learn(values, [others for others, _ in calls]):
+            for question, earlier in self._calls.items():  # go by more from now on
+                for k, (before, name) in enumerate(earlier):
+                    telling.names_before[self._name(question, before, earlier[:k], telling)] = name
+        name = self._name(asked, values, calls, telling)
+        name = telling.names_before.get(name, name)
+        calls.append((values, name))
+        return name
+
+    @staticmethod
+    def _name(asked: Question, values: dict, before: list[tuple[dict, str]], telling: TellingValues) -> str:
+        told = telling.of(values)
+        return f"{(asked, told)} {1 + sum(telling.of(others) == told for others, _ in before)}"
 
     def start_over(self) -> None:
         """Something failed in it, and who tries again asks for the same answers."""
-        self._asked, self._values, self.along = Counter(), {}, {}
+        self._calls, self.along = {}, {}
 
     def fail(self) -> None:
         self.start_over()
