@@ -86,6 +86,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._warnings: set[str] = set()
         self._final_error: float | None = None  # once the run is over
         self._recomputed = False  # whether the network ran where the predictor did not know of it
+        self.not_finite = 0  # evaluations that had to be computed because of NaN or inf
         self.reset_cache()
         self._cache_lost = False
 
@@ -141,6 +142,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._learn(now)
         finite = now.finite and all(map(math.isfinite, now.input_change or ()))
         if not finite:
+            self.not_finite += 1
             self._warn_once("NaN or inf in the latent or the network's output; such steps are not reused")
         self._comparable = finite and not now.changed
         if self._planned is not None and not self._planned.expects(len(self._records), now.sigma):

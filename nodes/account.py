@@ -147,6 +147,8 @@ class Account:
         allowed = (budget_of(one.computed + one.skipped, target) for one in self.controllers if target)
         if not target or sum(one.computed for one in self.controllers) <= sum(allowed):
             return None
+        if any(controller.not_finite for controller in self.controllers):
+            return "as nothing can be predicted from NaN or inf"
         if self.elsewhere or any(history.unpredictable or history.cache_miss for history in self.histories):
             return "as what was asked could not be predicted from what was asked before"
         return "as the sampler took fewer evaluations than its schedule has steps"
@@ -157,6 +159,8 @@ class Account:
         evaluations = len(self.trace)
         if self.memory:
             return self._memory_says
+        if sum(controller.not_finite for controller in self.controllers) > evaluations / 2:
+            return "the latent or the network's output is NaN or inf"
         if self.gradients > self.parts and not evaluations:
             return "its guider differentiates through the network, which no prediction can stand in for"
         if self.parts and not evaluations:

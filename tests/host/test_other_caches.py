@@ -137,9 +137,11 @@ def test_a_latent_that_stands_still_after_a_skipped_evaluation(comfy, caplog, re
     the network's answer there taken for that of another cache, as the latent did not move from the evaluation before.
     """
     module = sys.modules[comfy.classes["EasyCacheAdaptive"].__module__.replace(".adaptive", ".other_caches")]
-    trace = [dict(sigma=1.0, computed=True, input_change=None, rate=None, output_norm=1.0),
-             dict(sigma=0.9, computed=False, input_change=0.1, rate=0.5, output_norm=1.0),
-             dict(sigma=0.9, computed=True, input_change=1e-9, rate=0.0 if repeated else 0.5, output_norm=1.0)]  # fmt: skip
+    trace = [
+        dict(sigma=1.0, computed=True, input_change=None, rate=None, output_norm=1.0),
+        dict(sigma=0.9, computed=False, input_change=0.1, rate=0.5, output_norm=1.0),
+        dict(sigma=0.9, computed=True, input_change=1e-9, rate=0.0 if repeated else 0.5, output_norm=1.0),
+    ]
     with caplog.at_level(logging.WARNING):
         module.warn_of_repetitions(trace)
     assert len(log_of(caplog)) == repeated
