@@ -88,11 +88,12 @@ class Account:
             f"{'computed' if record['computed'] else 'skipped'},{error} transformation rate {shown(record['rate'])}"
         )
 
-    def summary(self, denoised: torch.Tensor | None, guidance) -> str:
+    def summary(self, denoised: torch.Tensor | None, guidance, keeps_latents: bool) -> str:
         """The line for the log, once the sampler is through. denoised: the sampler's, at its last callback. guidance:
-        the guider's, None if it has none. Waits for the device.
+        the guider's, None if it has none. keeps_latents: whether what guides keeps some for later steps. Waits for the
+        device.
         """
-        self._closeness = self._estimate_closeness(denoised, guidance)
+        self._closeness = None if keeps_latents else self._estimate_closeness(denoised, guidance)
         about = self._settings, self.callbacks or self._steps, self._steps_before, self._reason
         self._nothing_skipped = nothing_skipped(self._totals(), *about)
         return summarise(self._totals(), *about, self.parts, self._beyond_budget, self.gradients, self.along)
@@ -130,10 +131,12 @@ class Account:
 
     def _estimate_closeness(self, denoised: torch.Tensor | None, guidance) -> float | None:
         """In dB, of the final latent in the sampler's own terms. Nothing is known where a guider keeps answers for
-        later steps.
+        later steps, and next to nothing where another run goes on with a latent that is mostly noise.
         """
         if denoised is None or len(self.histories) != 1 or not isinstance(guidance, int | float | None):
             return None  # some guiders have one guidance for each step
+        if self._schedule.unfinished:
+            return None
         (history,) = self.histories
         if not history.controller.skipped or history.absences.recurring:
             return None
@@ -163,8 +166,8 @@ class Account:
             return "the latent or the network's output is NaN or inf"
         if self.gradients > self.parts and not evaluations:
             return "its guider differentiates through the network, which no prediction can stand in for"
-        if self.parts and not evaluations:
-            return "it asks about parts of the latent, one after the other"
+        if self.parts > evaluations:
+            return "it asks about parts of the latent, one after the other, or at another size"
         if len(self.histories) == evaluations > 1:
             return "what is asked is new at every evaluation"
         if self.elsewhere > evaluations / 2:

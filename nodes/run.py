@@ -24,7 +24,7 @@ from .evaluation import Evaluation, Identities, PartIds, Question, content_of, q
 from .latents import level_of, position_of, trail_of
 from .network_memory import NetworkMemory
 from .parametrisation import Parametrisation
-from .patch_switches import patch_values
+from .patch_switches import keeps_latents, patch_values
 from .question_history import QuestionHistory
 from .run_history import WRAPPER_KEY
 from .schedule_switches import self_switching
@@ -426,7 +426,8 @@ class Run:
         """Once the sampler is through. Returns the line for the log; waits for the device."""
         self._end_direct()
         self.account.weight_changes = self._weights.changes
-        return self.account.summary(self.denoised, getattr(self._guider, "cfg", None))
+        keeps = self._shape is not None and keeps_latents(self._guider.model_options, self._shape)
+        return self.account.summary(self.denoised, getattr(self._guider, "cfg", None), keeps)
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
