@@ -215,7 +215,9 @@ class CacheController(contextlib.AbstractContextManager):
             if computing:
                 self._budget.spend()
             elif forced:
-                self._warn_once("target_speedup is spent: a step that should have been computed is predicted")
+                self._warn_once(
+                    "target_speedup is spent: a step that had better be computed is predicted, if it can be"
+                )
             return not computing, None
         in_range = config.warmup_steps <= step < self.total_steps - 1
         if forced or not in_range or config.threshold == 0 or not self._predictor.ready:

@@ -88,6 +88,8 @@ class Run:
             streams=streams, denoised=follows_denoised, ranks=ranks, by_row=True, response=response, supposed=supposed
         )
         self._histories: dict = {}  # by the question that opens their evaluations, the one asked last at the end
+        self._left: set[tuple] = set()  # names under which no history goes on
+        self._switched = True  # whether switches were for good so far
         self._evaluation: Evaluation | None = None
         self._failed: Evaluation | None = None  # the last one, if it did
         self._computing: set[int] = set()  # threads in which a call to calc_cond_batch is being computed
@@ -334,6 +336,7 @@ class Run:
         if not alike:  # some guiders ask the same in another order: it goes on where it was asked along
             others = {name: one for name, one in self._histories.items() if name[1:-1] == key[1:]}
             alike = {name: one for name, one in others.items() if one.absences.asked(tracked)}
+        alike = alike or self._before_a_switch(key)
         history, another = self._history_among(list(alike.values()), evaluation)
         name = next((name for name, one in alike.items() if one is history), (*key, len(self.account.histories)))
         self._histories.pop(name, None)
@@ -343,6 +346,19 @@ class Run:
         self._histories[name] = evaluation.history = history
         history.next_evaluation()
         evaluation.another = another
+
+    def _before_a_switch(self, key: tuple) -> dict:
+        """The history, by its new name, that goes on under this key: a word or switch in the options is another one
+        from this step on. None if questions that differ by it are asked in turn.
+        """
+        self._switched = self._switched and key not in self._left
+        others = [name for name in self._histories if (name[0], *name[2:-1]) == (key[0], *key[2:])]
+        if not self._switched or len(others) != 1 or not self._histories[others[0]].steps.called_back:
+            return {}
+        self._left.add(others[0][:-1])
+        name = (*key, others[0][-1])
+        self._histories[name] = self._histories.pop(others[0])
+        return {name: self._histories[name]}
 
     def _decide(self, evaluation: Evaluation, asked: list, changed: bool, missing: bool) -> None:
         """Whether an evaluation is predicted. asked: the conditionings of its first call. changed: whether they, or

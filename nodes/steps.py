@@ -145,6 +145,11 @@ class StepCounter:
         return step
 
     @property
+    def called_back(self) -> bool:
+        """Whether the sampler has called back since the last evaluation."""
+        return self._callback_step is not None and not self._since_callback
+
+    @property
     def ambiguous(self) -> bool:
         """Whether the evaluation just counted may belong to the first step or to the second."""
         return self._callback_step is not None and self._per_step is None

@@ -582,3 +582,39 @@ def test_calls_that_a_number_tells_apart(tiny, run, widgets):
                             for marks in ([{}, {}, {"weak": True}], [{"call": i} for i in range(3)]))  # fmt: skip
     assert by_number.report == by_switch.report and by_number.report["skipped"] > 0
     assert torch.equal(by_number.latent, by_switch.latent)
+
+
+@pytest.mark.parametrize("phase", [lambda step: step == 0, lambda step: "late" if step > AT else "early"],
+                         ids=["at the first step", "in the second half"])  # fmt: skip
+@pytest.mark.parametrize("predictor", ["forecast", "reuse"])
+def test_a_switch_in_the_options_that_changes_for_good(tiny, run, phase, predictor):
+    """Catches another beginning from there on, with a budget of its own: one evaluation more than it allows, and where
+    they are is not where they are worth most (5 to 8 dB on the demo model).
+    """
+    scene = tiny("Flux")
+
+    def asking(mark):
+        def predict(guider, step, x, timestep, options):
+            given = {**options, "transformer_options": {**options["transformer_options"], "phase": mark(step)}}
+            return guided(guider, x, timestep, given)
+
+        return counting(predict)
+
+    plain = uncached(run, scene, asking(phase), patch=answering_by_prompt)
+    cached = run(scene, asking(phase), patch=answering_by_prompt, **HALF, predictor=predictor)
+    check_counts(cached, plain.calls)
+    assert cached.report["computed"] == STEPS / 2 and psnr(cached.latent, plain.latent) > 10
+
+
+def test_a_switch_in_the_options_that_changes_to_and_fro(tiny, run):
+    """At every step. Catches two questions that are taken for one that changes: nothing is skipped."""
+    scene = tiny("Flux")
+
+    def predict(guider, step, x, timestep, options):
+        given = {**options, "transformer_options": {**options["transformer_options"], "odd": bool(step % 2)}}
+        return guided(guider, x, timestep, given)
+
+    plain = uncached(run, scene, counting(predict), patch=answering_by_prompt)
+    cached = run(scene, counting(predict), patch=answering_by_prompt, threshold=1.0, warmup_steps=2)
+    check_counts(cached, plain.calls)
+    assert cached.report["computed"] < STEPS * 0.8 and psnr(cached.latent, plain.latent) > 10
