@@ -96,7 +96,8 @@ class Account:
         self._closeness = None if keeps_latents else self._estimate_closeness(denoised, guidance)
         about = self._settings, self.callbacks or self._steps, self._steps_before, self._reason
         self._nothing_skipped = nothing_skipped(self._totals(), *about)
-        return summarise(self._totals(), *about, self.parts, self._beyond_budget, self.gradients, self.along)
+        counts = self.parts, self._beyond_budget, self.gradients, self.along
+        return summarise(self._totals(), *about, *counts, self._end_unseen)
 
     def snapshot(self) -> tuple[dict, list, int]:
         """(report without trace, trace so far, how many of its first records have all their numbers).
@@ -142,6 +143,14 @@ class Account:
             return None
         low, high = denoised.detach().aminmax()
         return history.controller.closeness(float(high - low), float(guidance or 1.0))
+
+    @property
+    def _end_unseen(self) -> bool:
+        """Whether the last evaluation was predicted, as the sampler stopped where its schedule goes on."""
+        if not self.trace or self._schedule.last_sigma < 0:  # such schedules have no last one
+            return False
+        history, index = self.trace[-1]
+        return not history.controller.trace_so_far()[0][index]["computed"]
 
     @property
     def _beyond_budget(self) -> str | None:

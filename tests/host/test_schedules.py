@@ -184,3 +184,24 @@ def test_a_sampler_that_leaves_levels_out(tiny, run, caplog, levels, widgets):
     assert min(plain.levels) in cached.levels and len(cached.levels) < len(plain.levels)
     beyond = widgets == BUDGET and len(cached.levels) > math.ceil(len(plain.levels) / 4)
     assert any("fewer evaluations than its schedule has steps" in line for line in log_of(caplog)) == beyond
+
+
+@pytest.mark.parametrize("left_out", [0, 2, 4])
+def test_a_sampler_that_stops_early(tiny, run, caplog, left_out):
+    """Without a sign, so that its last evaluation may be predicted. Catches a log that does not say so."""
+    scene = tiny("Flux")
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for i, (sigma, following) in enumerate(zip(sigmas[: -1 - left_out], sigmas[1:], strict=False)):
+            denoised = model(x, sigma * x.new_ones([len(x)]), **extra_args)
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            x = x + (following - sigma) * (x - denoised) / sigma
+        return x
+
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, functools.partial(guiding, conds=pair(scene), predict=both), sampler, target_speedup=2.0)
+    computed = cached.report["trace"][-1]["computed"]
+    assert computed == (left_out == 0) and cached.report["closeness"] is None
+    said = "the last evaluation was predicted, as nothing told that it was the last"
+    assert (said in caplog.text) != computed
