@@ -86,6 +86,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._warnings: set[str] = set()
         self._final_error: float | None = None  # once the run is over
         self._recomputed = False  # whether the network ran where the predictor did not know of it
+        self.not_finite = 0  # evaluations that had to be computed because of NaN or inf
         self.reset_cache()
         self._cache_lost = False
 
@@ -141,6 +142,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._learn(now)
         finite = now.finite and all(map(math.isfinite, now.input_change or ()))
         if not finite:
+            self.not_finite += 1
             self._warn_once("NaN or inf in the latent or the network's output; such steps are not reused")
         self._comparable = finite and not now.changed
         if self._planned is not None and not self._planned.expects(len(self._records), now.sigma):
@@ -213,7 +215,9 @@ class CacheController(contextlib.AbstractContextManager):
             if computing:
                 self._budget.spend()
             elif forced:
-                self._warn_once("target_speedup is spent: a step that should have been computed is predicted")
+                self._warn_once(
+                    "target_speedup is spent: a step that had better be computed is predicted, if it can be"
+                )
             return not computing, None
         in_range = config.warmup_steps <= step < self.total_steps - 1
         if forced or not in_range or config.threshold == 0 or not self._predictor.ready:

@@ -187,7 +187,7 @@ class Forecast(Predictor):
     def final_error(self) -> float | None:
         response, gaps = self._steps.response, self._correction.gaps
         done = response is not None and len(self._steps.sigmas) == len(response.sigmas)
-        if self._seen is None or gaps is None or not done or response.adds_noise:
+        if self._seen is None or gaps is None or not done or response.adds_noise or response.takes_branches:
             return None
         return final_error(response, self._steps.times, self._steps.computed, gaps, self._seen)
 

@@ -24,13 +24,16 @@ class Response(NamedTuple):
 
     sigmas: noise level of each evaluation, (N,). weights: (N + 1, N), by how much x at evaluation n changes with D at
     evaluation k < n; the last row is the final latent. adds_noise: whether the sampler does, on its way. lengths: from
-    each evaluation to the next in the model's own time, (N - 1,), in any unit; empty: all alike.
+    each evaluation to the next in the model's own time, (N - 1,), in any unit; empty: all alike. takes_branches:
+    whether it uses cond or uncond by themselves, next to what guidance makes of them; weights are those of an error
+    that all of them have in common.
     """
 
     sigmas: tuple[float, ...]
     weights: np.ndarray
     adds_noise: bool = False
     lengths: Sequence[float] = ()
+    takes_branches: bool = False
 
     def expects(self, n: int, sigma: float | None) -> bool:
         """Whether evaluation n of the run is at this noise level; None stands for any."""

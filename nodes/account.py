@@ -88,14 +88,16 @@ class Account:
             f"{'computed' if record['computed'] else 'skipped'},{error} transformation rate {shown(record['rate'])}"
         )
 
-    def summary(self, denoised: torch.Tensor | None, guidance) -> str:
+    def summary(self, denoised: torch.Tensor | None, guidance, keeps_latents: bool) -> str:
         """The line for the log, once the sampler is through. denoised: the sampler's, at its last callback. guidance:
-        the guider's, None if it has none. Waits for the device.
+        the guider's, None if it has none. keeps_latents: whether what guides keeps some for later steps. Waits for the
+        device.
         """
-        self._closeness = self._estimate_closeness(denoised, guidance)
+        self._closeness = None if keeps_latents else self._estimate_closeness(denoised, guidance)
         about = self._settings, self.callbacks or self._steps, self._steps_before, self._reason
         self._nothing_skipped = nothing_skipped(self._totals(), *about)
-        return summarise(self._totals(), *about, self.parts, self._beyond_budget, self.gradients, self.along)
+        counts = self.parts, self._beyond_budget, self.gradients, self.along
+        return summarise(self._totals(), *about, *counts, self._end_unseen)
 
     def snapshot(self) -> tuple[dict, list, int]:
         """(report without trace, trace so far, how many of its first records have all their numbers).
@@ -130,15 +132,25 @@ class Account:
 
     def _estimate_closeness(self, denoised: torch.Tensor | None, guidance) -> float | None:
         """In dB, of the final latent in the sampler's own terms. Nothing is known where a guider keeps answers for
-        later steps.
+        later steps, and next to nothing where another run goes on with a latent that is mostly noise.
         """
         if denoised is None or len(self.histories) != 1 or not isinstance(guidance, int | float | None):
             return None  # some guiders have one guidance for each step
+        if self._schedule.unfinished:
+            return None
         (history,) = self.histories
         if not history.controller.skipped or history.absences.recurring:
             return None
         low, high = denoised.detach().aminmax()
         return history.controller.closeness(float(high - low), float(guidance or 1.0))
+
+    @property
+    def _end_unseen(self) -> bool:
+        """Whether the last evaluation was predicted, as the sampler stopped where its schedule goes on."""
+        if not self.trace or self._schedule.last_sigma < 0:  # such schedules have no last one
+            return False
+        history, index = self.trace[-1]
+        return not history.controller.trace_so_far()[0][index]["computed"]
 
     @property
     def _beyond_budget(self) -> str | None:
@@ -147,6 +159,8 @@ class Account:
         allowed = (budget_of(one.computed + one.skipped, target) for one in self.controllers if target)
         if not target or sum(one.computed for one in self.controllers) <= sum(allowed):
             return None
+        if any(controller.not_finite for controller in self.controllers):
+            return "as nothing can be predicted from NaN or inf"
         if self.elsewhere or any(history.unpredictable or history.cache_miss for history in self.histories):
             return "as what was asked could not be predicted from what was asked before"
         return "as the sampler took fewer evaluations than its schedule has steps"
@@ -157,10 +171,12 @@ class Account:
         evaluations = len(self.trace)
         if self.memory:
             return self._memory_says
+        if sum(controller.not_finite for controller in self.controllers) > evaluations / 2:
+            return "the latent or the network's output is NaN or inf"
         if self.gradients > self.parts and not evaluations:
             return "its guider differentiates through the network, which no prediction can stand in for"
-        if self.parts and not evaluations:
-            return "it asks about parts of the latent, one after the other"
+        if self.parts > evaluations:
+            return "it asks about parts of the latent, one after the other, or at another size"
         if len(self.histories) == evaluations > 1:
             return "what is asked is new at every evaluation"
         if self.elsewhere > evaluations / 2:

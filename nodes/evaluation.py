@@ -6,7 +6,6 @@ at some noise levels, and add-ons insert theirs.
 """
 
 import weakref
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
@@ -152,7 +151,8 @@ class Evaluation:
     of calc_cond_batch; then it lasts until the next one begins. depth: of guiders that call guiders. opened_by: the
     question that is asked first. history: of the questions that are asked here. Both are None until the first one is
     asked. along: answers to questions that were not asked yet, by question. level: sigma, where it was read. another:
-    whether the latent may be another one than that of the history. predicting: whether the questions are predicted.
+    whether the latent may be another one than that of the history. predicting: whether the questions are predicted;
+    decided: whether that is known. stored: names of the answers that the engine has taken in.
     """
 
     def __init__(self, x: torch.Tensor, timestep: torch.Tensor, direct: bool = False, depth: int = 0):
@@ -162,9 +162,9 @@ class Evaluation:
         self.history: QuestionHistory | None = None
         self.along: dict[Question, torch.Tensor] = {}
         self.level: float | None = None
-        self.another = self.predicting = False
-        self._asked: Counter[tuple] = Counter()
-        self._values: dict[Question, list[dict]] = {}  # of each call that asked
+        self.another = self.predicting = self.decided = False
+        self.stored: set[str] = set()
+        self._calls: dict[Question, list[tuple[dict, str]]] = {}  # their values, and the names of the answers
 
     def computed_along(self, asked: dict[int, Question], x: torch.Tensor) -> dict[int, torch.Tensor]:
         """Answers that are there already, by position. They are handed out once: another time is another question."""
@@ -176,11 +176,35 @@ class Evaluation:
 
         values: of the conditioning and of the model's options, by name.
         """
-        others = self._values.setdefault(asked, [])
-        name = asked, telling.of(values, others)
-        others.append(values)
-        self._asked[name] += 1
-        return f"{name} {self._asked[name]}"
+        calls = self._calls.setdefault(asked, [])
+        if telling.learn(values, [others for others, _ in calls]):
+            for question, earlier in self._calls.items():  # go by more from now on
+                for k, (before, name) in enumerate(earlier):
+                    telling.names_before[self._name(question, before, earlier[:k], telling)] = name
+        name = self._name(asked, values, calls, telling)
+        name = telling.names_before.get(name, name)
+        calls.append((values, name))
+        return name
+
+    @staticmethod
+    def _name(asked: Question, values: dict, before: list[tuple[dict, str]], telling: TellingValues) -> str:
+        told = telling.of(values)
+        return f"{(asked, told)} {1 + sum(telling.of(others) == told for others, _ in before)}"
+
+    def start_over(self) -> None:
+        """Something failed in it, and who tries again asks for the same answers."""
+        self._calls, self.along = {}, {}
+
+    def fail(self) -> None:
+        self.start_over()
+        self._began = self._began or (self.timestep.clone(), sample_of([self.x]))
+
+    def tried_again(self, x: torch.Tensor, timestep: torch.Tensor, direct: bool, depth: int) -> bool:
+        """Whether it goes on, after it failed, with an evaluation of these. Waits for the device."""
+        if (direct, depth, x.shape) != (self.direct, self.depth, self.x.shape) or not self._goes_on(x, timestep):
+            return False
+        self.x, self.timestep = x, timestep
+        return True
 
     def ended_by(self, x: torch.Tensor, timestep: torch.Tensor, asked: Callable[[], Collection[Question]]) -> bool:
         """Whether a call of calc_cond_batch belongs to another evaluation: at another timestep, or where the question

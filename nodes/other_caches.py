@@ -2,7 +2,6 @@
 
 import logging
 import re
-from itertools import pairwise
 
 import torch
 
@@ -82,12 +81,16 @@ def warn_of_other_caches(patcher, model_options: dict, own_key: str) -> list[str
 
 def warn_of_repetitions(trace: list[dict]) -> None:
     """Of an answer that was the one before, where the noise level was another one. trace: of the engine, read."""
-    for before, now in pairwise([record for record in trace if record["computed"]]):
-        known = now["rate"] is not None and now["output_norm"] and now["input_change"]
-        moved = known and now["sigma"] != before["sigma"]
-        if moved and now["rate"] * now["input_change"] < REPEATED * now["output_norm"]:
+    sigma, moved = None, 0.0  # of the last computed evaluation; by how much the latent moved since, at most
+    for now in trace:
+        moved += now["input_change"] or 0.0
+        if not now["computed"]:
+            continue
+        known = now["rate"] is not None and now["output_norm"] and moved
+        if known and now["sigma"] != sigma and now["rate"] * moved < REPEATED * now["output_norm"]:
             log.warning(
                 f"EasyCache: at noise level {now['sigma']:.4g} the network's answer is the one before: another cache "
                 "repeats it, whose errors and ours add up; use one of them"
             )
             return
+        sigma, moved = now["sigma"], 0.0

@@ -41,6 +41,14 @@ def patch_values(model_options: dict, own_key: str, identity: Callable) -> dict:
     return values
 
 
+def keeps_latents(model_options: dict, shape: torch.Size) -> bool:
+    """Whether what makes one answer of several has tensors of this shape in its variables, as momentum has."""
+    functions = [model_options.get("sampler_cfg_function")]
+    functions += model_options.get("sampler_pre_cfg_function", []) + model_options.get("sampler_post_cfg_function", [])
+    kept = (value for one in functions if one is not None for value in _variables(one).values())
+    return any(isinstance(value, torch.Tensor) and value.shape == shape for value in kept)
+
+
 def _patches(model_options: dict, own_key: str) -> Iterator:
     """Functions and objects that are called within the cached part of an evaluation."""
     options = model_options.get("transformer_options", {})

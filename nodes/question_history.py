@@ -49,7 +49,7 @@ class QuestionHistory:
         self.cache_miss = False  # whether the last evaluation had a branch that could not be predicted
         self.unpredictable = False  # whether that, or another latent, was seen
         self._misses = 0  # how many evaluations in a row had one
-        self.moves = 0  # evaluations at which keyframes or strengths were others than at the last computed one
+        self.moves = 0  # evaluations at which something was another one than at the last computed one, or missing
         self._switches: Switches | None = None
         self._values: dict[str, SettledValues] = {}  # by branch
         self.absences = Absences()  # of questions; with them, the conditionings of the calls that asked them last
@@ -79,7 +79,7 @@ class QuestionHistory:
         # A budget that is spent would not compute it, and so never again have all that is asked.
         if self._misses > 1 or another:
             self.controller.reset_cache()
-        forced, changed = self._force_and_changed(step, sigma, conds, changed)
+        forced, changed = self._force_and_changed(step, sigma, conds, changed, force)
         changed = changed | differ(self._weights, weights)
         force = force | forced | self._at_last_level(timestep, sigma)  # the last evaluation draws the detail
         if level is not None and self._strides.may_end(level, step):
@@ -115,8 +115,9 @@ class QuestionHistory:
         before, self._rows_done = self._rows_done, (timestep <= self._schedule.last_sigma).sum()
         return (self._rows_done > before) | (self._rows_done == len(timestep))
 
-    def _force_and_changed(self, step: int, sigma: torch.Tensor, conds: dict, changed: bool):
-        """(force, changed) as CacheController.begin takes them. changed: as begin takes it.
+    def _force_and_changed(self, step: int, sigma: torch.Tensor, conds: dict, changed: bool, missing: bool):
+        """(force, changed) as CacheController.begin takes them. changed: as begin takes it. missing: whether something
+        is asked that was not computed last.
 
         force: compute whatever the error. changed: the conditioning is another one than was computed last.
 
@@ -128,7 +129,7 @@ class QuestionHistory:
         self._switches.observe(sigma, conds)
         if self._computed_sigma is None:
             return True, False
-        self.moves += self._switches.moved or changed
+        self.moves += self._switches.moved or changed or missing
         changed = changed or self.cache_miss or self._switches.changed(self._computed_sigma, sigma)
         force, config = False, self.controller.config
         if not config.target_speedup:  # a budget has no warm-up, and would be spent on all of these at once

@@ -4,6 +4,7 @@ A Run's wrappers are called by ComfyUI: PREDICT_NOISE decides, once per evaluati
 the outputs, or predicts them. The state of a run is in its Run alone.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from .evaluation import Evaluation, Identities, PartIds, Question, content_of, q
 from .latents import level_of, position_of, trail_of
 from .network_memory import NetworkMemory
 from .parametrisation import Parametrisation
-from .patch_switches import patch_values
+from .patch_switches import keeps_latents, patch_values
 from .question_history import QuestionHistory
 from .run_history import WRAPPER_KEY
 from .schedule_switches import self_switching
@@ -87,7 +88,10 @@ class Run:
             streams=streams, denoised=follows_denoised, ranks=ranks, by_row=True, response=response, supposed=supposed
         )
         self._histories: dict = {}  # by the question that opens their evaluations, the one asked last at the end
+        self._left: set[tuple] = set()  # names under which no history goes on
+        self._switched = True  # whether switches were for good so far
         self._evaluation: Evaluation | None = None
+        self._failed: Evaluation | None = None  # the last one, if it did
         self._computing: set[int] = set()  # threads in which a call to calc_cond_batch is being computed
         self._lock = threading.RLock()  # guiders may ask from several threads
         self._memory, self._telling, self._identities = NetworkMemory(), TellingValues(), Identities()
@@ -136,9 +140,12 @@ class Run:
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
         around, self._predict_noise_called = self._evaluation, True
-        evaluation = self._evaluation = Evaluation(x, timestep, depth=0 if around is None else around.depth + 1)
+        evaluation = self._evaluation = self._begin(x, timestep, depth=0 if around is None else around.depth + 1)
         try:
             denoised = executor(x, timestep, model_options, *args, **kwargs)
+        except Exception:
+            self._on_failure(evaluation)
+            raise
         finally:
             self._evaluation = around
         learnt = evaluation.history is not None and not evaluation.predicting and self._conversion is None
@@ -165,8 +172,23 @@ class Run:
                     self.account.parts += 1
                     return self._compute_nested(lambda: compute(conds), model, model_options)
                 self._end_direct()
-                self._evaluation = Evaluation(x, timestep, direct=True)
+                self._evaluation = self._begin(x, timestep, direct=True)
         return self.predict_or_compute(compute, model, conds, x, timestep, model_options)
+
+    def _begin(self, x, timestep, direct: bool = False, depth: int = 0) -> Evaluation:
+        """A new evaluation, or the one that failed just now: where somebody catches the error and tries again, that is
+        no further step, and no second charge to a budget.
+        """
+        failed, self._failed = self._failed, None
+        if failed is not None and failed.tried_again(x, timestep, direct, depth):
+            return failed
+        return Evaluation(x, timestep, direct, depth)
+
+    def _on_failure(self, evaluation: Evaluation) -> None:
+        if evaluation.decided:
+            with contextlib.suppress(RuntimeError):  # it takes some memory
+                evaluation.fail()
+                self._failed = evaluation
 
     def _end_direct(self) -> None:
         """An evaluation that was opened by calc_cond_batch, if there is one, is over."""
@@ -201,7 +223,14 @@ class Run:
             known |= answers.predicted
             return [shown(i) if i in known else torch.zeros_like(x) for i in range(len(conds))]
         wanted = [None if i in known else cond for i, cond in enumerate(conds)]
-        denoised = self._compute_nested(lambda: compute(wanted), model, model_options)
+        try:
+            denoised = self._compute_nested(lambda: compute(wanted), model, model_options)
+        except Exception:
+            with self._lock:
+                evaluation.start_over()
+                if evaluation.direct:
+                    self._on_failure(evaluation)
+            raise
         with self._lock:
             known |= self._store(evaluation, answers, denoised, x, timestep)
             along = self._left_out(evaluation, asked)
@@ -260,7 +289,9 @@ class Run:
             output = denoised[i]
             if self._conversion is not None:
                 output = self._retry_on_oom(self._conversion.network_output, output, x, timestep)
-            controller.store(branch, output.to(self._dtype), answers.own_x)
+            if branch not in evaluation.stored:
+                controller.store(branch, output.to(self._dtype), answers.own_x)
+            evaluation.stored.add(branch)
             history.on_computed(branch)
         if self._conversion is not None:
             return {i: denoised[i] for i in answers.branches}
@@ -305,6 +336,7 @@ class Run:
         if not alike:  # some guiders ask the same in another order: it goes on where it was asked along
             others = {name: one for name, one in self._histories.items() if name[1:-1] == key[1:]}
             alike = {name: one for name, one in others.items() if one.absences.asked(tracked)}
+        alike = alike or self._before_a_switch(key)
         history, another = self._history_among(list(alike.values()), evaluation)
         name = next((name for name, one in alike.items() if one is history), (*key, len(self.account.histories)))
         self._histories.pop(name, None)
@@ -314,6 +346,19 @@ class Run:
         self._histories[name] = evaluation.history = history
         history.next_evaluation()
         evaluation.another = another
+
+    def _before_a_switch(self, key: tuple) -> dict:
+        """The history, by its new name, that goes on under this key: a word or switch in the options is another one
+        from this step on. None if questions that differ by it are asked in turn.
+        """
+        self._switched = self._switched and key not in self._left
+        others = [name for name in self._histories if (name[0], *name[2:-1]) == (key[0], *key[2:])]
+        if not self._switched or len(others) != 1 or not self._histories[others[0]].steps.called_back:
+            return {}
+        self._left.add(others[0][:-1])
+        name = (*key, others[0][-1])
+        self._histories[name] = self._histories.pop(others[0])
+        return {name: self._histories[name]}
 
     def _decide(self, evaluation: Evaluation, asked: list, changed: bool, missing: bool) -> None:
         """Whether an evaluation is predicted. asked: the conditionings of its first call. changed: whether they, or
@@ -326,6 +371,7 @@ class Run:
             network_x, evaluation.timestep, conds, changed, evaluation.another, evaluation.level,
             self._weights.sample(), missing,
         )  # fmt: skip
+        evaluation.decided = True
         self.account.on_decided(history)
 
     def _history_among(self, alike: list[QuestionHistory], evaluation: Evaluation) -> tuple[QuestionHistory, bool]:
@@ -396,11 +442,12 @@ class Run:
         """Once the sampler is through. Returns the line for the log; waits for the device."""
         self._end_direct()
         self.account.weight_changes = self._weights.changes
-        return self.account.summary(self.denoised, getattr(self._guider, "cfg", None))
+        keeps = self._shape is not None and keeps_latents(self._guider.model_options, self._shape)
+        return self.account.summary(self.denoised, getattr(self._guider, "cfg", None), keeps)
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
-        self._evaluation = self._guider = self.denoised = None
+        self._evaluation = self._failed = self._guider = self.denoised = None
         self._identities, self._part_ids = Identities(), PartIds({})
         self._weights.close()
         for history in self.account.histories:

@@ -30,6 +30,7 @@ class _Impulses:
         self.model_sampling, self.model_options = model_sampling, {}
         self.inner_model = self.model_patcher = self
         self._rows = rows
+        self.takes_branches = False
         self.sigmas: list[float] = []
         self.latents: list[torch.Tensor] = []
 
@@ -52,6 +53,7 @@ class _Impulses:
         options = model_options or {}
         answers = dict(denoised=denoised, cond_denoised=denoised, uncond_denoised=denoised)
         for function in options.get("sampler_post_cfg_function", []):  # CFG++ samplers listen in there
+            self.takes_branches = True
             answers["denoised"] = function({**answers, "input": x, "sigma": sigma, "model": self,
                                             "model_options": options, "cond_scale": 1.0})  # fmt: skip
         return answers["denoised"]
@@ -91,7 +93,7 @@ def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | Non
     if not count or not np.isfinite(weights).all() or untouched.any():  # noise from elsewhere
         return None
     lengths = step_lengths(model_sampling, torch.tensor(model.sigmas)) or ()
-    return Response(tuple(model.sigmas), weights, bool(noise.any()), lengths)
+    return Response(tuple(model.sigmas), weights, bool(noise.any()), lengths, model.takes_branches)
 
 
 def supposed_response(sigmas: torch.Tensor, model_sampling) -> Response | None:

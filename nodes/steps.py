@@ -10,6 +10,7 @@ UNKNOWN = 10_000  # steps
 # Where another run goes on, nothing makes up for the last gap of this one. In shorter ones that would leave no gap.
 SHORT_PIECE = 5  # steps
 STRIDE_MARGIN = 1e-2  # steps
+MAX_CHURN = 1.02 * 2**0.5  # times the level of the schedule, as in k-diffusion, but for rounding
 
 
 def step_count_known(sampler) -> bool:
@@ -75,10 +76,10 @@ class Schedule:
     def follow(self, sigma: float, model_sampling) -> bool:
         """Take note of the first noise level that is evaluated; whether it belongs to this schedule.
 
-        Some samplers are given [0, 0] or the like and follow a schedule of their own, of which nothing is known.
+        Some samplers are given [0, 0] or the like and follow a schedule of their own, of which nothing is known. Those
+        that churn add noise before they evaluate.
         """
-        margin = 0.02 * self._max
-        if self._max > 0 and self._min - margin <= sigma <= self._max + margin:
+        if self._max > 0 and self._min - 0.02 * self._max <= sigma <= MAX_CHURN * self._max:
             return True
         self.steps, self.step_lengths, self.steps_known, self.unfinished = UNKNOWN, None, False, False
         self._levels = None
@@ -106,7 +107,8 @@ class Strides:
         self._position, self._longest = position, max(self._longest, stride)
         if self._longest < 1 + STRIDE_MARGIN:
             return position + self._longest > self._schedule.steps - STRIDE_MARGIN
-        leaves_out = stride > 1 + STRIDE_MARGIN or position - step >= 1
+        # One that evaluates above its levels, after it added noise, is behind them, and takes longer strides later.
+        leaves_out = position - step >= 1 or min(stride - 1, position - step) > STRIDE_MARGIN
         return leaves_out and position + self._longest > self._schedule.steps - 1
 
 
@@ -141,6 +143,11 @@ class StepCounter:
         self._evaluations += 1
         self._since_callback += 1
         return step
+
+    @property
+    def called_back(self) -> bool:
+        """Whether the sampler has called back since the last evaluation."""
+        return self._callback_step is not None and not self._since_callback
 
     @property
     def ambiguous(self) -> bool:

@@ -8,11 +8,13 @@ which is which but how they change.
 class TellingValues:
     """Which names tell calls of one evaluation apart: those under which calls that ask the same had different values.
 
-    Not those whose values never come back, such as the number of a call.
+    Not those whose values never come back, such as the number of a call. names_before: of answers that were asked for
+    before it was known what tells them apart, by what they are called since.
     """
 
     def __init__(self):
         self.names: set = set()
+        self.names_before: dict[str, str] = {}
         self._moving: set = set()
         self._now: dict[object, set] = {}  # values in this evaluation, by name
         self._before: dict[object, set] = {}
@@ -24,13 +26,20 @@ class TellingValues:
             self.names -= gone
         self._now, self._before = {}, self._now
 
-    def of(self, values: dict, others: list[dict]) -> tuple:
-        """What tells a call with these values from the others, which ask the same in this evaluation."""
+    def learn(self, values: dict, others: list[dict]) -> bool:
+        """See what tells a call with these values from the others, which ask the same in this evaluation. Returns
+        whether it is more than was known.
+        """
+        known = len(self.names)
         for other in others:
             differ = {name for name in values.keys() | other.keys() if values.get(name) != other.get(name)}
             self.names |= differ - self._moving
         for name, value in values.items():
             self._now.setdefault(name, set()).add(value)
+        return len(self.names) > known
+
+    def of(self, values: dict) -> tuple:
+        """What tells a call with these values from others that ask the same."""
         return tuple((name, values.get(name)) for name in sorted(self.names, key=repr))
 
 

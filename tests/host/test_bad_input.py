@@ -79,3 +79,15 @@ def test_nan_in_the_latent(comfy, demo_scene, caplog):
         )
     assert len(demo_scene.calls) == 16, "every step is computed, as without the node"
     assert sum("NaN or inf" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("widgets", [dict(threshold=1.0), dict(target_speedup=2.0)], ids=["threshold", "budget"])
+def test_why_nothing_was_skipped_of_a_latent_that_is_nan(comfy, tiny, caplog, widgets):
+    """Catches a log that blames the settings or the sampler."""
+    scene = tiny("SD15")
+    latent = {"samples": torch.full_like(scene.latent["samples"], math.nan)}
+    with caplog.at_level(logging.INFO):
+        comfy.sample(scene, comfy.cached(scene.model, **widgets), latent_image=latent)
+    line = caplog.messages[-1]
+    assert line.endswith("Nothing was skipped: the latent or the network's output is NaN or inf")
+    assert ("as nothing can be predicted from NaN or inf" in line) == ("target_speedup" in widgets)

@@ -162,3 +162,15 @@ def test_a_latent_that_grows_on_the_way(tiny, run, caplog, widgets):
     assert cached.latent.shape == plain.latent.shape
     assert cached.report["evaluations"] == 6 and min(plain.levels) in cached.levels
     assert f"{STEPS - 6} calls about parts of the latent, or at another size, were computed" in log_of(caplog)[-1]
+
+
+def test_why_nothing_is_skipped_of_a_latent_that_grows(comfy, tiny, run, caplog):
+    """ComfyUI's SamplerLCMUpscale. Catches a log that blames the settings."""
+    scene = tiny("SD15")
+    sampler = comfy.node("SamplerLCMUpscale", scale_ratio=1.5, scale_steps=4, upscale_method="bilinear")[0]
+    for widgets in (dict(threshold=1.0, warmup_steps=2), dict(target_speedup=2.0)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            run(scene, functools.partial(guiding, conds=pair(scene), predict=both), sampler, **widgets)
+        assert caplog.messages[-1].endswith("Nothing was skipped: it asks about parts of the latent, one after the "
+                                            "other, or at another size")  # fmt: skip

@@ -41,6 +41,31 @@ def test_a_sampler_with_a_schedule_of_its_own(comfy, tiny, run, caplog, name, wi
     assert not any("Nothing was skipped" in line for line in log_of(caplog))
 
 
+@pytest.mark.parametrize("churn", [2.0, 40.0])
+@pytest.mark.parametrize("name", ["SD15", "WAN21_T2V"])
+def test_a_sampler_that_churns(tiny, run, caplog, name, churn):
+    """It adds noise before each evaluation, which is then above the schedule's levels. Catches a schedule that is taken
+    for one of the sampler's own: the last evaluation is predicted (1 to 6 dB on the demo model), and the log is wrong.
+    """
+    from comfy.samplers import ksampler
+
+    scene = tiny(name)
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+
+    def sampled(**widgets):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            return run(scene, make_guider, ksampler("euler", {"s_churn": churn}), **widgets)
+
+    plain, exact = sampled(), sampled(threshold=0.0)
+    assert torch.equal(exact.latent, plain.latent)
+    cached = sampled(target_speedup=2.0)
+    check_counts(cached, plain.calls)
+    assert cached.report["computed"] == STEPS / 2 and cached.report["trace"][-1]["computed"]
+    assert len(log_of(caplog)) == 1 and "own" not in caplog.text and "more than it allows" not in caplog.text
+    assert psnr(cached.latent, plain.latent) > 10
+
+
 @torch.no_grad()
 def restarting(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Euler steps; where the noise levels rise, noise is added and nothing is evaluated."""
@@ -159,3 +184,24 @@ def test_a_sampler_that_leaves_levels_out(tiny, run, caplog, levels, widgets):
     assert min(plain.levels) in cached.levels and len(cached.levels) < len(plain.levels)
     beyond = widgets == BUDGET and len(cached.levels) > math.ceil(len(plain.levels) / 4)
     assert any("fewer evaluations than its schedule has steps" in line for line in log_of(caplog)) == beyond
+
+
+@pytest.mark.parametrize("left_out", [0, 2, 4])
+def test_a_sampler_that_stops_early(tiny, run, caplog, left_out):
+    """Without a sign, so that its last evaluation may be predicted. Catches a log that does not say so."""
+    scene = tiny("Flux")
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for i, (sigma, following) in enumerate(zip(sigmas[: -1 - left_out], sigmas[1:], strict=False)):
+            denoised = model(x, sigma * x.new_ones([len(x)]), **extra_args)
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            x = x + (following - sigma) * (x - denoised) / sigma
+        return x
+
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, functools.partial(guiding, conds=pair(scene), predict=both), sampler, target_speedup=2.0)
+    computed = cached.report["trace"][-1]["computed"]
+    assert computed == (left_out == 0) and cached.report["closeness"] is None
+    said = "the last evaluation was predicted, as nothing told that it was the last"
+    assert (said in caplog.text) != computed
