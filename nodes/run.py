@@ -349,7 +349,7 @@ class Run:
 
     def _before_a_switch(self, key: tuple) -> dict:
         """The history, by its new name, that goes on under this key: a word or switch in the options is another one
-        from this step on. None if questions that differ by it are asked in turn.
+        from this step on. Empty if questions that differ by it are asked in turn.
         """
         self._switched = self._switched and key not in self._left
         others = [name for name in self._histories if (name[0], *name[2:-1]) == (key[0], *key[2:])]
