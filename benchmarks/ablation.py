@@ -39,10 +39,6 @@ def parts(engine):
         update(self, products)
         self.theta = 0.0
 
-    def fixed_gain(self, products):
-        update(self, products)
-        self.gain = forecast.MAX_GAIN
-
     def eulers(self, indices):
         """Euler's weights, whatever the sampler."""
         mine, self.response = self.response, response.euler_response([*self.response.sigmas, 0.0])
@@ -54,8 +50,9 @@ def parts(engine):
     init, update, weights = budget.Budget.__init__, gains.update, steps.StepHistory.weights
     return {
         "nothing": [],
-        "extrapolation (g = 0)": [(forecast, "MAX_GAIN", 0.0)],
-        "gain from the last change (g = MAX_GAIN)": [(gains, "update", fixed_gain)],
+        "extrapolation (g = 0)": [(gains, "gain", 0.0)],
+        "gain from the last change (g = its limit)": [(gains, "gain", property(lambda self: self._limit))],
+        "larger gain over short gaps": [(forecast, "MAX_GAIN_NEAR", forecast.MAX_GAIN)],
         "gain of the guided latent (cond's instead)": [(forecast.Forecast, "answered", lambda self, answer, x: None)],
         "limit of the step ratio": [(steps, "MAX_STEP_RATIO", 1e9)],
         "sensitivity to the input (theta = 0)": [

@@ -4,7 +4,7 @@ With t = log(1 + sigma), a skipped evaluation n gets, from the last two computed
 
     D_n  = D_i + g r (D_i - D_j) + theta (x_n - xe_n) + c_n d
     r    = clip((t_n - t_i) / (t_i - t_j), +-MAX_STEP_RATIO)    step ratio (steps.py)
-    g    = clip(<p, q> / <p, p>, +-MAX_GAIN)                    gain: p the extrapolated, q the actual last change of D
+    g    = <p, q> / <p, p>, limited                             gain: p the extrapolated, q the actual last change of D
     xe_n = D_i + sigma_n / sigma_i (x_i - D_i)                  where x would be had it followed v_i: the Euler path
     theta in [0, 1]                                             sensitivity of D to x (Gains)
     c_n, d                                                      what makes up for the last gaps (correction.py)
@@ -32,8 +32,9 @@ from .reuse import transformation_rate
 from .steps import StepHistory, StepRatios, clip, ratio
 from .storage import copy_for_cache
 
-# The largest absolute gain. 1 overshoots over long gaps.
-MAX_GAIN = 0.6
+# The largest absolute gain, and the largest one where D_i - D_j is a change over NEAR evaluations at most: over longer
+# ones it overshoots.
+MAX_GAIN, MAX_GAIN_NEAR, NEAR = 0.6, 0.9, 2
 # The part of a run over which a change of D does not go on under guidance, unless a gain has shown that it does.
 LONG_GAP = 0.16
 # Ridge term of the regression for theta, as a part of what else changed D (squared): smaller departures show nothing.
@@ -80,14 +81,23 @@ class Gains:
 
     def __init__(self, noise_added: bool = False):
         self.noise_added = noise_added
-        self.gain, self.theta = 0.0 if noise_added else MAX_GAIN, 0.0
+        self.theta = 0.0
+        self._learnt, self._limit = 0.0 if noise_added else 1.0, MAX_GAIN  # the gain without its limit; that limit
         self._xy = self._xx = 0.0  # sums of the regression for theta
         self._pq = self._pp = 0.0  # and for the gain
 
     def distrust_change(self) -> None:
         """The last change of D is no guide, as long as no gain was learnt."""
         if not self._pp:
-            self.gain = 0.0
+            self._learnt = 0.0
+
+    @property
+    def gain(self) -> float:
+        return clip(self._learnt, -MAX_GAIN, self._limit)
+
+    def change_over(self, distance: int) -> None:
+        """Over how many evaluations the last change of D was."""
+        self._limit = MAX_GAIN_NEAR if distance <= NEAR else MAX_GAIN
 
     def advance(self, sigmas: Sequence[float]) -> None:
         """Go on to the evaluation at the last of these noise levels."""
@@ -100,7 +110,7 @@ class Gains:
         found = part > NOISE_PART
         first = found and not self.noise_added
         if first:
-            self.gain = self._pq = self._pp = 0.0
+            self._learnt = self._pq = self._pp = 0.0
         self.noise_added = found
         return first
 
@@ -114,7 +124,7 @@ class Gains:
         kept = FORGETTING_FACTOR if self.noise_added else 0.0
         self._pq, self._pp = kept * self._pq + pq, kept * self._pp + pp
         if self._pp > 0:
-            self.gain = clip(ratio(self._pq, self._pp), -MAX_GAIN, MAX_GAIN)
+            self._learnt = ratio(self._pq, self._pp)
 
 
 class Forecast(Predictor):
@@ -151,6 +161,8 @@ class Forecast(Predictor):
         per_sigma = ratio(1.0, self._steps.sigmas[self._steps.computed[-1]])
         self.output_norm = [norm * per_sigma for norm in measured.output_norm]
         self.miss = None
+        i, b = ([0] + self._steps.computed)[-2:]
+        self._gains.change_over(b - i)
         if not measured.output_change:
             self.rate = self._error_rate = None
             return
@@ -164,9 +176,8 @@ class Forecast(Predictor):
                 self._correction.forget()
             else:
                 self._gains.update(measured.products)
-            distance = self._steps.computed[-1] - self._steps.computed[-2]
             misses = zip(measured.miss, measured.output_norm, strict=True)
-            self.miss = max(ratio(miss * self._steps.sigmas[-1], norm) for miss, norm in misses) / distance
+            self.miss = max(ratio(miss * self._steps.sigmas[-1], norm) for miss, norm in misses) / (b - i)
             if not self._offset_at_i:
                 pairs = zip(measured.miss, measured.input_change, strict=True)
                 self._error_per_move = [ratio(miss, moved) for miss, moved in pairs]
