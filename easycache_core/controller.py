@@ -36,7 +36,8 @@ class CacheController(contextlib.AbstractContextManager):
         config, total_steps: what a user may set, and the sampler's steps.
         streams: sizes of the latents that are packed one after the other along the last axis of what `begin` is given
             (video and its sound). Each has a rate and an error of its own, and the worst of them decides.
-        by_row: so has each row of a batch, along the first axis. False: the latent is measured as a whole.
+        by_row: so has each row of a batch, along the first axis. False: the latent is measured as a whole. None: as a
+            whole under the paper's rule alone ("reuse"), as in the authors' code.
         denoised: what `store` takes and `predict` returns for a predictor that follows the denoised latent
             ("forecast"). False: the sampler's derivative v = (x - D) / sigma, which is the velocity of flow models and
             the noise of eps models. True: the denoised latent D itself.
@@ -60,7 +61,7 @@ class CacheController(contextlib.AbstractContextManager):
     def __init__(
         self, config: CacheConfig, total_steps: int, streams: Sequence[int] = (), denoised: bool = False,
         step_count_known: bool = True, step_lengths: Sequence[float] | None = None, ranks: Ranks | None = ALL_RANKS,
-        by_row: bool = False, response: Response | None = None, supposed: Response | None = None,
+        by_row: bool | None = None, response: Response | None = None, supposed: Response | None = None,
     ):  # fmt: skip
         if total_steps < 0:
             raise ValueError(f"total_steps must not be negative, got {total_steps}")
@@ -71,7 +72,7 @@ class CacheController(contextlib.AbstractContextManager):
         if denoised and not kind.follows_denoised:
             raise ValueError(f"predictor {config.predictor!r} needs the network's output: leave denoised=True out")
         self.config, self.total_steps = config, total_steps
-        self._norms = Norms(streams, by_row)
+        self._norms = Norms(streams, kind.follows_denoised if by_row is None else by_row)
         self._conversion = Prediction("flow") if kind.follows_denoised and not denoised else None
         settings = f"{config}, {total_steps} steps, streams={len(streams)}, {denoised=}, {step_count_known=}"
         settings += f", response={response is not None}"

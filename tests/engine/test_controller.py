@@ -436,7 +436,9 @@ def test_the_hard_picture_of_a_batch_decides(predictor):
         return flags
 
     alone, together = decisions(slice(0, 1), True), decisions(slice(0, 8), True)
-    assert sum(together) >= sum(alone) > sum(decisions(slice(0, 8), False))
+    as_a_whole, not_told = decisions(slice(0, 8), False), decisions(slice(0, 8), None)
+    assert sum(together) >= sum(alone) > sum(as_a_whole)
+    assert not_told == (as_a_whole if predictor == "reuse" else together)
 
 
 def test_a_stream_that_stands_still_keeps_nobody_from_being_reused():
