@@ -51,7 +51,7 @@ def parts(engine):
     return {
         "nothing": [],
         "extrapolation (g = 0)": [(gains, "gain", 0.0)],
-        "gain from the last change (g = its limit)": [(gains, "gain", property(lambda self: self._limit))],
+        "gain from the last change (g = its limit)": [(gains, "gain", property(lambda self: self.limit))],
         "larger gain over short gaps": [(forecast, "MAX_GAIN_NEAR", forecast.MAX_GAIN)],
         "gain of the guided latent (cond's instead)": [(forecast.Forecast, "answered", lambda self, answer, x: None)],
         "limit of the step ratio": [(steps, "MAX_STEP_RATIO", 1e9)],

@@ -32,8 +32,8 @@ from .reuse import transformation_rate
 from .steps import StepHistory, StepRatios, clip, ratio
 from .storage import copy_for_cache
 
-# The largest absolute gain, and the largest one where D_i - D_j is a change over NEAR evaluations at most: over longer
-# ones it overshoots.
+# The largest absolute gain, and the largest one where D_i - D_j is a change over NEAR evaluations at most, or over one
+# where no gain was learnt yet: over longer ones it overshoots.
 MAX_GAIN, MAX_GAIN_NEAR, NEAR = 0.6, 0.9, 2
 # The part of a run over which a change of D does not go on under guidance, unless a gain has shown that it does.
 LONG_GAP = 0.16
@@ -82,7 +82,8 @@ class Gains:
     def __init__(self, noise_added: bool = False):
         self.noise_added = noise_added
         self.theta = 0.0
-        self._learnt, self._limit = 0.0 if noise_added else 1.0, MAX_GAIN  # the gain without its limit; that limit
+        self._learnt = 0.0 if noise_added else 1.0  # the gain without its limit
+        self._distance = 1  # over how many evaluations the last change of D was
         self._xy = self._xx = 0.0  # sums of the regression for theta
         self._pq = self._pp = 0.0  # and for the gain
 
@@ -93,11 +94,15 @@ class Gains:
 
     @property
     def gain(self) -> float:
-        return clip(self._learnt, -MAX_GAIN, self._limit)
+        return clip(self._learnt, -MAX_GAIN, self.limit)
+
+    @property
+    def limit(self) -> float:
+        return MAX_GAIN_NEAR if self._distance <= (NEAR if self._pp else 1) else MAX_GAIN
 
     def change_over(self, distance: int) -> None:
-        """Over how many evaluations the last change of D was."""
-        self._limit = MAX_GAIN_NEAR if distance <= NEAR else MAX_GAIN
+        """The last change of D was one over so many evaluations."""
+        self._distance = distance
 
     def advance(self, sigmas: Sequence[float]) -> None:
         """Go on to the evaluation at the last of these noise levels."""
