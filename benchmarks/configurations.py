@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 DEVELOPMENT_SEEDS = tuple(range(8))
 HELD_OUT_SEEDS = tuple(range(5000, 5008))  # looked at once, with everything chosen
 SHORT, MEDIUM = "20 steps", "28 steps"  # few people sample 50
+VERY_SHORT = ("12 steps", "8 steps")
 IN_FULL = ("base", MEDIUM, SHORT)  # with all methods
 SPEEDUPS = (2.2, 3.4, 4.6)  # 23, 15 and 11 of 50 evaluations
 CALIBRATION_SEEDS = tuple(range(2000, 2004))  # for the peers that are fitted to a model
@@ -44,6 +45,8 @@ def configurations(
     return [
         base,
         replace(base, name=SHORT, steps=20, speedups=(1.43, 2.0, 2.5)),  # 14, 10 and 8
+        replace(base, name=VERY_SHORT[0], steps=12, speedups=(1.2, 1.5, 2.0)),  # 10, 8 and 6
+        replace(base, name=VERY_SHORT[1], steps=8, speedups=(1.34, 1.6, 2.0)),  # 6, 5 and 4
         replace(base, name="30 steps", steps=30),
         replace(base, name="DPM++ 2M", sampler="dpmpp_2m"),
         replace(base, name="UniPC", sampler="uni_pc"),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from configurations import IN_FULL, MEDIUM, SHORT, Configuration
+from configurations import IN_FULL, MEDIUM, SHORT, VERY_SHORT, Configuration
 from peers.calibration import Calibration
 from peers.foca import FoCa
 from peers.magcache import MagCache
@@ -199,7 +199,7 @@ def of_configuration(
     """All methods and settings, or the main ones."""
     steps, targets, short = budgeted_steps(configuration), configuration.speedups, configuration.name in (SHORT, MEDIUM)
     main = [*budgets(targets), *budgets(targets, SAME_STEPS, "reuse"), *thresholds((0.05,)), *fewer_steps(steps)]
-    main += [adaptive(UNTOUCHED, "defaults")] if short else []
+    main += [adaptive(UNTOUCHED, "defaults")] if short or configuration.name in VERY_SHORT else []
     if main_only:
         strict = {2: (0.015, 0.03, 0.06, 0.12)}
         loose = {2: (0.2, 0.4, 0.6, 0.8, 1.0)}  # injected noise counts as a change of the input

@@ -13,10 +13,10 @@ from itertools import pairwise
 
 import methods
 import numpy as np
-from configurations import DEVELOPMENT_SEEDS, HELD_OUT_SEEDS, IN_FULL, MEDIUM, SHORT, SPEEDUPS
+from configurations import DEVELOPMENT_SEEDS, HELD_OUT_SEEDS, IN_FULL, MEDIUM, SHORT, SPEEDUPS, VERY_SHORT
 from records import Run
 
-OWN_TABLE = MEDIUM, SHORT, "held out"
+OWN_TABLE = MEDIUM, SHORT, *VERY_SHORT, "held out"
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ def everything(runs: list[Run]) -> str:
             (MEDIUM, DEVELOPMENT_SEEDS, "development seeds"),
             (SHORT, DEVELOPMENT_SEEDS, "development seeds"),
             (SHORT, HELD_OUT_SEEDS, "held-out seeds"),
+            *((name, DEVELOPMENT_SEEDS, "development seeds") for name in VERY_SHORT),
             ("held out", HELD_OUT_SEEDS, "held-out seeds"),
         ):
             here = [
