@@ -35,8 +35,9 @@ from .storage import copy_for_cache
 # The largest absolute gain, and the largest one where D_i - D_j is a change over NEAR evaluations at most, or over one
 # where no gain was learnt yet: over longer ones it overshoots.
 MAX_GAIN, MAX_GAIN_NEAR, NEAR = 0.6, 0.9, 2
-# The part of a run over which a change of D does not go on under guidance, unless a gain has shown that it does.
-LONG_GAP = 0.16
+# The part of a run, of its evaluations and of t, over which a change of D does not go on under guidance, unless a gain
+# has shown that it does.
+LONG_GAP, LONG_STRETCH = 0.16, 0.3
 # Ridge term of the regression for theta, as a part of what else changed D (squared): smaller departures show nothing.
 RIDGE = 1e-3
 # What remains of the regression's sums at each computed evaluation.
@@ -277,10 +278,11 @@ class Forecast(Predictor):
     @property
     def _gap_is_long(self) -> bool:
         """Whether the gap that ends here is a large part of the run."""
-        response, computed = self._steps.response, self._steps.computed
+        response, computed, times = self._steps.response, self._steps.computed, self._steps.times
         if response is None or len(computed) < 2:
             return False
-        return computed[-1] - computed[-2] > LONG_GAP * len(response.sigmas)
+        i, b = computed[-2:]
+        return b - i > LONG_GAP * len(response.sigmas) or abs(times[b] - times[i]) > LONG_STRETCH * max(times)
 
     def answered(self, answer: torch.Tensor, x: torch.Tensor) -> None:
         guided, known = len(self._branches) > 1, self._steps.response is not None
