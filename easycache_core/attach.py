@@ -197,9 +197,9 @@ class Attachment:
         with self._lock:  # several threads may ask
             try:
                 return self._answer(x, args, kwargs)
-            except BaseException:  # the evaluation is not whole
+            except BaseException:
                 if self._histories:
-                    self._histories[-1].abandon()
+                    self._histories[-1].fail()
                 raise
 
     def _answer(self, x: list[torch.Tensor], args: tuple, kwargs: dict):
@@ -210,13 +210,13 @@ class Attachment:
         if history is None and self._evaluations and self._starts_over(timestep):
             self.reset()
         line, new = self._questions.line_of(others, () if history is None else history.asked)
-        opening, computing = history is None, False
+        opening, computing = history is None or not history.decided, False
         if history is not None and not history.controller.shared and history.leaves_out(line):
             # Guidance amplifies the difference between two answers, so they had better be of one kind.
             computing = history.computing
             history = next((one for one in here if one.aside and one.line == line), None)
-            opening = history is None
-        if opening:
+            opening = history is None or not history.decided
+        if history is None:
             history = self._open_evaluation(timestep, x, line, new)
             history.aside = history.aside or bool(here)
         self._histories.remove(history)
@@ -240,12 +240,13 @@ class Attachment:
             controller.give_up_cache()
         if output is None:
             output = self._run_network(args, kwargs, controller)
-        if history.computing:
+        if history.computing and branch not in history.stored:
             with controller.cache_dropped_on_oom():
                 if history.evaluations == 1 and self._finds_parts:
                     history.first.append((branch, copy_of(output)))
                 self._store(branch, history, output)
-        else:
+            history.stored.add(branch)
+        elif not history.computing:
             history.cache_miss = True
             controller.count_as_computed()
         return output
@@ -362,9 +363,10 @@ class Attachment:
         (_, x), *_ = self._inputs(history)
         step, weights = history.step, self._weights.sample()
         changed = differ(history.weights, weights)
+        history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force, changed=changed)
+        history.decided = True
         self._evaluations.append((history, history.records))
         history.records += 1
-        history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force, changed=changed)
         if history.computing:
             history.weights = weights
 
@@ -382,7 +384,7 @@ class Attachment:
         predictions = [tensor.detach() for tensor in predictions_of(output)]
         others = [TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         rest = layout.extra_channels(predictions, self._config.cache_device)
-        if history.asked.total() == 1:
+        if not history.stored:
             history.templates.clear()
         history.templates[branch] = OutputTemplate(form, others, rest, predictions[0].dtype)
         groups = zip(layout.groups(predictions), self._inputs(history), strict=True)
