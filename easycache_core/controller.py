@@ -370,6 +370,7 @@ class CacheController(contextlib.AbstractContextManager):
 
     shared = property(lambda self: self._ranks is not None, doc="Whether other ranks decide, and compute, along.")
     holds_tensors = property(lambda self: self._x is not None, doc="Whether there is anything to free.")
+    evaluations = property(lambda self: len(self._records), doc="How many there have been.")
     computed = property(
         lambda self: sum(one["computed"] for one in self._records), doc="Evaluations that were computed."
     )

@@ -44,7 +44,7 @@ class Account:
 
     def on_decided(self, history: QuestionHistory) -> None:
         """The newest evaluation of a history is decided."""
-        self.trace.append((history, history.controller.computed + history.controller.skipped - 1))
+        self.trace.append((history, history.controller.evaluations - 1))
 
     def on_elsewhere(self) -> None:
         self.elsewhere += 1

@@ -91,7 +91,8 @@ class Run:
         self._left: set[tuple] = set()  # names under which no history goes on
         self._switched = True  # whether switches were for good so far
         self._evaluation: Evaluation | None = None
-        self._failed: Evaluation | None = None  # the last one, if it did
+        self._latest: list[Evaluation] = []  # what was decided within the sampler's evaluation
+        self._failed: list[Evaluation] = []  # of these, if something failed there
         self._computing: set[int] = set()  # threads in which a call to calc_cond_batch is being computed
         self._lock = threading.RLock()  # guiders may ask from several threads
         self._memory, self._telling, self._identities = NetworkMemory(), TellingValues(), Identities()
@@ -140,11 +141,11 @@ class Run:
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
         around, self._predict_noise_called = self._evaluation, True
-        evaluation = self._evaluation = self._begin(x, timestep, depth=0 if around is None else around.depth + 1)
+        evaluation = self._evaluation = Evaluation(x, timestep, depth=0 if around is None else around.depth + 1)
         try:
             denoised = executor(x, timestep, model_options, *args, **kwargs)
         except Exception:
-            self._on_failure(evaluation)
+            self._on_failure()
             raise
         finally:
             self._evaluation = around
@@ -152,6 +153,9 @@ class Run:
         if learnt and isinstance(denoised, torch.Tensor):  # some guiders return several latents
             evaluation.history.controller.answered(denoised)
         self.account.log_evaluation(evaluation)
+        evaluation.close()
+        if around is None:
+            self._latest = []
         return denoised
 
     def calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
@@ -172,28 +176,28 @@ class Run:
                     self.account.parts += 1
                     return self._compute_nested(lambda: compute(conds), model, model_options)
                 self._end_direct()
-                self._evaluation = self._begin(x, timestep, direct=True)
+                self._evaluation = Evaluation(x, timestep, direct=True)
         return self.predict_or_compute(compute, model, conds, x, timestep, model_options)
 
-    def _begin(self, x, timestep, direct: bool = False, depth: int = 0) -> Evaluation:
-        """A new evaluation, or the one that failed just now: where somebody catches the error and tries again, that is
-        no further step, and no second charge to a budget.
-        """
-        failed, self._failed = self._failed, None
-        if failed is not None and failed.tried_again(x, timestep, direct, depth):
-            return failed
-        return Evaluation(x, timestep, direct, depth)
-
-    def _on_failure(self, evaluation: Evaluation) -> None:
-        if evaluation.decided:
-            with contextlib.suppress(RuntimeError):  # it takes some memory
+    def _on_failure(self) -> None:
+        """Whoever catches the error may try again."""
+        with contextlib.suppress(RuntimeError):  # it takes some memory
+            for evaluation in self._latest:
                 evaluation.fail()
-                self._failed = evaluation
+            self._failed, self._latest = [*self._failed, *self._latest], []
+
+    def _is_tried_again(self, evaluation: Evaluation, tracked: Question) -> bool:
+        """Whether it failed just now: then it is no further step, and is charged to a budget once."""
+        failed = next((one for one in self._failed if evaluation.goes_on_with(one, tracked)), None)
+        if failed is not None:
+            self._failed.remove(failed)
+            self._latest.append(evaluation)
+        return failed is not None
 
     def _end_direct(self) -> None:
         """An evaluation that was opened by calc_cond_batch, if there is one, is over."""
         self.account.log_evaluation(self._evaluation)
-        self._evaluation = None
+        self._evaluation, self._latest = None, []
 
     def predict_or_compute(self, compute: Callable, model, conds, x, timestep, model_options) -> list[torch.Tensor]:
         """Denoised latents, one per conditioning: predicted where possible, else from `compute(conds)`, in which those
@@ -229,7 +233,7 @@ class Run:
             with self._lock:
                 evaluation.start_over()
                 if evaluation.direct:
-                    self._on_failure(evaluation)
+                    self._on_failure()
             raise
         with self._lock:
             known |= self._store(evaluation, answers, denoised, x, timestep)
@@ -251,9 +255,10 @@ class Run:
         by name.
         """
         values = {i: options | content_of(conds[i], self._identities) for i in asked}
-        opens = evaluation.history is None
+        first = next(iter(asked.values()))
+        opens = evaluation.history is None and not self._is_tried_again(evaluation, first)
         if opens:
-            self._open(evaluation, next(iter(asked.values())))
+            self._open(evaluation, first)
         history = evaluation.history
         for i, question in asked.items():
             history.absences.note(question, [cond if n == i else None for n, cond in enumerate(conds)])
@@ -371,7 +376,9 @@ class Run:
             network_x, evaluation.timestep, conds, changed, evaluation.another, evaluation.level,
             self._weights.sample(), missing,
         )  # fmt: skip
-        evaluation.decided = True
+        evaluation.decided = history.controller.evaluations
+        self._latest.append(evaluation)
+        self._failed = []
         self.account.on_decided(history)
 
     def _history_among(self, alike: list[QuestionHistory], evaluation: Evaluation) -> tuple[QuestionHistory, bool]:
@@ -447,7 +454,8 @@ class Run:
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
-        self._evaluation = self._failed = self._guider = self.denoised = None
+        self._evaluation = self._guider = self.denoised = None
+        self._latest, self._failed = [], []
         self._identities, self._part_ids = Identities(), PartIds({})
         self._weights.close()
         for history in self.account.histories:
