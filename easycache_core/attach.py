@@ -26,7 +26,7 @@ from .prediction import Prediction
 from .predictors import PREDICTORS
 from .question import Questions
 from .schedule import step_lengths
-from .storage import is_out_of_memory
+from .storage import Retries, is_out_of_memory
 from .trace import Record
 from .turns import MAX_HISTORIES, History, choose, sample_of
 from .weights import Weights, differ
@@ -136,7 +136,7 @@ class Attachment:
         self._options = {"by_row": True, **options, "denoised": predictor.follows_denoised}
         self._active = True
         self._lock = threading.RLock()
-        self._weights = Weights(module)
+        self._weights, self._retries = Weights(module), Retries()
         self._histories: list[History] = []
         self._unused: CacheController | None = None
         self.reset()
@@ -226,7 +226,7 @@ class Attachment:
         if self._conversion is not None:
             self._conversion.set_sigma(history.sigma)
         if history.layout is None:  # the form of the output shows what of x is latent
-            output = self._run_network(args, kwargs, controller)
+            output = self._run_network(args, kwargs)
             history.layout = self._layout(history.x, output, args, kwargs)
         if opening:
             force, history.cache_miss = history.cache_miss or output is not None, False
@@ -239,7 +239,7 @@ class Attachment:
                     raise
             controller.give_up_cache()
         if output is None:
-            output = self._run_network(args, kwargs, controller)
+            output = self._run_network(args, kwargs)
         if history.computing and branch not in history.stored:
             with controller.cache_dropped_on_oom():
                 if history.evaluations == 1 and self._finds_parts:
@@ -251,20 +251,12 @@ class Attachment:
             controller.count_as_computed()
         return output
 
-    def _run_network(self, args: tuple, kwargs: dict, controller: CacheController):
-        """Its output; a second time without the cache if there was no room for both. Not where other ranks run along:
-        the network exchanges data with theirs, and one rank alone must not run it again.
-        """
+    def _run_network(self, args: tuple, kwargs: dict):
         _running.network = True
         try:
-            return self._network(*args, **kwargs)
-        except Exception as error:
-            holding = [one.controller for one in self._histories if one.controller.holds_tensors]
-            if controller.shared or not holding or not is_out_of_memory(error):
-                raise
-            for one in holding:
-                one.give_up_cache()
-            return self._network(*args, **kwargs)
+            return self._retries.call(
+                lambda: self._network(*args, **kwargs), lambda: [one.controller for one in self._histories]
+            )
         finally:
             _running.network = False
 

@@ -16,7 +16,7 @@ from comfy.model_management import soft_empty_cache
 from ..easycache_core import Ranks, Response
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
-from ..easycache_core.storage import is_out_of_memory
+from ..easycache_core.storage import Retries, is_out_of_memory
 from ..easycache_core.weights import Weights
 from .account import Account
 from .call_options import values_of
@@ -95,6 +95,7 @@ class Run:
         self._failed: list[Evaluation] = []  # of these, if something failed there
         self._computing: set[int] = set()  # threads in which a call to calc_cond_batch is being computed
         self._lock = threading.RLock()  # guiders may ask from several threads
+        self._retries = Retries()
         self._memory, self._telling, self._identities = NetworkMemory(), TellingValues(), Identities()
         conds = getattr(guider, "conds", {})
         self._part_ids = PartIds(conds)
@@ -428,22 +429,7 @@ class Run:
                 self.account.on_memory(self._memory.found)
 
     def _retry_on_oom(self, make, *args):
-        """make(*args); if memory runs out, once more with the cache freed.
-
-        Raises the error if the cache is empty, and with other ranks: the network exchanges data with theirs, so one
-        rank alone must not run it again.
-        """
-        try:
-            return make(*args)
-        except Exception as error:
-            controllers = [controller for controller in self.account.controllers if controller.holds_tensors]
-            if any(one.shared for one in controllers) or not controllers or not is_out_of_memory(error):
-                raise
-        log.warning("EasyCache: out of memory; the cache is freed and what failed is done again")
-        for controller in controllers:
-            controller.reset_cache()
-        soft_empty_cache()
-        return make(*args)
+        return self._retries.call(lambda: make(*args), lambda: self.account.controllers, soft_empty_cache)
 
     def finish(self) -> str:
         """Once the sampler is through. Returns the line for the log; waits for the device."""
