@@ -21,7 +21,7 @@ from ..easycache_core.weights import Weights
 from .account import Account
 from .call_options import values_of
 from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, where_active
-from .latents import level_of, position_of, trail_of
+from .latents import is_differentiated, level_of, position_of, trail_of
 from .network_memory import NetworkMemory
 from .parametrisation import Parametrisation
 from .patch_switches import keeps_latents, patch_values
@@ -209,7 +209,7 @@ class Run:
         if not asked or x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
             self.account.parts += 1
             return self._compute_nested(lambda: compute(conds), model, model_options)
-        if torch.is_grad_enabled() and x.requires_grad and x.is_leaf:  # a prediction has another gradient
+        if is_differentiated(x):  # a prediction has another gradient
             self.account.gradients += 1
             return self._compute_nested(lambda: compute(conds), model, model_options)
         # The branch stored first is the one whose error decides; some guiders list the negative first.

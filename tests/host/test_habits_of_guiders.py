@@ -189,9 +189,10 @@ def test_a_sampler_that_overwrites_its_latent_and_its_noise_level(tiny, run, pas
     assert psnr(cached.latent, plain.latent) > 20
 
 
+@pytest.mark.parametrize("made_of", ["x", "what x is made of"])
 @pytest.mark.parametrize("at", [range(STEPS), range(0, STEPS, 3)], ids=["always", "every third step"])
-def test_a_guider_that_differentiates_through_the_network(tiny, run, caplog, at):
-    """Catches the gradient of a prediction in place of the network's."""
+def test_a_guider_that_differentiates_through_the_network(tiny, run, caplog, at, made_of):
+    """Catches the gradient of a prediction in place of the network's, and a run that dies as a prediction has none."""
     scene, gradients = tiny("SD15"), []
 
     def predict(guider, step, x, timestep, options):
@@ -200,7 +201,7 @@ def test_a_guider_that_differentiates_through_the_network(tiny, run, caplog, at)
         before = len(scene.calls)
         with torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone().requires_grad_(True)
-            denoised = guided(guider, x, timestep, options)
+            denoised = guided(guider, x if made_of == "x" else 1.0 * x, timestep, options)
             (gradient,) = torch.autograd.grad(denoised.square().mean(), x)
         gradients.append(len(scene.calls) > before)
         return (denoised - 0.05 * x.numel() * gradient).detach()
