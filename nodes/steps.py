@@ -38,9 +38,9 @@ class Schedule:
     steps: how many there are. Where levels rise within a descending schedule, noise is added and nothing is evaluated:
     a rise is no step. steps_known: whether the sampler takes these steps. step_lengths: as from `step_lengths`.
     unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there.
-    first_sigma, end_sigma: where they begin, and where they stop. last_sigma: evaluations at it or below are the last
-    ones, and computed; none are in short pieces of a schedule. sigma_start, sigma_end: between them
-    evaluations may be skipped; restricted: whether that is less than everything.
+    flipped: whether they lead back to noise. first_sigma, end_sigma: where they begin, and where they stop. last_sigma:
+    evaluations at it or below are the last ones, and computed; none are in short pieces of a schedule. sigma_start,
+    sigma_end: between them evaluations may be skipped; restricted: whether that is less than everything.
 
     sigmas: (steps + 1,), as the sampler gets them. Waits for their device.
     """
@@ -48,8 +48,8 @@ class Schedule:
     def __init__(self, sigmas: torch.Tensor, model_sampling, sampler, settings):
         values = sigmas.detach().float().cpu()
         rising = (values[1:] > values[:-1]).tolist()
-        flipped = any(rising) and not bool((values[1:] < values[:-1]).any())
-        taken = [not rise or flipped for rise in rising]
+        self.flipped = any(rising) and not bool((values[1:] < values[:-1]).any())
+        taken = [not rise or self.flipped for rise in rising]
         lengths = step_lengths(model_sampling, sigmas)
         self.steps = sum(taken)
         self.step_lengths = lengths and [length for length, take in zip(lengths, taken, strict=True) if take]
@@ -63,7 +63,7 @@ class Schedule:
         self.restricted = settings.start_percent > 0 or settings.end_percent < 1
         left = [float(sigma) for sigma, take in zip(values[:-1], taken, strict=True) if take] if len(values) else []
         # float16 has eleven bits.
-        no_last = flipped or not left or (self.unfinished and self.steps <= SHORT_PIECE)
+        no_last = self.flipped or not left or (self.unfinished and self.steps <= SHORT_PIECE)
         self.last_sigma = -1.0 if no_last else left[-1] * (1 + 2**-10)
         self._levels = None if no_last or any(rising) else values.tolist()
 
