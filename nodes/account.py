@@ -142,6 +142,8 @@ class Account:
         (history,) = self.histories
         if not history.controller.skipped or history.absences.recurring:
             return None
+        if history.asks_several and (guidance or 1.0) <= 1:  # it has a guidance of its own, under another name
+            return None
         low, high = denoised.detach().aminmax()
         return history.controller.closeness(float(high - low), float(guidance or 1.0))
 
