@@ -180,6 +180,8 @@ class Account:
             return "its guider differentiates through the network, which no prediction can stand in for"
         if self.parts > evaluations:
             return "it asks about parts of the latent, one after the other, or at another size"
+        if sum(history.trail.far for history in self.histories) > evaluations / 2:
+            return "the latent, or all of its noise, is another one at nearly every evaluation"
         if len(self.histories) == evaluations > 1:
             return "what is asked is new at every evaluation"
         if self.elsewhere > evaluations / 2:

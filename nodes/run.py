@@ -21,7 +21,7 @@ from ..easycache_core.weights import Weights
 from .account import Account
 from .call_options import values_of
 from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, where_active
-from .latents import is_differentiated, level_of, position_of, trail_of
+from .latents import TRAIL, is_differentiated, level_of, position_of, trail_of
 from .network_memory import NetworkMemory
 from .parametrisation import Parametrisation
 from .patch_switches import keeps_latents, patch_values
@@ -62,7 +62,7 @@ class Run:
     have no other.
     """
 
-    MAX_HISTORIES = 4  # each holds tensors
+    MAX_HISTORIES = TRAIL  # each holds tensors
 
     def __init__(
         self,
