@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from .config import CacheConfig, require_integer
 from .controller import CacheController
+from .gradients import are_differentiated
 from .interface import (
     TENSOR,
     Layout,
@@ -51,7 +53,7 @@ def attach(
     distilled guidance. Where other arguments change, nothing from before is used. Several latents, or questions, that
     take turns are told apart (turns.py); each has a history, decisions and a budget of its own, and what cannot be told
     apart is computed. After total_steps evaluations, and where t is back where it started, another run begins;
-    `Attachment.reset` begins one in any other case. Calls whose x requires a gradient go past the cache.
+    `Attachment.reset` begins one in any other case. Calls whose x, or prompt, requires a gradient go past the cache.
 
     Args:
         module: takes a latent, a tensor or a list of them of any shape, and a timestep, a number or a tensor (the
@@ -189,7 +191,8 @@ class Attachment:
         if torch.is_grad_enabled():
             if self._module.training and any(parameter.requires_grad for parameter in self._module.parameters()):
                 raise RuntimeError("a cache is for sampling: call module.eval(), or sample under torch.no_grad()")
-            if any(tensor.requires_grad for tensor in x):
+            given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+            if any(tensor.requires_grad for tensor in x) or are_differentiated(given):
                 return self._network(*args, **kwargs)
         if getattr(_running, "network", False):
             self._say("the network runs within another attached one, whose cache answers for both")

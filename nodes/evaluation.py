@@ -6,7 +6,7 @@ at some noise levels, and add-ons insert theirs.
 """
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,6 +86,12 @@ def questions(conds: Sequence, model_options: dict, model, part_ids: PartIds) ->
     """What a call of calc_cond_batch asks, by position among its conditionings; some of them may be None."""
     options = switches_of(model_options), patches_of(model_options), id(model)
     return {i: Question(part_ids.of(cond, i), *options) for i, cond in enumerate(conds) if cond is not None}
+
+
+def tensors_of(conds: Sequence) -> Iterator[torch.Tensor]:
+    """Of these conditionings, what the network is given; some of them may be None."""
+    held = (one.cond for cond in conds for part in cond or () for one in part.get("model_conds", {}).values())
+    return (one for one in held if isinstance(one, torch.Tensor))
 
 
 def where_active(cond: Sequence[dict], timestep: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,6 @@ Latents are told apart by where they were last; a distance is a part of their si
 """
 
 import itertools
-from collections import deque
 from collections.abc import Collection, Sequence
 
 import torch
@@ -16,28 +15,8 @@ from ..easycache_core.turns import distance, sample_of
 FAR = 1.0
 TRAIL = 16  # evaluations that are remembered, so nearly as many latents can be told apart
 RENEWALS = 4  # of the noise, until it is known that a sampler renews it
-MAX_NODES = 1000  # of a latent's graph, that are looked at
 NEARER = 0.85  # of two distances; those to renewed noises differ by less
 ASTRAY = 0.2  # what a guider adds to its latent changes by less from step to step
-
-
-def is_differentiated(x: torch.Tensor) -> bool:
-    """Whether somebody asks for a gradient with respect to x, or to what x is made of. Where a sampler merely leaves
-    gradients switched on, x is made of the network's weights alone.
-    """
-    if not torch.is_grad_enabled() or not x.requires_grad:
-        return False
-    if x.grad_fn is None:
-        return True
-    nodes, seen = deque([x.grad_fn]), set()
-    while nodes and len(seen) < MAX_NODES:
-        node = nodes.popleft()
-        variable = getattr(node, "variable", None)
-        if variable is not None and not isinstance(variable, torch.nn.Parameter):
-            return True
-        seen.add(node)
-        nodes += [one for one, _ in node.next_functions if one is not None and one not in seen]
-    return False
 
 
 class Trail:

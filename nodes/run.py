@@ -14,14 +14,15 @@ import torch
 from comfy.model_management import soft_empty_cache
 
 from ..easycache_core import Ranks, Response
+from ..easycache_core.gradients import are_differentiated
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import Retries, is_out_of_memory
 from ..easycache_core.weights import Weights
 from .account import Account
 from .call_options import values_of
-from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, where_active
-from .latents import TRAIL, is_differentiated, level_of, position_of, trail_of
+from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, tensors_of, where_active
+from .latents import TRAIL, level_of, position_of, trail_of
 from .network_memory import NetworkMemory
 from .parametrisation import Parametrisation
 from .patch_switches import keeps_latents, patch_values
@@ -209,7 +210,7 @@ class Run:
         if not asked or x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
             self.account.parts += 1
             return self._compute_nested(lambda: compute(conds), model, model_options)
-        if is_differentiated(x):  # a prediction has another gradient
+        if are_differentiated((x, *tensors_of(conds))):
             self.account.gradients += 1
             return self._compute_nested(lambda: compute(conds), model, model_options)
         # The branch stored first is the one whose error decides; some guiders list the negative first.

@@ -636,7 +636,7 @@ def test_memory_that_is_short_for_a_moment():
 
 
 def test_training_and_gradients():
-    """Catches a network being trained on cached outputs, and a gradient with respect to x that is none."""
+    """Catches a network being trained on cached outputs, and a gradient with respect to x or a prompt that is none."""
     network = Network().train()
     with torch.enable_grad(), attach(network, PAPER, STEPS):
         with pytest.raises(RuntimeError, match="eval"):
@@ -647,6 +647,10 @@ def test_training_and_gradients():
         for t in TIMES[:-1]:
             (gradient,) = torch.autograd.grad(distilled(network, x, t).sum(), x)
             assert gradient.abs().sum() > 0
+            text = COND.clone().requires_grad_()
+            for prompt in (text, 2 * text):
+                (gradient,) = torch.autograd.grad(network(t * noise(), t.expand(1), prompt).sum(), text)
+                assert gradient.abs().sum() > 0
     network.eval()
     tensors = _tensors()
     with torch.enable_grad(), attach(network, PAPER, STEPS) as cache:

@@ -189,9 +189,9 @@ def test_a_sampler_that_overwrites_its_latent_and_its_noise_level(tiny, run, pas
     assert psnr(cached.latent, plain.latent) > 20
 
 
-@pytest.mark.parametrize("made_of", ["x", "what x is made of"])
+@pytest.mark.parametrize("by", ["x", "what x is made of", "the prompt"])
 @pytest.mark.parametrize("at", [range(STEPS), range(0, STEPS, 3)], ids=["always", "every third step"])
-def test_a_guider_that_differentiates_through_the_network(tiny, run, caplog, at, made_of):
+def test_a_guider_that_differentiates_through_the_network(tiny, run, caplog, at, by):
     """Catches the gradient of a prediction in place of the network's, and a run that dies as a prediction has none."""
     scene, gradients = tiny("SD15"), []
 
@@ -200,10 +200,15 @@ def test_a_guider_that_differentiates_through_the_network(tiny, run, caplog, at,
             return guided(guider, x, timestep, options)
         before = len(scene.calls)
         with torch.inference_mode(False), torch.enable_grad():
-            x = x.detach().clone().requires_grad_(True)
-            denoised = guided(guider, x if made_of == "x" else 1.0 * x, timestep, options)
-            (gradient,) = torch.autograd.grad(denoised.square().mean(), x)
+            x = x.detach().clone().requires_grad_(by != "the prompt")
+            text = guider.conds["positive"][0]["model_conds"]["c_crossattn"]
+            given, text.cond = text.cond, text.cond.detach().clone().requires_grad_(by == "the prompt")
+            denoised = guided(guider, 1.0 * x if by == "what x is made of" else x, timestep, options)
+            (gradient,) = torch.autograd.grad(denoised.square().mean(), text.cond if by == "the prompt" else x)
+            text.cond = given
         gradients.append(len(scene.calls) > before)
+        if by == "the prompt":
+            return (denoised + gradient.mean()).detach()
         return (denoised - 0.05 * x.numel() * gradient).detach()
 
     make_guider = counting(predict, pair(scene))
