@@ -166,7 +166,9 @@ class Account:
             return "as nothing can be predicted from NaN or inf"
         if self.elsewhere or any(history.unpredictable or history.cache_miss for history in self.histories):
             return "as what was asked could not be predicted from what was asked before"
-        return "as the sampler took fewer evaluations than its schedule has steps"
+        if len(self.trace) < self._schedule.steps:
+            return "as the sampler took fewer evaluations than its schedule has steps"
+        return "as the last one is computed, and nothing told how many there would be"
 
     @property
     def _reason(self) -> str | None:

@@ -186,6 +186,32 @@ def test_a_sampler_that_leaves_levels_out(tiny, run, caplog, levels, widgets):
     assert any("fewer evaluations than its schedule has steps" in line for line in log_of(caplog)) == beyond
 
 
+@pytest.mark.parametrize("back", range(3, 7))
+def test_a_sampler_that_takes_steps_again(tiny, run, caplog, back):
+    """It goes back to a latent that it had some steps before. Catches a log that says of a budget that is exceeded that
+    there were too few evaluations, where there were more than steps.
+    """
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        before, i, turned = {}, 0, False
+        while i < STEPS:
+            before[i] = x
+            denoised = model(x, sigmas[i] * x.new_ones([len(x)]), **extra_args)
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+            x, i = x + (sigmas[i + 1] - sigmas[i]) * (x - denoised) / sigmas[i], i + 1
+            if i == STEPS / 2 and not turned:
+                i, turned = i - back, True
+                x = 0.95 * before[i]
+        return x
+
+    scene = tiny("Flux")
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, functools.partial(guiding, conds=pair(scene), predict=both), sampler, target_speedup=2.0)
+    assert cached.report["evaluations"] == STEPS + back and cached.report["skipped"]
+    assert not any("fewer evaluations than" in line for line in log_of(caplog))
+
+
 @pytest.mark.parametrize("left_out", [0, 2, 4])
 def test_a_sampler_that_stops_early(tiny, run, caplog, left_out):
     """Without a sign, so that its last evaluation may be predicted. Catches a log that does not say so."""
