@@ -252,23 +252,23 @@ def with_momentum(model):
 
 
 def first_half(comfy, scene, model):
-    return comfy.node("KSamplerAdvanced", model, "enable", 5, 20, 4.0, "euler", "simple", scene.positive,
-                      scene.negative, scene.latent, 0, 10, "enable")[0]["samples"]  # fmt: skip
+    return comfy.node("KSamplerAdvanced", model, "enable", 5, 24, 4.0, "euler", "simple", scene.positive,
+                      scene.negative, scene.latent, 0, 12, "enable")[0]["samples"]  # fmt: skip
 
 
 def second_half(comfy, scene, model):
     latent = {"samples": first_half(comfy, scene, model)}
-    return comfy.node("KSamplerAdvanced", model, "disable", 5, 20, 4.0, "euler", "simple", scene.positive,
-                      scene.negative, latent, 10, 20, "disable")[0]["samples"]  # fmt: skip
+    return comfy.node("KSamplerAdvanced", model, "disable", 5, 24, 4.0, "euler", "simple", scene.positive,
+                      scene.negative, latent, 12, 24, "disable")[0]["samples"]  # fmt: skip
 
 
 def by(name):
-    return lambda comfy, scene, model: comfy.sample(scene, model, steps=10, sampler_name=name)
+    return lambda comfy, scene, model: comfy.sample(scene, model, steps=12, sampler_name=name)
 
 
 def own_guidance(comfy, scene, model):
     guider = comfy.node("DualCFGGuider", model, scene.positive, scene.negative, scene.negative, 4.0, 4.0, "regular")[0]
-    sigmas = comfy.node("BasicScheduler", scene.model, "simple", 10, 1.0)[0]
+    sigmas = comfy.node("BasicScheduler", scene.model, "simple", 12, 1.0)[0]
     noise, sampler = comfy.node("RandomNoise", 5)[0], comfy.node("KSamplerSelect", "euler")[0]
     return comfy.node("SamplerCustomAdvanced", noise, guider, sampler, sigmas, scene.latent)[0]["samples"]
 
@@ -278,7 +278,7 @@ NOT_ESTIMATED = {
     "noise is added": by("euler_ancestral"),
     "noise is added within steps": by("dpmpp_sde"),
     "the sampler uses the negative by itself": by("euler_cfg_pp"),
-    "guidance with momentum": lambda comfy, scene, model: comfy.sample(scene, with_momentum(model), steps=10),
+    "guidance with momentum": lambda comfy, scene, model: comfy.sample(scene, with_momentum(model), steps=12),
     "another run goes on": first_half,
     "it goes on from another run": second_half,
 }
