@@ -23,9 +23,9 @@ class Account:
 
     histories: all there have been. trace: (history, index of its record) of each evaluation. callbacks: of the sampler,
     one per step. parts, gradients: calls about a part of the latent, and differentiated ones. elsewhere: calls about a
-    latent of the guider's own that is turned or moved from step to step. along: questions that were asked along.
-    memory: where the network keeps what one call leaves for the next, None if nowhere. weight_changes: at how many
-    evaluations its weights were others than at the one before.
+    latent of the guider's own that is turned or moved from step to step. predicted: evaluations whose first question
+    was predicted. along: questions that were asked along. memory: where the network keeps what one call leaves for the
+    next, None if nowhere. weight_changes: at how many evaluations its weights were others than at the one before.
     """
 
     def __init__(self, settings: Settings, schedule: Schedule, steps_before: int, self_switching: list[str]):
@@ -33,7 +33,8 @@ class Account:
         self._self_switching = self_switching
         self.histories: list[QuestionHistory] = []
         self.trace: list[tuple[QuestionHistory, int]] = []
-        self.callbacks = self.parts = self.gradients = self.elsewhere = self.along = self.weight_changes = 0
+        self.callbacks = self.parts = self.gradients = self.elsewhere = self.predicted = 0
+        self.along = self.weight_changes = 0
         self.memory: str | None = None
         self._closeness: float | None = None  # known once the sampler is through
         self._nothing_skipped: str | None = None  # why; known then, too

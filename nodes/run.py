@@ -278,6 +278,7 @@ class Run:
         if evaluation.predicting and not self._memory.found and known and (opens or not changed):
             try:
                 predicted = {i: self._predict(history, branches[i], own_x, x, timestep) for i in asked}
+                self.account.predicted += opens
             except Exception as error:
                 if history.controller.shared or not is_out_of_memory(error):
                     raise
@@ -312,7 +313,7 @@ class Run:
         controller = evaluation.history.controller
         if not self._asks_along or evaluation.predicting or controller.shared:
             return []
-        if self.account.along >= controller.skipped:  # asking must not cost more than skipping saves
+        if self.account.along >= self.account.predicted:  # asking must not cost more than skipping saves
             return []
         ways = {question[1:] for question in asked.values()}
         missing = evaluation.history.absences.left_out()
