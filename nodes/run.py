@@ -24,6 +24,7 @@ from .call_options import values_of
 from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, tensors_of, where_active
 from .latents import TRAIL, level_of, position_of, trail_of
 from .network_memory import NetworkMemory
+from .other_caches import Repetitions
 from .parametrisation import Parametrisation
 from .patch_switches import keeps_latents, patch_values
 from .question_history import QuestionHistory
@@ -301,6 +302,8 @@ class Run:
                 controller.store(branch, output.to(self._dtype), answers.own_x)
             evaluation.stored.add(branch)
             history.on_computed(branch)
+            if not self._exact:
+                self.account.repetitions.look(branch, denoised[i], x, level_of(timestep))
         if self._conversion is not None:
             return {i: denoised[i] for i in answers.branches}
         return {i: controller.corrected(branch, denoised[i]) for i, branch in answers.branches.items()}
@@ -444,6 +447,7 @@ class Run:
         """Free every tensor, even if a reference to this run remains."""
         self._evaluation = self._guider = self.denoised = None
         self._latest, self._failed = [], []
+        self.account.repetitions = Repetitions()
         self._identities, self._part_ids = Identities(), PartIds({})
         self._weights.close()
         for history in self.account.histories:
