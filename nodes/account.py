@@ -2,6 +2,7 @@
 
 import logging
 
+import comfy.samplers
 import torch
 
 from ..easycache_core.budget import budget_of
@@ -185,6 +186,9 @@ class Account:
             return "the latent or the network's output is NaN or inf"
         if self.gradients > self.parts and not evaluations:
             return "its guider differentiates through the network, which no prediction can stand in for"
+        replaced = comfy.samplers.calc_cond_batch.__module__
+        if not evaluations and not self.parts and replaced != comfy.samplers.__name__:
+            return f"{replaced} has replaced ComfyUI's calc_cond_batch, where the node sees what is asked"
         if self.parts > evaluations:
             return "it asks about parts of the latent, one after the other, or at another size"
         if sum(history.trail.far for history in self.histories) > evaluations / 2:
