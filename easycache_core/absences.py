@@ -44,6 +44,11 @@ class Absences:
                 if self._recurs(one) and 0 < self._since(one) <= 2 * self._longest[one]]  # fmt: skip
 
     @property
+    def questions(self) -> list:
+        """Those that were asked."""
+        return list(self._last)
+
+    @property
     def recurring(self) -> bool:
         """Whether there are questions that came back time and again."""
         return any(map(self._recurs, self._returns))

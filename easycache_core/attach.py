@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from .config import CacheConfig, require_integer
 from .controller import CacheController
+from .gradients import are_differentiated
 from .interface import (
     TENSOR,
     Layout,
@@ -26,7 +28,7 @@ from .prediction import Prediction
 from .predictors import PREDICTORS
 from .question import Questions
 from .schedule import step_lengths
-from .storage import is_out_of_memory
+from .storage import Retries, is_out_of_memory
 from .trace import Record
 from .turns import MAX_HISTORIES, History, choose, sample_of
 from .weights import Weights, differ
@@ -51,7 +53,7 @@ def attach(
     distilled guidance. Where other arguments change, nothing from before is used. Several latents, or questions, that
     take turns are told apart (turns.py); each has a history, decisions and a budget of its own, and what cannot be told
     apart is computed. After total_steps evaluations, and where t is back where it started, another run begins;
-    `Attachment.reset` begins one in any other case. Calls whose x requires a gradient go past the cache.
+    `Attachment.reset` begins one in any other case. Calls whose x, or prompt, requires a gradient go past the cache.
 
     Args:
         module: takes a latent, a tensor or a list of them of any shape, and a timestep, a number or a tensor (the
@@ -136,7 +138,7 @@ class Attachment:
         self._options = {"by_row": True, **options, "denoised": predictor.follows_denoised}
         self._active = True
         self._lock = threading.RLock()
-        self._weights = Weights(module)
+        self._weights, self._retries = Weights(module), Retries()
         self._histories: list[History] = []
         self._unused: CacheController | None = None
         self.reset()
@@ -189,7 +191,8 @@ class Attachment:
         if torch.is_grad_enabled():
             if self._module.training and any(parameter.requires_grad for parameter in self._module.parameters()):
                 raise RuntimeError("a cache is for sampling: call module.eval(), or sample under torch.no_grad()")
-            if any(tensor.requires_grad for tensor in x):
+            given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+            if any(tensor.requires_grad for tensor in x) or are_differentiated(given):
                 return self._network(*args, **kwargs)
         if getattr(_running, "network", False):
             self._say("the network runs within another attached one, whose cache answers for both")
@@ -197,9 +200,9 @@ class Attachment:
         with self._lock:  # several threads may ask
             try:
                 return self._answer(x, args, kwargs)
-            except BaseException:  # the evaluation is not whole
+            except BaseException:
                 if self._histories:
-                    self._histories[-1].abandon()
+                    self._histories[-1].fail()
                 raise
 
     def _answer(self, x: list[torch.Tensor], args: tuple, kwargs: dict):
@@ -210,13 +213,13 @@ class Attachment:
         if history is None and self._evaluations and self._starts_over(timestep):
             self.reset()
         line, new = self._questions.line_of(others, () if history is None else history.asked)
-        opening, computing = history is None, False
+        opening, computing = history is None or not history.decided, False
         if history is not None and not history.controller.shared and history.leaves_out(line):
             # Guidance amplifies the difference between two answers, so they had better be of one kind.
             computing = history.computing
             history = next((one for one in here if one.aside and one.line == line), None)
-            opening = history is None
-        if opening:
+            opening = history is None or not history.decided
+        if history is None:
             history = self._open_evaluation(timestep, x, line, new)
             history.aside = history.aside or bool(here)
         self._histories.remove(history)
@@ -226,7 +229,7 @@ class Attachment:
         if self._conversion is not None:
             self._conversion.set_sigma(history.sigma)
         if history.layout is None:  # the form of the output shows what of x is latent
-            output = self._run_network(args, kwargs, controller)
+            output = self._run_network(args, kwargs)
             history.layout = self._layout(history.x, output, args, kwargs)
         if opening:
             force, history.cache_miss = history.cache_miss or output is not None, False
@@ -239,31 +242,24 @@ class Attachment:
                     raise
             controller.give_up_cache()
         if output is None:
-            output = self._run_network(args, kwargs, controller)
-        if history.computing:
+            output = self._run_network(args, kwargs)
+        if history.computing and branch not in history.stored:
             with controller.cache_dropped_on_oom():
                 if history.evaluations == 1 and self._finds_parts:
                     history.first.append((branch, copy_of(output)))
                 self._store(branch, history, output)
-        else:
+            history.stored.add(branch)
+        elif not history.computing:
             history.cache_miss = True
             controller.count_as_computed()
         return output
 
-    def _run_network(self, args: tuple, kwargs: dict, controller: CacheController):
-        """Its output; a second time without the cache if there was no room for both. Not where other ranks run along:
-        the network exchanges data with theirs, and one rank alone must not run it again.
-        """
+    def _run_network(self, args: tuple, kwargs: dict):
         _running.network = True
         try:
-            return self._network(*args, **kwargs)
-        except Exception as error:
-            holding = [one.controller for one in self._histories if one.controller.holds_tensors]
-            if controller.shared or not holding or not is_out_of_memory(error):
-                raise
-            for one in holding:
-                one.give_up_cache()
-            return self._network(*args, **kwargs)
+            return self._retries.call(
+                lambda: self._network(*args, **kwargs), lambda: [one.controller for one in self._histories]
+            )
         finally:
             _running.network = False
 
@@ -362,9 +358,10 @@ class Attachment:
         (_, x), *_ = self._inputs(history)
         step, weights = history.step, self._weights.sample()
         changed = differ(history.weights, weights)
+        history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force, changed=changed)
+        history.decided = True
         self._evaluations.append((history, history.records))
         history.records += 1
-        history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force, changed=changed)
         if history.computing:
             history.weights = weights
 
@@ -382,7 +379,7 @@ class Attachment:
         predictions = [tensor.detach() for tensor in predictions_of(output)]
         others = [TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         rest = layout.extra_channels(predictions, self._config.cache_device)
-        if history.asked.total() == 1:
+        if not history.stored:
             history.templates.clear()
         history.templates[branch] = OutputTemplate(form, others, rest, predictions[0].dtype)
         groups = zip(layout.groups(predictions), self._inputs(history), strict=True)

@@ -18,8 +18,8 @@ class CacheConfig:
         warmup_steps: R, 1 to 50. The first R sampler steps are always computed.
         predictor: how a skipped output is made. "reuse" is the paper's rule, decision for decision (reuse.py);
             "forecast" extrapolates the denoised latent and corrects its accumulated error (forecast.py).
-        target_speedup: 0, or 1 to 10. Else at most ceil(N / target_speedup) of the run's N evaluations are computed,
-            where skipping them would cost most; threshold and warmup_steps have no effect then.
+        target_speedup: 0 (off), or 1 to 10. Then at most ceil(N / target_speedup) of the run's N evaluations are
+            computed, where skipping them would cost most; threshold and warmup_steps have no effect then.
         max_consecutive_skips: 0 to 50. Compute after that many skipped evaluations in a row; 0 sets no limit.
         cache_device: "gpu" keeps cached tensors on the device of the latent, "cpu" in main memory, at the cost of one
             copy in each direction per evaluation.
@@ -39,18 +39,17 @@ class CacheConfig:
         require_number("threshold", self.threshold, 0, 1)
         require_integer("warmup_steps", self.warmup_steps, 1, 50)
         require_choice("predictor", self.predictor, PREDICTORS)
-        require_number("target_speedup", self.target_speedup, 0, 10)
-        if 0 < self.target_speedup < 1:
-            raise ValueError(f"target_speedup must be 0 (off) or a number from 1 to 10, got {self.target_speedup!r}")
+        if self.target_speedup != 0 or self.target_speedup is False:
+            require_number("target_speedup", self.target_speedup, 1, 10, "0 (off) or ")
         require_integer("max_consecutive_skips", self.max_consecutive_skips, 0, 50)
         require_choice("cache_device", self.cache_device, CACHE_DEVICES)
 
 
-def require_number(name: str, value, low: float, high: float) -> None:
-    """Raise ValueError unless value is a number in [low, high]; NaN is in no range."""
+def require_number(name: str, value, low: float, high: float, otherwise: str = "") -> None:
+    """Raise ValueError unless value is a number in [low, high]; NaN is in no range. otherwise: what else may be."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or math.isnan(value) or not low <= value <= high:
-        raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
+        raise ValueError(f"{name} must be {otherwise}a number from {low} to {high}, got {value!r}")
 
 
 def require_integer(name: str, value, low: int, high: int) -> None:

@@ -110,6 +110,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._comparable = True  # whether the last evaluation could be compared with the one before
         self._tracked: str | None = None  # the branch whose error decides
         self._awaiting_tracked = False
+        self._first_stored: str | None = None  # at the last computed evaluation
         self._gap_length = 0
 
     def begin(
@@ -152,8 +153,9 @@ class CacheController(contextlib.AbstractContextManager):
         skipping, errors = self._decide(step, now, finite)
         self._gap_length = self._gap_length + 1 if skipping else 0
         if not skipping:
-            self._tracked = None if self._awaiting_tracked else self._tracked  # it was asked no more
-            self._awaiting_tracked = True
+            if self._awaiting_tracked:  # it was not asked there
+                self._tracked = self._first_stored
+            self._awaiting_tracked, self._first_stored = True, None
         self._predictor.commit(skipping)
         input_change, error = of_stream(now.input_change, self._worst), of_stream(errors, self._worst)
         record = dict(step=step, sigma=plain(now.sigma), computed=not skipping, input_change=input_change)
@@ -266,11 +268,13 @@ class CacheController(contextlib.AbstractContextManager):
         """Keep a branch's output at an evaluation for which `begin` returned True; copied.
 
         The branch stored first is the tracked one: its rate decides. It stays so where another one comes before it, as
-        long as it is stored. x: the branch's own input where it is not what `begin` was given (a part of it, say).
+        long as it is stored; then the one that was stored first without it. x: the branch's own input where it is not
+        what `begin` was given (a part of it, say).
         """
         if self._x is None:  # given up in this evaluation
             return
         with self.cache_dropped_on_oom():
+            self._first_stored = self._first_stored or branch
             tracked = self._awaiting_tracked and self._tracked in (None, branch)
             if tracked:
                 self._tracked, self._awaiting_tracked = branch, False
@@ -370,6 +374,7 @@ class CacheController(contextlib.AbstractContextManager):
 
     shared = property(lambda self: self._ranks is not None, doc="Whether other ranks decide, and compute, along.")
     holds_tensors = property(lambda self: self._x is not None, doc="Whether there is anything to free.")
+    evaluations = property(lambda self: len(self._records), doc="How many there have been.")
     computed = property(
         lambda self: sum(one["computed"] for one in self._records), doc="Evaluations that were computed."
     )

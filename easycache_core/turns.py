@@ -26,8 +26,9 @@ class History:
     """What is known of one latent, and of the line of questions that opens its evaluations.
 
     x, timestep: of its newest evaluation, which other calls with both belong to. asked: how often each line was asked
-    there. aside: whether it is of a question that other evaluations leave out at times. step, gap: the sampler's step
-    it was at, and how many steps before that was left out.
+    there. stored: names of the answers that the controller has taken in there. decided: whether it is known if the
+    network runs there. aside: whether it is of a question that other evaluations leave out at times. step, gap: the
+    sampler's step it was at, and how many steps before that was left out.
     """
 
     def __init__(self, controller: CacheController, line: int):
@@ -37,7 +38,8 @@ class History:
         self.timestep: float | None = None
         self.sigma: float | None = None
         self.asked: Counter[int] = Counter()
-        self.aside = False
+        self.stored: set[str] = set()
+        self.decided = self.aside = False
         self.templates: dict = {}  # by branch: what a call returned beside its predictions
         self.step, self.gap, self.evaluations, self.records = -1, 1, 0, 0
         self.computing = True
@@ -50,6 +52,7 @@ class History:
         self._moved = 0.0  # by how far, when the timestep last changed; 0 if it was too far for a step
         self._far = 0  # how often in a row that was too far
         self._open = False
+        self._failed = False  # whether its newest evaluation did, and was not tried again
 
     def matches(self, timestep: float, x: list[torch.Tensor]) -> bool:
         """Whether a call with these belongs to its newest evaluation."""
@@ -64,6 +67,7 @@ class History:
 
     def ask(self, line: int) -> str:
         """A line is asked at its newest evaluation. Returns the name of the answer."""
+        self._failed = False
         self._absences.note(line)
         self.asked[line] += 1
         return f"{line} {self.asked[line]}"
@@ -83,15 +87,18 @@ class History:
             self._moved = moved if moved < LONG_STEP else 0.0
         self._trail = [*self._trail[1 - TRAIL :], sample]
         self._absences.next_evaluation()
-        self._asked_before, self.asked = self.asked, Counter()
+        if self._failed:  # it is not whole
+            self.controller.reset_cache()
+        else:
+            self._asked_before = self.asked
+        self.asked, self.stored, self.decided, self._failed = Counter(), set(), False, False
         self.gap, self.step = step - self.step if self.evaluations else 1, step
         self.x, self.timestep, self._open = [one.detach().clone() for one in x], timestep, True
         self.evaluations += 1
 
-    def abandon(self) -> None:
-        """Its evaluation failed."""
-        self._open, self.asked, self.first = False, self._asked_before, []
-        self.controller.reset_cache()
+    def fail(self) -> None:
+        """Something failed in its evaluation. Who tries again asks for the same answers, and goes on with it."""
+        self._failed, self.asked = True, Counter()
 
     def release(self) -> None:
         """Let go of every tensor."""

@@ -2,11 +2,12 @@
 
 import logging
 
+import comfy.samplers
 import torch
 
 from ..easycache_core.budget import budget_of
 from .evaluation import Evaluation
-from .other_caches import warn_of_repetitions
+from .other_caches import Repetitions, repetition, warn_of_repetition
 from .question_history import QuestionHistory
 from .settings import Settings
 from .steps import UNKNOWN, Schedule
@@ -23,9 +24,10 @@ class Account:
 
     histories: all there have been. trace: (history, index of its record) of each evaluation. callbacks: of the sampler,
     one per step. parts, gradients: calls about a part of the latent, and differentiated ones. elsewhere: calls about a
-    latent of the guider's own that is turned or moved from step to step. along: questions that were asked along.
-    memory: where the network keeps what one call leaves for the next, None if nowhere. weight_changes: at how many
-    evaluations its weights were others than at the one before.
+    latent of the guider's own that is turned or moved from step to step. predicted: evaluations whose first question
+    was predicted. along: questions that were asked along. memory: where the network keeps what one call leaves for the
+    next, None if nowhere. repetitions: of answers, by another cache. weight_changes: at how many evaluations its
+    weights were others than at the one before.
     """
 
     def __init__(self, settings: Settings, schedule: Schedule, steps_before: int, self_switching: list[str]):
@@ -33,7 +35,9 @@ class Account:
         self._self_switching = self_switching
         self.histories: list[QuestionHistory] = []
         self.trace: list[tuple[QuestionHistory, int]] = []
-        self.callbacks = self.parts = self.gradients = self.elsewhere = self.along = self.weight_changes = 0
+        self.callbacks = self.parts = self.gradients = self.elsewhere = self.predicted = 0
+        self.along = self.weight_changes = 0
+        self.repetitions = Repetitions()
         self.memory: str | None = None
         self._closeness: float | None = None  # known once the sampler is through
         self._nothing_skipped: str | None = None  # why; known then, too
@@ -44,7 +48,7 @@ class Account:
 
     def on_decided(self, history: QuestionHistory) -> None:
         """The newest evaluation of a history is decided."""
-        self.trace.append((history, history.controller.computed + history.controller.skipped - 1))
+        self.trace.append((history, history.controller.evaluations - 1))
 
     def on_elsewhere(self) -> None:
         self.elsewhere += 1
@@ -69,8 +73,10 @@ class Account:
 
     def warn_of_repetitions(self) -> None:
         """Once the sampler is through. Waits for the device."""
-        for history in self.histories:
-            warn_of_repetitions(history.controller.trace)
+        levels = [self.repetitions.first(), *(repetition(history.controller.trace) for history in self.histories)]
+        level = next((one for one in levels if one is not None), None)
+        if level is not None:
+            warn_of_repetition(level)
 
     def log_evaluation(self, evaluation: Evaluation | None) -> None:
         """One line, with `verbose`, of an evaluation that is over; none where nothing was asked in it."""
@@ -132,15 +138,17 @@ class Account:
 
     def _estimate_closeness(self, denoised: torch.Tensor | None, guidance) -> float | None:
         """In dB, of the final latent in the sampler's own terms. Nothing is known where a guider keeps answers for
-        later steps, and of a piece of a schedule: another run goes on with a latent that is mostly noise, or one before
-        was off by more than is known here.
+        later steps, of a schedule that leads back to noise, and of a piece of one: another run goes on with a latent
+        that is mostly noise, or one before was off by more than is known here.
         """
         if denoised is None or len(self.histories) != 1 or not isinstance(guidance, int | float | None):
             return None  # some guiders have one guidance for each step
-        if self._schedule.unfinished or self._steps_before:
+        if self._schedule.unfinished or self._schedule.flipped or self._steps_before:
             return None
         (history,) = self.histories
         if not history.controller.skipped or history.absences.recurring:
+            return None
+        if history.asks_several and (guidance or 1.0) <= 1:  # it has a guidance of its own, under another name
             return None
         low, high = denoised.detach().aminmax()
         return history.controller.closeness(float(high - low), float(guidance or 1.0))
@@ -164,7 +172,9 @@ class Account:
             return "as nothing can be predicted from NaN or inf"
         if self.elsewhere or any(history.unpredictable or history.cache_miss for history in self.histories):
             return "as what was asked could not be predicted from what was asked before"
-        return "as the sampler took fewer evaluations than its schedule has steps"
+        if len(self.trace) < self._schedule.steps:
+            return "as the sampler took fewer evaluations than its schedule has steps"
+        return "as the last one is computed, and nothing told how many there would be"
 
     @property
     def _reason(self) -> str | None:
@@ -176,8 +186,13 @@ class Account:
             return "the latent or the network's output is NaN or inf"
         if self.gradients > self.parts and not evaluations:
             return "its guider differentiates through the network, which no prediction can stand in for"
+        replaced = comfy.samplers.calc_cond_batch.__module__
+        if not evaluations and not self.parts and replaced != comfy.samplers.__name__:
+            return f"{replaced} has replaced ComfyUI's calc_cond_batch, where the node sees what is asked"
         if self.parts > evaluations:
             return "it asks about parts of the latent, one after the other, or at another size"
+        if sum(history.trail.far for history in self.histories) > evaluations / 2:
+            return "the latent, or all of its noise, is another one at nearly every evaluation"
         if len(self.histories) == evaluations > 1:
             return "what is asked is new at every evaluation"
         if self.elsewhere > evaluations / 2:

@@ -72,9 +72,9 @@ class EasyCacheAdaptive(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.1,
-                    tooltip="Compute at most one in this many evaluations: 2 for half of them, 3 for a third. Higher: "
-                    "faster, and further from the uncached result. 0: off, the threshold decides. When it is on, "
-                    "threshold and warmup_steps are ignored, and steps are computed where skipping them would cost "
+                    tooltip="Compute at most one in this many evaluations, 1 to 10: 2 for half of them, 3 for a third. "
+                    "Higher: faster, and further from the uncached result. 0: off, the threshold decides. When it is "
+                    "on, threshold and warmup_steps are ignored, and steps are computed where skipping them would cost "
                     "most.",
                 ),
                 io.Int.Input(

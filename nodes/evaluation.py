@@ -6,7 +6,7 @@ at some noise levels, and add-ons insert theirs.
 """
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,6 +88,12 @@ def questions(conds: Sequence, model_options: dict, model, part_ids: PartIds) ->
     return {i: Question(part_ids.of(cond, i), *options) for i, cond in enumerate(conds) if cond is not None}
 
 
+def tensors_of(conds: Sequence) -> Iterator[torch.Tensor]:
+    """Of these conditionings, what the network is given; some of them may be None."""
+    held = (one.cond for cond in conds for part in cond or () for one in part.get("model_conds", {}).values())
+    return (one for one in held if isinstance(one, torch.Tensor))
+
+
 def where_active(cond: Sequence[dict], timestep: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
     """The answer to a conditioning; zero at noise levels where none of its parts is active, as ComfyUI has it there
     without the network. Some guiders look for that. Does not wait for the device. timestep: sigma, (batch,).
@@ -152,17 +158,21 @@ class Evaluation:
     question that is asked first. history: of the questions that are asked here. Both are None until the first one is
     asked. along: answers to questions that were not asked yet, by question. level: sigma, where it was read. another:
     whether the latent may be another one than that of the history. predicting: whether the questions are predicted;
-    decided: whether that is known. stored: names of the answers that the engine has taken in.
+    decided: at which evaluation of its history that was, from 1; 0 while it is not known. stored: names of the answers
+    that the engine has taken in.
     """
 
     def __init__(self, x: torch.Tensor, timestep: torch.Tensor, direct: bool = False, depth: int = 0):
         self.x, self.timestep, self.direct, self.depth = x, timestep, direct, depth
-        self._began = (timestep.clone(), sample_of([x])) if direct else None  # some samplers overwrite both
+        self._shape = x.shape
+        # Some samplers, and guiders that call guiders, overwrite both.
+        self._began = (timestep.clone(), sample_of([x])) if direct or depth else None
         self.opened_by: Question | None = None
         self.history: QuestionHistory | None = None
         self.along: dict[Question, torch.Tensor] = {}
         self.level: float | None = None
-        self.another = self.predicting = self.decided = False
+        self.another = self.predicting = False
+        self.decided = 0
         self.stored: set[str] = set()
         self._calls: dict[Question, list[tuple[dict, str]]] = {}  # their values, and the names of the answers
 
@@ -195,15 +205,24 @@ class Evaluation:
         """Something failed in it, and who tries again asks for the same answers."""
         self._calls, self.along = {}, {}
 
-    def fail(self) -> None:
+    def close(self) -> None:
+        """It is over."""
         self.start_over()
+        self.x = None
+
+    def fail(self) -> None:
         self._began = self._began or (self.timestep.clone(), sample_of([self.x]))
 
-    def tried_again(self, x: torch.Tensor, timestep: torch.Tensor, direct: bool, depth: int) -> bool:
-        """Whether it goes on, after it failed, with an evaluation of these. Waits for the device."""
-        if (direct, depth, x.shape) != (self.direct, self.depth, self.x.shape) or not self._goes_on(x, timestep):
+    def goes_on_with(self, failed: "Evaluation", tracked: Question) -> bool:
+        """Whether it is one that failed and is tried again; then it takes over what was decided and done there.
+        tracked: the question that is asked first here. Waits for the device.
+        """
+        ours, theirs = ((one.direct, one.depth, one._shape) for one in (self, failed))
+        newest = failed.decided == failed.history.controller.evaluations
+        if not newest or ours != theirs or tracked != failed.opened_by or not failed._goes_on(self.x, self.timestep):
             return False
-        self.x, self.timestep = x, timestep
+        for name in ("opened_by", "history", "level", "another", "predicting", "decided", "stored"):
+            setattr(self, name, getattr(failed, name))
         return True
 
     def ended_by(self, x: torch.Tensor, timestep: torch.Tensor, asked: Callable[[], Collection[Question]]) -> bool:

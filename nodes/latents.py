@@ -10,9 +10,11 @@ from collections.abc import Collection, Sequence
 import torch
 
 from ..easycache_core.response import same_level
-from ..easycache_core.turns import TRAIL, distance, sample_of
+from ..easycache_core.turns import distance, sample_of
 
 FAR = 1.0
+TRAIL = 16  # evaluations that are remembered, so nearly as many latents can be told apart
+RENEWALS = 4  # of the noise, until it is known that a sampler renews it
 NEARER = 0.85  # of two distances; those to renewed noises differ by less
 ASTRAY = 0.2  # what a guider adds to its latent changes by less from step to step
 
@@ -23,7 +25,7 @@ class Trail:
     def __init__(self):
         self._sigmas: list[float] = []
         self._samples: list[torch.Tensor] = []
-        self._far = 0  # how often it was far from where it was before, at one noise level
+        self.far = 0  # how often it was far from where it was before, at one noise level
         self.mixed = False  # whether another latent was taken for it until now
 
     def is_at(self, sigma: float) -> bool:
@@ -49,9 +51,9 @@ class Trail:
         was. One that never comes back is one whose noise the sampler renews.
         """
         far, mixed = self.is_at(sigma) and self.distance(sample) > FAR, self.mixed
-        self._far, self.mixed = self._far + far, False
+        self.far, self.mixed = self.far + far, False
         self._sigmas, self._samples = [*self._sigmas[1 - TRAIL :], sigma], [*self._samples[1 - TRAIL :], sample]
-        return mixed or (far and self._far < TRAIL)
+        return mixed or (far and self.far < RENEWALS)
 
 
 def trail_of(trails: Sequence[Trail], sigma: float, sample: torch.Tensor) -> Trail | None:

@@ -5,6 +5,8 @@ import re
 
 import torch
 
+from ..easycache_core.turns import sample_of
+
 log = logging.getLogger("easycache")
 
 # As they name their wrappers, their options or the functions that they put into a model.
@@ -37,6 +39,7 @@ NAMES = {
 }
 # The same answer at two noise levels, as a part of its size: networks, and rounding, are further apart.
 REPEATED = 1e-6
+SPARSER = 16  # than turns.sample_of takes elements
 
 
 def other_caches(patcher, model_options: dict, own_key: str) -> list[str]:
@@ -79,8 +82,42 @@ def warn_of_other_caches(patcher, model_options: dict, own_key: str) -> list[str
     return found
 
 
-def warn_of_repetitions(trace: list[dict]) -> None:
-    """Of an answer that was the one before, where the noise level was another one. trace: of the engine, read."""
+class Repetitions:
+    """Looks for denoised latents, or distances of them from x, that were those at another noise level: what a cache
+    repeats that lies between ComfyUI's samplers and the network.
+    """
+
+    def __init__(self):
+        self._last: dict[str, tuple[torch.Tensor, ...]] = {}  # by branch: sigma, and some of each of the two
+        self._looks: list[torch.Tensor] = []  # the noise levels where there was one; -1 for others
+
+    def look(self, branch: str, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> None:
+        """The answer was computed. Does not wait for the device."""
+        some = sample_of([denoised])[::SPARSER].clone()
+        now = sigma.clone(), some, some - sample_of([x])[::SPARSER]
+        before, self._last[branch] = self._last.get(branch), now
+        if before is None or any(a.shape != b.shape for a, b in zip(before, now, strict=True)):
+            return
+        pairs = list(zip(before, now, strict=True))[1:]
+        same = [(a - b).abs().max() <= REPEATED * b.abs().max() for a, b in pairs]
+        found = (same[0] | same[1]) & some.any() & (before[0] != now[0])
+        self._looks.append(torch.where(found, now[0], -1.0))
+
+    def first(self) -> float | None:
+        """The noise level of the first one. Waits for the device."""
+        levels = torch.stack(self._looks).tolist() if self._looks else []
+        return next((level for level in levels if level >= 0), None)
+
+
+def warn_of_repetition(level: float) -> None:
+    log.warning(
+        f"EasyCache: at noise level {level:.4g} the network's answer is the one before: another cache repeats it, "
+        "whose errors and ours add up; use one of them"
+    )
+
+
+def repetition(trace: list[dict]) -> float | None:
+    """The noise level of an answer that was the one before, at another one. trace: of the engine, read."""
     sigma, moved = None, 0.0  # of the last computed evaluation; by how much the latent moved since, at most
     for now in trace:
         moved += now["input_change"] or 0.0
@@ -88,9 +125,6 @@ def warn_of_repetitions(trace: list[dict]) -> None:
             continue
         known = now["rate"] is not None and now["output_norm"] and moved
         if known and now["sigma"] != sigma and now["rate"] * moved < REPEATED * now["output_norm"]:
-            log.warning(
-                f"EasyCache: at noise level {now['sigma']:.4g} the network's answer is the one before: another cache "
-                "repeats it, whose errors and ours add up; use one of them"
-            )
-            return
+            return now["sigma"]
         sigma, moved = now["sigma"], 0.0
+    return None

@@ -47,6 +47,9 @@ def sample_with_cache(
     levels = sigmas.detach().cpu()  # once: each look at them on their device waits for it
     schedule = Schedule(levels, model_sampling, sampler, settings)
     piece = Piece(history.unfinished, schedule, guider, noise, latent_image, streams)
+    response = response_of(sampler, levels, model_sampling) if needs_response(settings.config) else None
+    if response is not None:
+        schedule.ends_at(min(response.sigmas))
     run = Run(
         settings,
         schedule,
@@ -56,7 +59,7 @@ def sample_with_cache(
         noise.shape,
         piece.steps_before,
         patch_levels(guider.model_options, WRAPPER_KEY, model_sampling, levels),
-        response_of(sampler, levels, model_sampling) if needs_response(settings.config) else None,
+        response,
         is_own(sampler) or settings.config.threshold == 0 == settings.config.target_speedup,
         supposed_response(levels, model_sampling) if settings.config.target_speedup and schedule.steps_known else None,
     )

@@ -103,6 +103,11 @@ class QuestionHistory:
         """Whether a latent of the guider's own moved away from the sampler's since these branches were computed."""
         return self._own_latents.went_elsewhere(branches, x, sampler_x)
 
+    @property
+    def asks_several(self) -> bool:
+        """Whether there is more than one conditioning among its questions."""
+        return len({question.parts for question in self.absences.questions}) > 1
+
     def on_computed(self, branch: str) -> None:
         """The branch was computed with the values that were observed last."""
         self._values[branch].on_computed()

@@ -14,15 +14,17 @@ import torch
 from comfy.model_management import soft_empty_cache
 
 from ..easycache_core import Ranks, Response
+from ..easycache_core.gradients import are_differentiated
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
-from ..easycache_core.storage import is_out_of_memory
+from ..easycache_core.storage import Retries, is_out_of_memory
 from ..easycache_core.weights import Weights
 from .account import Account
 from .call_options import values_of
-from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, where_active
-from .latents import level_of, position_of, trail_of
+from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, tensors_of, where_active
+from .latents import TRAIL, level_of, position_of, trail_of
 from .network_memory import NetworkMemory
+from .other_caches import Repetitions
 from .parametrisation import Parametrisation
 from .patch_switches import keeps_latents, patch_values
 from .question_history import QuestionHistory
@@ -62,7 +64,7 @@ class Run:
     have no other.
     """
 
-    MAX_HISTORIES = 4  # each holds tensors
+    MAX_HISTORIES = TRAIL  # each holds tensors
 
     def __init__(
         self,
@@ -91,9 +93,11 @@ class Run:
         self._left: set[tuple] = set()  # names under which no history goes on
         self._switched = True  # whether switches were for good so far
         self._evaluation: Evaluation | None = None
-        self._failed: Evaluation | None = None  # the last one, if it did
+        self._latest: list[Evaluation] = []  # what was decided within the sampler's evaluation
+        self._failed: list[Evaluation] = []  # of these, if something failed there
         self._computing: set[int] = set()  # threads in which a call to calc_cond_batch is being computed
         self._lock = threading.RLock()  # guiders may ask from several threads
+        self._retries = Retries()
         self._memory, self._telling, self._identities = NetworkMemory(), TellingValues(), Identities()
         conds = getattr(guider, "conds", {})
         self._part_ids = PartIds(conds)
@@ -140,11 +144,11 @@ class Run:
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
         around, self._predict_noise_called = self._evaluation, True
-        evaluation = self._evaluation = self._begin(x, timestep, depth=0 if around is None else around.depth + 1)
+        evaluation = self._evaluation = Evaluation(x, timestep, depth=0 if around is None else around.depth + 1)
         try:
             denoised = executor(x, timestep, model_options, *args, **kwargs)
         except Exception:
-            self._on_failure(evaluation)
+            self._on_failure()
             raise
         finally:
             self._evaluation = around
@@ -152,6 +156,9 @@ class Run:
         if learnt and isinstance(denoised, torch.Tensor):  # some guiders return several latents
             evaluation.history.controller.answered(denoised)
         self.account.log_evaluation(evaluation)
+        evaluation.close()
+        if around is None:
+            self._latest = []
         return denoised
 
     def calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
@@ -172,28 +179,28 @@ class Run:
                     self.account.parts += 1
                     return self._compute_nested(lambda: compute(conds), model, model_options)
                 self._end_direct()
-                self._evaluation = self._begin(x, timestep, direct=True)
+                self._evaluation = Evaluation(x, timestep, direct=True)
         return self.predict_or_compute(compute, model, conds, x, timestep, model_options)
 
-    def _begin(self, x, timestep, direct: bool = False, depth: int = 0) -> Evaluation:
-        """A new evaluation, or the one that failed just now: where somebody catches the error and tries again, that is
-        no further step, and no second charge to a budget.
-        """
-        failed, self._failed = self._failed, None
-        if failed is not None and failed.tried_again(x, timestep, direct, depth):
-            return failed
-        return Evaluation(x, timestep, direct, depth)
-
-    def _on_failure(self, evaluation: Evaluation) -> None:
-        if evaluation.decided:
-            with contextlib.suppress(RuntimeError):  # it takes some memory
+    def _on_failure(self) -> None:
+        """Whoever catches the error may try again."""
+        with contextlib.suppress(RuntimeError):  # it takes some memory
+            for evaluation in self._latest:
                 evaluation.fail()
-                self._failed = evaluation
+            self._failed, self._latest = [*self._failed, *self._latest], []
+
+    def _is_tried_again(self, evaluation: Evaluation, tracked: Question) -> bool:
+        """Whether it failed just now: then it is no further step, and is charged to a budget once."""
+        failed = next((one for one in self._failed if evaluation.goes_on_with(one, tracked)), None)
+        if failed is not None:
+            self._failed.remove(failed)
+            self._latest.append(evaluation)
+        return failed is not None
 
     def _end_direct(self) -> None:
         """An evaluation that was opened by calc_cond_batch, if there is one, is over."""
         self.account.log_evaluation(self._evaluation)
-        self._evaluation = None
+        self._evaluation, self._latest = None, []
 
     def predict_or_compute(self, compute: Callable, model, conds, x, timestep, model_options) -> list[torch.Tensor]:
         """Denoised latents, one per conditioning: predicted where possible, else from `compute(conds)`, in which those
@@ -204,7 +211,7 @@ class Run:
         if not asked or x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
             self.account.parts += 1
             return self._compute_nested(lambda: compute(conds), model, model_options)
-        if torch.is_grad_enabled() and x.requires_grad and x.is_leaf:  # a prediction has another gradient
+        if are_differentiated((x, *tensors_of(conds))):
             self.account.gradients += 1
             return self._compute_nested(lambda: compute(conds), model, model_options)
         # The branch stored first is the one whose error decides; some guiders list the negative first.
@@ -229,7 +236,7 @@ class Run:
             with self._lock:
                 evaluation.start_over()
                 if evaluation.direct:
-                    self._on_failure(evaluation)
+                    self._on_failure()
             raise
         with self._lock:
             known |= self._store(evaluation, answers, denoised, x, timestep)
@@ -251,9 +258,10 @@ class Run:
         by name.
         """
         values = {i: options | content_of(conds[i], self._identities) for i in asked}
-        opens = evaluation.history is None
+        first = next(iter(asked.values()))
+        opens = evaluation.history is None and not self._is_tried_again(evaluation, first)
         if opens:
-            self._open(evaluation, next(iter(asked.values())))
+            self._open(evaluation, first)
         history = evaluation.history
         for i, question in asked.items():
             history.absences.note(question, [cond if n == i else None for n, cond in enumerate(conds)])
@@ -271,6 +279,7 @@ class Run:
         if evaluation.predicting and not self._memory.found and known and (opens or not changed):
             try:
                 predicted = {i: self._predict(history, branches[i], own_x, x, timestep) for i in asked}
+                self.account.predicted += opens
             except Exception as error:
                 if history.controller.shared or not is_out_of_memory(error):
                     raise
@@ -293,6 +302,8 @@ class Run:
                 controller.store(branch, output.to(self._dtype), answers.own_x)
             evaluation.stored.add(branch)
             history.on_computed(branch)
+            if not self._exact:
+                self.account.repetitions.look(branch, denoised[i], x, level_of(timestep))
         if self._conversion is not None:
             return {i: denoised[i] for i in answers.branches}
         return {i: controller.corrected(branch, denoised[i]) for i, branch in answers.branches.items()}
@@ -305,7 +316,7 @@ class Run:
         controller = evaluation.history.controller
         if not self._asks_along or evaluation.predicting or controller.shared:
             return []
-        if self.account.along >= controller.skipped:  # asking must not cost more than skipping saves
+        if self.account.along >= self.account.predicted:  # asking must not cost more than skipping saves
             return []
         ways = {question[1:] for question in asked.values()}
         missing = evaluation.history.absences.left_out()
@@ -371,7 +382,9 @@ class Run:
             network_x, evaluation.timestep, conds, changed, evaluation.another, evaluation.level,
             self._weights.sample(), missing,
         )  # fmt: skip
-        evaluation.decided = True
+        evaluation.decided = history.controller.evaluations
+        self._latest.append(evaluation)
+        self._failed = []
         self.account.on_decided(history)
 
     def _history_among(self, alike: list[QuestionHistory], evaluation: Evaluation) -> tuple[QuestionHistory, bool]:
@@ -421,22 +434,7 @@ class Run:
                 self.account.on_memory(self._memory.found)
 
     def _retry_on_oom(self, make, *args):
-        """make(*args); if memory runs out, once more with the cache freed.
-
-        Raises the error if the cache is empty, and with other ranks: the network exchanges data with theirs, so one
-        rank alone must not run it again.
-        """
-        try:
-            return make(*args)
-        except Exception as error:
-            controllers = [controller for controller in self.account.controllers if controller.holds_tensors]
-            if any(one.shared for one in controllers) or not controllers or not is_out_of_memory(error):
-                raise
-        log.warning("EasyCache: out of memory; the cache is freed and what failed is done again")
-        for controller in controllers:
-            controller.reset_cache()
-        soft_empty_cache()
-        return make(*args)
+        return self._retries.call(lambda: make(*args), lambda: self.account.controllers, soft_empty_cache)
 
     def finish(self) -> str:
         """Once the sampler is through. Returns the line for the log; waits for the device."""
@@ -447,7 +445,9 @@ class Run:
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
-        self._evaluation = self._failed = self._guider = self.denoised = None
+        self._evaluation = self._guider = self.denoised = None
+        self._latest, self._failed = [], []
+        self.account.repetitions = Repetitions()
         self._identities, self._part_ids = Identities(), PartIds({})
         self._weights.close()
         for history in self.account.histories:

@@ -9,7 +9,7 @@ from comfy.samplers import KSAMPLER
 
 from ..easycache_core import Response
 from ..easycache_core.response import euler_response
-from .steps import step_count_known, step_lengths
+from .steps import chooses_steps, step_lengths
 
 log = logging.getLogger("easycache")
 
@@ -72,7 +72,7 @@ def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | Non
     random numbers are used up.
     """
     steps = len(sigmas) - 1
-    if not is_own(sampler) or not step_count_known(sampler) or not 0 < steps <= MAX_STEPS:
+    if not is_own(sampler) or chooses_steps(sampler) or not 0 < steps <= MAX_STEPS:
         return None
     function = sampler.sampler_function
     model = _Impulses(model_sampling, EVALUATIONS_PER_STEP * steps + 4)

@@ -3,19 +3,29 @@
 import numpy as np
 import torch
 
-# These take another number of steps than their schedule has: dpm_fast combines up to three evaluations in a step,
-# dpm_adaptive chooses its steps itself.
-SELF_STEPPING_SAMPLERS = ("dpm_fast_function", "dpm_adaptive_function")
+# These take another number of steps than their schedule has: one combines up to three evaluations in a step, the other
+# one chooses its steps by the answers.
+COMBINING, CHOOSING = "dpm_fast_function", "dpm_adaptive_function"
 UNKNOWN = 10_000  # steps
 # Where another run goes on, nothing makes up for the last gap of this one. In shorter ones that would leave no gap.
 SHORT_PIECE = 5  # steps
 STRIDE_MARGIN = 1e-2  # steps
+ROUNDED_UP = 1 + 2**-10  # float16 has eleven bits
 MAX_CHURN = 1.02 * 2**0.5  # times the level of the schedule, as in k-diffusion, but for rounding
 
 
 def step_count_known(sampler) -> bool:
     """Whether one of ComfyUI's samplers evaluates at least once for each step of its schedule."""
-    return getattr(getattr(sampler, "sampler_function", None), "__name__", "") not in SELF_STEPPING_SAMPLERS
+    return _name_of(sampler) not in (COMBINING, CHOOSING)
+
+
+def chooses_steps(sampler) -> bool:
+    """Whether its noise levels depend on the network's answers."""
+    return _name_of(sampler) == CHOOSING
+
+
+def _name_of(sampler) -> str:
+    return getattr(getattr(sampler, "sampler_function", None), "__name__", "")
 
 
 def step_lengths(model_sampling, sigmas: torch.Tensor) -> list[float] | None:
@@ -38,9 +48,9 @@ class Schedule:
     steps: how many there are. Where levels rise within a descending schedule, noise is added and nothing is evaluated:
     a rise is no step. steps_known: whether the sampler takes these steps. step_lengths: as from `step_lengths`.
     unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there.
-    first_sigma, end_sigma: where they begin, and where they stop. last_sigma: evaluations at it or below are the last
-    ones, and computed; none are in short pieces of a schedule. sigma_start, sigma_end: between them
-    evaluations may be skipped; restricted: whether that is less than everything.
+    flipped: whether they lead back to noise. first_sigma, end_sigma: where they begin, and where they stop. last_sigma:
+    evaluations at it or below are the last ones, and computed; none are in short pieces of a schedule. sigma_start,
+    sigma_end: between them evaluations may be skipped; restricted: whether that is less than everything.
 
     sigmas: (steps + 1,), as the sampler gets them. Waits for their device.
     """
@@ -48,8 +58,8 @@ class Schedule:
     def __init__(self, sigmas: torch.Tensor, model_sampling, sampler, settings):
         values = sigmas.detach().float().cpu()
         rising = (values[1:] > values[:-1]).tolist()
-        flipped = any(rising) and not bool((values[1:] < values[:-1]).any())
-        taken = [not rise or flipped for rise in rising]
+        self.flipped = any(rising) and not bool((values[1:] < values[:-1]).any())
+        taken = [not rise or self.flipped for rise in rising]
         lengths = step_lengths(model_sampling, sigmas)
         self.steps = sum(taken)
         self.step_lengths = lengths and [length for length, take in zip(lengths, taken, strict=True) if take]
@@ -62,9 +72,8 @@ class Schedule:
         self.sigma_end = float(model_sampling.percent_to_sigma(settings.end_percent))
         self.restricted = settings.start_percent > 0 or settings.end_percent < 1
         left = [float(sigma) for sigma, take in zip(values[:-1], taken, strict=True) if take] if len(values) else []
-        # float16 has eleven bits.
-        no_last = flipped or not left or (self.unfinished and self.steps <= SHORT_PIECE)
-        self.last_sigma = -1.0 if no_last else left[-1] * (1 + 2**-10)
+        no_last = self.flipped or not left or (self.unfinished and self.steps <= SHORT_PIECE)
+        self.last_sigma = -1.0 if no_last else left[-1] * ROUNDED_UP
         self._levels = None if no_last or any(rising) else values.tolist()
 
     def position(self, sigma: float) -> float | None:
@@ -72,6 +81,11 @@ class Schedule:
         if self._levels is None:
             return None
         return float(np.interp(-sigma, [-level for level in self._levels], range(len(self._levels))))
+
+    def ends_at(self, sigma: float) -> None:
+        """The lowest noise level that the sampler evaluates at, where its steps are not those of the schedule."""
+        if not self.steps_known and self.last_sigma >= 0:
+            self.last_sigma = sigma * ROUNDED_UP
 
     def follow(self, sigma: float, model_sampling) -> bool:
         """Take note of the first noise level that is evaluated; whether it belongs to this schedule.
@@ -83,7 +97,7 @@ class Schedule:
             return True
         self.steps, self.step_lengths, self.steps_known, self.unfinished = UNKNOWN, None, False, False
         self._levels = None
-        self.last_sigma = float(getattr(model_sampling, "sigma_min", 0.0)) * (1 + 2**-10)
+        self.last_sigma = float(getattr(model_sampling, "sigma_min", 0.0)) * ROUNDED_UP
         return False
 
 

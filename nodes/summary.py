@@ -87,15 +87,16 @@ def _rule(config) -> str:
 
 def _reason(settings: Settings, steps: int, steps_before: int) -> str:
     config = settings.config
+    if steps_before and steps <= (1 if config.target_speedup else 2):
+        first = "step is" if config.target_speedup else "two steps are"
+        return (
+            f"each run starts with an empty cache, so its first {first} always computed; sample in fewer, longer runs "
+            "to skip some"
+        )
     if config.target_speedup:
         return f"target_speedup {config.target_speedup:g} allows each of them to be computed"
     if config.threshold == 0:
         return "threshold is 0"
-    if steps_before and steps <= 2:
-        return (
-            "each run starts with an empty cache, so its first two steps are always computed; sample in fewer, longer "
-            "runs to skip some"
-        )
     if steps_before and steps_before + steps <= config.warmup_steps:
         return f"the schedule is still in its first {config.warmup_steps} steps (warmup_steps)"
     if not steps_before and steps <= config.warmup_steps + 1:

@@ -10,9 +10,9 @@ from easycache_core import CacheConfig, CacheController, euler_response
 STEPS, SHAPE = 24, (1, 4, 32, 32)
 
 
-def noise_levels():
+def noise_levels(steps):
     """A schedule with shift 3, as for flow models."""
-    t = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
+    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     return (3 * t / (1 + 2 * t)).tolist()
 
 
@@ -24,11 +24,11 @@ def denoise(x, sigma):
     return (weights * (modes + scale * 0.09 / variance * (x - scale * modes))).sum(0)
 
 
-def sample(config=None, response=True, changed_at=None):
+def sample(config=None, response=True, changed_at=None, steps=STEPS):
     """(final latent, controller)"""
-    sigmas, x = noise_levels(), torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    sigmas, x = noise_levels(steps), torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     given = euler_response(sigmas) if response else None
-    controller = config and CacheController(config, STEPS, denoised=True, response=given)
+    controller = config and CacheController(config, steps, denoised=True, response=given)
     for step, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
         if controller is None:
             denoised = denoise(x, sigma)
@@ -73,8 +73,8 @@ def test_fewer_evaluations_are_less_close():
 @pytest.mark.parametrize(
     "trouble",
     [dict(config=CacheConfig(predictor="forecast", threshold=0.0)), dict(config=budget(2.0), response=False),
-     dict(config=budget(2.0), changed_at=9)],
-    ids=["nothing skipped", "an unknown sampler", "another prompt on the way"],
+     dict(config=budget(2.0), changed_at=9), dict(config=budget(2.0), steps=8)],
+    ids=["nothing skipped", "an unknown sampler", "another prompt on the way", "a short run"],
 )  # fmt: skip
 def test_nothing_is_said_where_nothing_is_known(trouble):
     """Catches dB that are made up."""

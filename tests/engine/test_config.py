@@ -20,6 +20,13 @@ def test_warmup_outside_its_range(value):
         CacheConfig(warmup_steps=value)
 
 
+@pytest.mark.parametrize("value", [math.nan, -1, 0.5, 12, "2", None, False, True])
+def test_target_speedup_outside_its_range(value):
+    """Catches a message that names a range in which there are numbers that are refused, too."""
+    with pytest.raises(ValueError, match=r"target_speedup must be 0 \(off\) or a number from 1 to 10"):
+        CacheConfig(target_speedup=value)
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("predictor", "guess"), ("cache_device", "disk"), ("max_consecutive_skips", -1)]
 )

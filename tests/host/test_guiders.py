@@ -59,6 +59,24 @@ def test_the_log_of_a_guider_past_predict_noise(tiny, run, caplog, threshold):
     assert len(steps) == STEPS and sum(": computed," in line for line in steps) == computed
 
 
+def test_a_pack_that_replaces_what_the_node_wraps(comfy, tiny, run, monkeypatch, caplog):
+    """Catches a run of which nothing is skipped, and a log that does not say who is to blame."""
+    import comfy.samplers as samplers
+
+    def replacement(model, conds, x, timestep, options):
+        return samplers._calc_cond_batch(model, conds, x, timestep, options)
+
+    replacement.__module__ = "custom_nodes.another_pack"
+    scene = tiny("SD15")
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain = run(scene, make_guider)
+    monkeypatch.setattr(samplers, "calc_cond_batch", replacement)
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, make_guider, threshold=1.0)
+    assert torch.equal(cached.latent, plain.latent)
+    assert any("another_pack has replaced ComfyUI's calc_cond_batch" in line for line in log_of(caplog))
+
+
 @torch.no_grad()
 def twice_per_level(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Euler steps, each after a correction at the same noise level, for which it hands on the same tensor."""

@@ -189,9 +189,10 @@ def test_a_sampler_that_overwrites_its_latent_and_its_noise_level(tiny, run, pas
     assert psnr(cached.latent, plain.latent) > 20
 
 
+@pytest.mark.parametrize("by", ["x", "what x is made of", "the prompt"])
 @pytest.mark.parametrize("at", [range(STEPS), range(0, STEPS, 3)], ids=["always", "every third step"])
-def test_a_guider_that_differentiates_through_the_network(tiny, run, caplog, at):
-    """Catches the gradient of a prediction in place of the network's."""
+def test_a_guider_that_differentiates_through_the_network(tiny, run, caplog, at, by):
+    """Catches the gradient of a prediction in place of the network's, and a run that dies as a prediction has none."""
     scene, gradients = tiny("SD15"), []
 
     def predict(guider, step, x, timestep, options):
@@ -199,10 +200,15 @@ def test_a_guider_that_differentiates_through_the_network(tiny, run, caplog, at)
             return guided(guider, x, timestep, options)
         before = len(scene.calls)
         with torch.inference_mode(False), torch.enable_grad():
-            x = x.detach().clone().requires_grad_(True)
-            denoised = guided(guider, x, timestep, options)
-            (gradient,) = torch.autograd.grad(denoised.square().mean(), x)
+            x = x.detach().clone().requires_grad_(by != "the prompt")
+            text = guider.conds["positive"][0]["model_conds"]["c_crossattn"]
+            given, text.cond = text.cond, text.cond.detach().clone().requires_grad_(by == "the prompt")
+            denoised = guided(guider, 1.0 * x if by == "what x is made of" else x, timestep, options)
+            (gradient,) = torch.autograd.grad(denoised.square().mean(), text.cond if by == "the prompt" else x)
+            text.cond = given
         gradients.append(len(scene.calls) > before)
+        if by == "the prompt":
+            return (denoised + gradient.mean()).detach()
         return (denoised - 0.05 * x.numel() * gradient).detach()
 
     make_guider = counting(predict, pair(scene))
@@ -356,16 +362,18 @@ def test_a_sampler_whose_steps_are_not_the_schedules(tiny, run, habit):
     assert psnr(cached.latent, plain.latent) > 15
 
 
-def every(steps, first):
+def every(steps, order):
     """predict and how many questions are asked: the negative at every so manyth step only, its guidance kept between.
-    first: whether it is asked before the positive, in a call of its own; else along with it.
+    order: whether it is asked along with the positive, or before or after it in a call of its own.
     """
 
     def predict(guider, step, x, timestep, options):
         if step % steps:
             (cond,) = ask(guider, ["positive"], x, timestep, options)
-        elif first:
+        elif order == "before":
             (uncond,), (cond,) = (ask(guider, [name], x, timestep, options) for name in ("negative", "positive"))
+        elif order == "after":
+            (cond,), (uncond,) = (ask(guider, [name], x, timestep, options) for name in ("positive", "negative"))
         else:
             cond, uncond = ask(guider, ["positive", "negative"], x, timestep, options)
         if step % steps == 0:
@@ -375,13 +383,14 @@ def every(steps, first):
     return predict
 
 
-@pytest.mark.parametrize("steps", [2, 3])
-@pytest.mark.parametrize("first", [False, True], ids=["along with the positive", "before the positive"])
-def test_the_negative_is_asked_at_some_steps_only(tiny, run, caplog, steps, first):
+@pytest.mark.parametrize(
+    ("steps", "order"), [(2, "along with"), (3, "along with"), (2, "before"), (3, "before"), (2, "after")]
+)
+def test_the_negative_is_asked_at_some_steps_only(tiny, run, caplog, steps, order):
     """Catches a budget that is exceeded, as the negative was left out where the network ran last, or a picture that is
     lost, as positive and negative are forecast from different steps (1 dB).
     """
-    scene, make_guider = tiny("Flux"), counting(every(steps, first))
+    scene, make_guider = tiny("Flux"), counting(every(steps, order))
     plain = uncached(run, scene, make_guider, patch=answering_by_prompt)
     for widgets in (HALF, dict(HALF, predictor="reuse"), dict(threshold=0.15, warmup_steps=2)):
         caplog.clear()
@@ -390,7 +399,19 @@ def test_the_negative_is_asked_at_some_steps_only(tiny, run, caplog, steps, firs
         assert cached.report["evaluations"] == STEPS and cached.calls.total() <= plain.calls.total()
         assert psnr(cached.latent, plain.latent) > 12, widgets
         assert cached.report["computed"] <= STEPS / 2 or "threshold" in widgets
+        assert cached.report["skipped"], "what is left out is asked along, so that the step after can be skipped"
         assert cached.report["closeness"] is None, "what is kept for later steps is not in the estimate"
+
+
+@pytest.mark.parametrize("order", ["along with", "before", "after"])
+def test_the_negative_is_asked_at_every_other_step_under_a_threshold(demo_scene, run, order):
+    """Catches a run of which nothing is skipped: the negative, left out where the network ran last, has to be computed
+    each time, or decides alone.
+    """
+    make_guider = counting(every(2, order), pair(demo_scene))
+    plain, cached = run(demo_scene, make_guider), run(demo_scene, make_guider, threshold=0.1, warmup_steps=2)
+    assert cached.report["skipped"] > 0.1 * STEPS and cached.calls.total() < plain.calls.total()
+    assert psnr(cached.latent, plain.latent) > 25
 
 
 def turned(how):

@@ -1,12 +1,14 @@
 """Prompts and latents that take turns at one noise level."""
 
 import functools
+import logging
+import sys
 from collections import Counter
 
 import pytest
 import torch
 from closeness import psnr
-from sampling import BUDGET, STEPS, ask, both, guiding, pair, schedule
+from sampling import BUDGET, STEPS, ask, both, guiding, log_of, pair, schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,7 +97,7 @@ def in_turn(count):
 
 
 @pytest.mark.parametrize("widgets", [dict(threshold=0.1), dict(target_speedup=2.0)], ids=["threshold", "budget"])
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, 3, 6])
 @pytest.mark.parametrize("name", ["SD15", "Flux"])
 def test_latents_that_take_turns(comfy, tiny, run, name, count, widgets):
     """Nothing but the latents tells them apart. Catches one past for all of them: a budget then mixes the pictures, and
@@ -110,6 +112,18 @@ def test_latents_that_take_turns(comfy, tiny, run, name, count, widgets):
     assert psnr(cached.latent, plain.latent) > (25 if count == 2 else 18)
     assert cached.report["evaluations"] == count * STEPS
     assert cached.report["computed"] == cached.calls.total() < 0.75 * count * STEPS
+
+
+def test_more_latents_than_are_told_apart(comfy, tiny, run, monkeypatch, caplog):
+    """Catches a log that blames the threshold."""
+    scene, latents = (
+        tiny("Flux"),
+        sys.modules[comfy.classes["EasyCacheAdaptive"].__module__.replace("adaptive", "latents")],
+    )
+    monkeypatch.setattr(latents, "TRAIL", 3)
+    with caplog.at_level(logging.INFO):
+        run(scene, functools.partial(guiding, conds=pair(scene), predict=both), in_turn(5), threshold=0.1)
+    assert any("skipped: the latent, or all of its noise, is another one" in line for line in log_of(caplog))
 
 
 def original_and_edit(share):

@@ -55,9 +55,11 @@ def test_nothing_is_left_after_a_failed_run(comfy, demo_scene, no_run_left, kind
     "error", [torch.cuda.OutOfMemoryError("no room"), RuntimeError("CUDA error: out of memory")], ids=type
 )
 def test_out_of_memory_in_the_network_costs_the_cache_not_the_run(comfy, demo_scene, caplog, no_run_left, error):
-    """The evaluation is done again without the cache; catches a run that dies for the sake of a few latents."""
+    """The evaluation is done again, and then without the cache; catches a run that dies for the sake of a few latents,
+    and one that gives up the cache where memory was short for a moment (38.4 instead of 51 dB with three of them).
+    """
     plain = comfy.sample(demo_scene)
-    failures = [9, 10]
+    failures = [9, 10, 11]
 
     def fail(module, args, kwargs):
         if len(demo_scene.calls) in failures:
@@ -67,15 +69,20 @@ def test_out_of_memory_in_the_network_costs_the_cache_not_the_run(comfy, demo_sc
     handle = demo_scene.model.model.diffusion_model.register_forward_pre_hook(fail, with_kwargs=True)
     try:
         demo_scene.calls.clear()
-        with pytest.raises(type(error)):  # there is nothing left to free the second time
+        with pytest.raises(type(error)):  # there is nothing left to free the third time
             comfy.sample(demo_scene, comfy.cached(demo_scene.model, threshold=0.0))
-        failures[:] = [9]
+        failures[:] = [9, 10, 15]  # the last one, as it was too much before, with the cache freed at once
         demo_scene.calls.clear()
         again = comfy.sample(demo_scene, comfy.cached(demo_scene.model, threshold=0.0))
+        assert torch.equal(again, plain) and not failures
+        assert caplog.text.count("out of memory; the cache is freed") == 3
+        smooth = comfy.sample(demo_scene, comfy.cached(demo_scene.model, target_speedup=2.0))
+        failures[:] = [2, 5, 8]
+        demo_scene.calls.clear()
+        again = comfy.sample(demo_scene, comfy.cached(demo_scene.model, target_speedup=2.0))
     finally:
         handle.remove()
-    assert torch.equal(again, plain) and not failures
-    assert "out of memory; the cache is freed" in caplog.text
+    assert torch.equal(again, smooth) and not failures
     assert no_run_left() == []
 
 
@@ -110,20 +117,21 @@ def test_out_of_memory_between_sampler_and_network_costs_the_cache_not_the_run(
     scene = tiny("SD15")
     scarce = scene.model.clone()
     sampling = copy.copy(scene.model.get_model_object("model_sampling"))
-    calls = []
+    calls, moments = [], [moment, moment + 1]
 
-    def fail_once(*args):
+    def fail(*args):
         calls.append(None)
-        if len(calls) == moment:
+        if len(calls) in moments:
             raise OOM_EXCEPTION("no room")
         return getattr(type(sampling), method)(sampling, *args)
 
-    setattr(sampling, method, fail_once)
+    setattr(sampling, method, fail)
     scarce.add_object_patch("model_sampling", sampling)
     exact = comfy.sample(scene, comfy.cached(scarce, threshold=0.0, predictor="reuse"), steps=10)
     assert torch.equal(exact, comfy.sample(scene, steps=10))
     assert "the cache is freed" in caplog.text
     calls.clear()
+    moments.pop()
     reusing = comfy.cached(scarce, threshold=1.0, predictor="reuse")
     cached, levels = scene.counting(lambda: comfy.sample(scene, reusing, steps=10))
     assert cached.isfinite().all() and len(levels) < 10

@@ -103,28 +103,42 @@ def test_the_built_in_caches_are_warned_of_by_name(comfy, tiny, caplog, kind):
     assert "built-in EasyCache or LazyCache" in warning
 
 
-def repeating(model):
-    """A cache whose name says nothing: each second answer is the one before."""
+def repeating(model, where, distance=False):
+    """A cache whose name says nothing: each second answer, or distance of the answer from x, is the one before."""
     from comfy.patcher_extension import WrappersMP
 
     answers = []
 
-    def around(executor, *args, **kwargs):
-        answers.append(answers[-1] if len(answers) % 2 else executor(*args, **kwargs))
-        return answers[-1]
+    def around(executor, x, *args, **kwargs):
+        away = x if distance else 0.0 * x
+        answers.append(answers[-1] if len(answers) % 2 else executor(x, *args, **kwargs) - away)
+        return answers[-1] + away
 
     model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "a wrapper", around)
+    if where == "a function":
+        model.set_model_unet_function_wrapper(lambda call, given: around(call, given["input"], given["timestep"],
+                                                                         **given["c"]))  # fmt: skip
+    else:
+        model.add_wrapper_with_key(getattr(WrappersMP, where), "a wrapper", around)
     return model
 
 
+REPEATING = {
+    "the network's answers": dict(where="DIFFUSION_MODEL"),
+    "denoised latents": dict(where="APPLY_MODEL"),
+    "denoised latents, as a function": dict(where="a function"),
+    "their distances from x": dict(where="APPLY_MODEL", distance=True),
+}
+
+
+@pytest.mark.parametrize("repeated", REPEATING)
 @pytest.mark.parametrize("predictor", ["forecast", "reuse"])
 @pytest.mark.parametrize("name", ["SD15", "Flux"])
-def test_a_cache_without_a_name_is_known_by_its_repetitions(comfy, tiny, caplog, name, predictor):
+def test_a_cache_without_a_name_is_known_by_its_repetitions(comfy, tiny, caplog, name, predictor, repeated):
     """Catches two caches of which nobody is told, and a network that is taken for one."""
     scene = tiny(name)
     for widgets in (dict(threshold=0.1), dict(target_speedup=2.0)):
-        for model, warned in ((repeating(scene.model), 1), (scene.model, 0)):
+        for model, warned in ((repeating(scene.model, **REPEATING[repeated]), 1), (scene.model, 0)):
             caplog.clear()
             with caplog.at_level(logging.WARNING):
                 comfy.sample(scene, comfy.cached(model, predictor=predictor, **widgets))
@@ -132,7 +146,7 @@ def test_a_cache_without_a_name_is_known_by_its_repetitions(comfy, tiny, caplog,
 
 
 @pytest.mark.parametrize("repeated", [False, True])
-def test_a_latent_that_stands_still_after_a_skipped_evaluation(comfy, caplog, repeated):
+def test_a_latent_that_stands_still_after_a_skipped_evaluation(comfy, repeated):
     """Heun's second evaluation of a step was predicted as the first one, and the next step begins where it was. Catches
     the network's answer there taken for that of another cache, as the latent did not move from the evaluation before.
     """
@@ -142,9 +156,7 @@ def test_a_latent_that_stands_still_after_a_skipped_evaluation(comfy, caplog, re
         dict(sigma=0.9, computed=False, input_change=0.1, rate=0.5, output_norm=1.0),
         dict(sigma=0.9, computed=True, input_change=1e-9, rate=0.0 if repeated else 0.5, output_norm=1.0),
     ]
-    with caplog.at_level(logging.WARNING):
-        module.warn_of_repetitions(trace)
-    assert len(log_of(caplog)) == repeated
+    assert module.repetition(trace) == (0.9 if repeated else None)
 
 
 @pytest.mark.parametrize("where", ["an object patch", "an attribute of the network"])

@@ -172,7 +172,8 @@ def test_steps_of_several_evaluations_that_end_with_a_callback(tiny, run, number
 @THRESHOLD_OR_BUDGET
 def test_a_flipped_schedule_with_a_level_that_repeats(tiny, run, widgets):
     """A picture is unsampled, from a level near 0 that is there twice. Catches a schedule whose rises are all taken for
-    added noise: it then has one step, and a threshold skips nothing in it.
+    added noise: it then has one step, and a threshold skips nothing in it. And catches an estimate of the noise's
+    closeness, which was 14 dB too good on the demo model.
     """
     from comfy.k_diffusion.sampling import sample_euler
 
@@ -185,7 +186,7 @@ def test_a_flipped_schedule_with_a_level_that_repeats(tiny, run, widgets):
     assert torch.equal(run(*given, flip=flip, threshold=0.0)[0], latent)
     cached, computed, report = run(*given, flip=flip, **widgets)
     assert report["steps"] == report["evaluations"] == len(calls) == STEPS
-    assert report["computed"] == len(computed) < STEPS
+    assert report["computed"] == len(computed) < STEPS and report["closeness"] is None
     if widgets == BUDGET:
         assert len(computed) == STEPS / 2
     assert psnr(cached, latent) > 10

@@ -43,11 +43,11 @@ def euler(by):
 
 class Failing:
     """A guider that asks two prompts in a call each. At each step the network fails in the one or in the other, or the
-    guider does when it has both answers, or nothing at all.
+    guider does when it has both answers, or nothing at all. nested: it has a guider for each prompt.
     """
 
-    def __init__(self, by, faults, past_predict_noise=False):
-        self._by, self._past = by, past_predict_noise
+    def __init__(self, by, faults, past_predict_noise=False, nested=False):
+        self._by, self._past, self._nested = by, past_predict_noise, nested
         unseen = by != "sampler" or past_predict_noise  # the answers are asked for twice, and nobody tells why
         self._places = [1, 2, None if unseen else "guider", None] if faults else [None]
         self._evaluations, self._sigma = -1, None
@@ -69,12 +69,18 @@ class Failing:
             self._place = None
             raise Fault
 
+    @staticmethod
+    def _ask_a_guider(guider, names, x, timestep, options):
+        inner = guiding(guider.model_patcher, {}, lambda inner, *args: ask(guider, names, *args)[0])
+        inner.inner_model, inner.model_options = guider.inner_model, guider.model_options
+        return [inner(x, timestep, options)]
+
     def __call__(self, model):
         def predict(guider, x, timestep, options):
             if self._sigma != float(timestep[0]):
                 self._evaluations, self._sigma, self._calls = self._evaluations + 1, float(timestep[0]), 0
                 self._place = self._places[self._evaluations % len(self._places)]
-            asking = trying_again(ask, self._by == "guider")
+            asking = trying_again(self._ask_a_guider if self._nested else ask, self._by == "guider")
             (cond,), (uncond,) = (asking(guider, [name], x, timestep, options) for name in ("positive", "negative"))
             self._fail_in("guider")
             return uncond + 2.0 * (cond - uncond)
@@ -85,21 +91,24 @@ class Failing:
         return guider
 
 
-@pytest.mark.parametrize("past_predict_noise", [False, True], ids=["", "past PREDICT_NOISE"])
+@pytest.mark.parametrize(
+    "kind", [{}, dict(past_predict_noise=True), dict(nested=True)], ids=["", "past PREDICT_NOISE", "nested"]
+)
 @pytest.mark.parametrize("by", ["guider", "predict_noise", "sampler"])
-def test_what_fails_and_is_tried_again(tiny, run, by, past_predict_noise):
+def test_what_fails_and_is_tried_again(tiny, run, by, kind):
     """Makes no difference. Catches a budget that is charged for it twice (3 to 13 dB less on the demo model), and a
     second try that is taken for another question, or for another step.
     """
     scene = tiny("Flux")
 
     def sampled(faults, **widgets):
-        guider = Failing(by, faults, past_predict_noise)
-        return run(scene, guider, euler(by), patch=guider.patch, **widgets)
+        failing = Failing(by, faults, **kind)
+        return run(scene, failing, euler(by), patch=failing.patch, **widgets)
 
     assert torch.equal(sampled(True, threshold=0.0).latent, sampled(False).latent)
     for widgets in SETTINGS:
         smooth, failed = sampled(False, **widgets), sampled(True, **widgets)
         assert failed.report == smooth.report and failed.report["skipped"] > 0, widgets
         assert torch.equal(failed.latent, smooth.latent), widgets
-        assert len(failed.report["trace"]) == STEPS and failed.levels == smooth.levels
+        evaluations = 2 * STEPS if "nested" in kind else STEPS
+        assert len(failed.report["trace"]) == evaluations and failed.levels == smooth.levels

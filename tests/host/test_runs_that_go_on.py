@@ -122,14 +122,15 @@ def test_stages_of_a_schedule_and_their_report(comfy, tiny, run_pieces):
     assert levels[9] in [round(sigma, 2) for sigma in computed]
 
 
-def test_one_step_at_a_time(comfy, tiny, run_pieces):
+@pytest.mark.parametrize("widgets", [dict(threshold=1.0), dict(target_speedup=2.0)], ids=["threshold", "budget"])
+def test_one_step_at_a_time(comfy, tiny, run_pieces, widgets):
     """Runs of one step. The cache starts anew in each, so there is nothing to predict from. Catches a log that blames
-    the threshold or the warm-up, which would not help.
+    the threshold, the warm-up or the budget: to change these would not help.
     """
     scene = tiny("SD15")
     pieces = cut(schedule(comfy, scene, 12), *range(1, 13))
     plain, _, _ = run_pieces(scene, scene.model, pieces)
-    cached, _, lines = run_pieces(scene, comfy.cached(scene.model, threshold=1.0), pieces)
+    cached, _, lines = run_pieces(scene, comfy.cached(scene.model, **widgets), pieces)
     assert torch.equal(cached, plain)
     assert goes_on(lines) == [None, *range(2, 13)]
     assert all("each run starts with an empty cache" in line for line in lines[4:]), lines
