@@ -280,7 +280,10 @@ def test_options_that_are_copied_deeply(comfy, tiny, run, windows, widgets):
         return comfy.node("ContextWindowsManual", model, **given)[0] if windows else model
 
     make_guider = functools.partial(direct, scene=scene, past_predict_noise=False)
-    plain = uncached(run, scene, make_guider, patch=patch, latent=latent)
+    try:
+        plain = uncached(run, scene, make_guider, patch=patch, latent=latent)
+    except TypeError:
+        pytest.skip("this ComfyUI's own windows cannot be copied")
     cached = run(scene, make_guider, patch=patch, latent=latent, **widgets)
     check_counts(cached, plain.calls)
     assert cached.report["evaluations"] == STEPS and cached.report["computed"] < STEPS * 0.7
