@@ -213,12 +213,12 @@ class Attachment:
         if history is None and self._evaluations and self._starts_over(timestep):
             self.reset()
         line, new = self._questions.line_of(others, () if history is None else history.asked)
-        opening, computing = history is None or not history.decided, False
+        computing = False
         if history is not None and not history.controller.shared and history.leaves_out(line):
             # Guidance amplifies the difference between two answers, so they had better be of one kind.
             computing = history.computing
             history = next((one for one in here if one.aside and one.line == line), None)
-            opening = history is None or not history.decided
+        opening = history is None or not history.decided
         if history is None:
             history = self._open_evaluation(timestep, x, line, new)
             history.aside = history.aside or bool(here)

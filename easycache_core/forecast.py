@@ -84,7 +84,7 @@ class Gains:
         self.noise_added = noise_added
         self.theta = 0.0
         self._learnt = 0.0 if noise_added else 1.0  # the gain without its limit
-        self._distance = 1  # over how many evaluations the last change of D was
+        self.distance = 1  # over how many evaluations the last change of D was
         self._xy = self._xx = 0.0  # sums of the regression for theta
         self._pq = self._pp = 0.0  # and for the gain
 
@@ -99,11 +99,7 @@ class Gains:
 
     @property
     def limit(self) -> float:
-        return MAX_GAIN_NEAR if self._distance <= (NEAR if self._pp else 1) else MAX_GAIN
-
-    def change_over(self, distance: int) -> None:
-        """The last change of D was one over so many evaluations."""
-        self._distance = distance
+        return MAX_GAIN_NEAR if self.distance <= (NEAR if self._pp else 1) else MAX_GAIN
 
     def advance(self, sigmas: Sequence[float]) -> None:
         """Go on to the evaluation at the last of these noise levels."""
@@ -168,7 +164,7 @@ class Forecast(Predictor):
         self.output_norm = [norm * per_sigma for norm in measured.output_norm]
         self.miss = None
         i, b = ([0] + self._steps.computed)[-2:]
-        self._gains.change_over(b - i)
+        self._gains.distance = b - i
         if not measured.output_change:
             self.rate = self._error_rate = None
             return
@@ -278,11 +274,11 @@ class Forecast(Predictor):
     @property
     def _gap_is_long(self) -> bool:
         """Whether the gap that ends here is a large part of the run."""
-        response, computed, times = self._steps.response, self._steps.computed, self._steps.times
+        response, computed = self._steps.response, self._steps.computed
         if response is None or len(computed) < 2:
             return False
         i, b = computed[-2:]
-        return b - i > LONG_GAP * len(response.sigmas) or abs(times[b] - times[i]) > LONG_STRETCH * max(times)
+        return b - i > LONG_GAP * len(response.sigmas) or abs(self._offset_at_i) > LONG_STRETCH * max(self._steps.times)
 
     def answered(self, answer: torch.Tensor, x: torch.Tensor) -> None:
         guided, known = len(self._branches) > 1, self._steps.response is not None
