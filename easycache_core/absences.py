@@ -49,6 +49,11 @@ class Absences:
         return list(self._last)
 
     @property
+    def came_back(self) -> bool:
+        """Whether one was left out and asked again."""
+        return bool(self._returns)
+
+    @property
     def recurring(self) -> bool:
         """Whether there are questions that came back time and again."""
         return any(map(self._recurs, self._returns))

@@ -49,7 +49,7 @@ class Budget:
         if response is not None:
             self._positions = positions(response.lengths or [1.0] * (len(response.sigmas) - 1))
         # Where noise is added, every forecast misses by much, which says nothing of the next one.
-        self._looks = response is not None and not response.adds_noise
+        self.looks = response is not None and not response.adds_noise
         self._plan: set[int] = set()  # indices of evaluations to compute
         if self._costs is not None:
             self._replan(0)
@@ -96,7 +96,7 @@ class Budget:
         """What was seen at the evaluation that was asked about last: by how much a forecast would have missed the
         network's output per evaluation since the one before, as a part of the output.
         """
-        if self._costs is None or not self._spent or not self._looks:
+        if self._costs is None or not self._spent or not self.looks:
             return
         now, size = self._evaluations - 1, len(self._costs)
         surprise = miss * size / USUAL_MISS

@@ -88,6 +88,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._final_error: float | None = None  # once the run is over
         self._recomputed = False  # whether the network ran where the predictor did not know of it
         self.not_finite = 0  # evaluations that had to be computed because of NaN or inf
+        self._kept = False  # whether answers are, by a guider
         self.reset_cache()
         self._cache_lost = False
 
@@ -99,6 +100,8 @@ class CacheController(contextlib.AbstractContextManager):
         # A new predictor does not know which evaluation it begins with.
         response = None if self._records else self._response
         self._predictor = PREDICTORS[self.config.predictor](self.config.cache_device, self._norms, response)
+        if self._kept:
+            self._predictor.stop_corrections()
         self._cache_lost = True  # which other ranks have to know
         self._x: torch.Tensor | None = None  # x_(n-1), then x_n once `begin` is through
         self._device: torch.device | None = None  # where the caller's latent lives
@@ -165,6 +168,15 @@ class CacheController(contextlib.AbstractContextManager):
         else:
             self._finite = True
         return not skipping
+
+    def answers_are_kept(self) -> None:
+        """A guider keeps answers for later evaluations. A correction would be paid there once again, and by how much
+        a forecast missed says less of the next one: from here on nothing is corrected, and no budget moved.
+        """
+        self._kept = True
+        self._predictor.stop_corrections()
+        if self._budget is not None:
+            self._budget.looks = False
 
     def _forget_response(self) -> None:
         """The sampler does not do what its response says."""

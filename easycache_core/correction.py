@@ -37,6 +37,7 @@ class Correction:
         self._steps = steps
         self._gap: dict[int, float] = {}  # r_k of the evaluations since the network ran, by index
         self._off: list[dict[int, float]] = []  # a_k, payments among them, by index; per gap
+        self.stopped = False  # whether no answer is to be corrected any more
 
     def forget(self) -> None:
         """Nothing is owed any more: x is another one."""
@@ -62,7 +63,7 @@ class Correction:
         """c_n per gap, once they are added to the answer; the same if it is asked again."""
         for off in self._off[:GAPS]:
             if self._n not in off:
-                off[self._n] = self._owed(off)
+                off[self._n] = 0.0 if self.stopped else self._owed(off)
         return [off[self._n] for off in self._off[:GAPS]]
 
     @property

@@ -217,6 +217,9 @@ class Forecast(Predictor):
     def forget_response(self) -> None:
         self._steps.response, self._end = None, math.inf
 
+    def stop_corrections(self) -> None:
+        self._correction.stopped = True
+
     @property
     def ready(self) -> bool:
         """After a gap of m evaluations, the next may be m + 1 at most: D hardly moves at high noise, which does not say

@@ -66,6 +66,10 @@ class Predictor(abc.ABC):
         """The sampler does not do what its response says."""
         return
 
+    def stop_corrections(self) -> None:
+        """Answers make up for nothing from here on."""
+        return
+
     @property
     @abc.abstractmethod
     def ready(self) -> bool:

@@ -85,6 +85,8 @@ class QuestionHistory:
         if level is not None and self._strides.may_end(level, step):
             force, step = True, max(step, self._schedule.steps - 1)  # for which a budget keeps one
         self.cache_miss = False
+        if self.absences.came_back:  # the guider keeps the answer for the steps at which it does not ask
+            self.controller.answers_are_kept()
         computing = self.controller.begin(network_x, sigma=sigma, step=step, force=force, changed=changed)
         if computing:
             self._computed_sigma, self._weights = sigma.clone(), weights

@@ -347,6 +347,22 @@ def test_a_sampler_that_does_otherwise_than_its_response_says_is_not_corrected()
             assert untouched == (n != 5), n
 
 
+def test_answers_that_are_kept_are_not_corrected():
+    """Catches a payment that a guider keeps and the sampler gets twice."""
+    sigmas, path = noise_levels(12), torch.randn(12, *SHAPE, generator=torch.Generator().manual_seed(0)).cumsum(0)
+    config, response = Settings(target_speedup=2.0), euler_response(sigmas)
+    controller = CacheController(config, total_steps=12, denoised=True, response=response)
+    controller._budget.should_compute = lambda step, urgent: step not in (4, 7)
+    for n, (sigma, x) in enumerate(zip(sigmas[:-1], path, strict=True)):
+        if n == 6:
+            controller.answers_are_kept()
+        if controller.begin(x, sigma=sigma, step=n):
+            controller.store("cond", x)
+            assert (controller.corrected("cond", x) is x) == (n != 5), n
+        else:
+            controller.predict("cond")
+
+
 def test_threshold_zero_changes_nothing():
     controller, x, flags = sample(Settings(threshold=0.0))
     assert all(flags)
