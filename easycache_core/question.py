@@ -16,8 +16,9 @@ import torch
 from torch.utils import _pytree as pytree  # where diffusers registers its output classes
 
 from .interface import fields_of
+from .turns import checksums
 
-SAMPLES = 256  # elements of a tensor that are compared, beside the sum of all
+SAMPLES = 256  # elements of a tensor that are compared, beside sums of all
 SETTLING = 2  # how many changes in a row are changes of question; a value that goes on changing is moving
 MAX_JUMP = 0.5  # the largest change of a moving value, as a part of the largest value it had
 MAX_LINES = 64  # questions that are remembered
@@ -29,7 +30,7 @@ class Value(NamedTuple):
 
     source: Callable | None  # a weak reference to it, where it can be told from its version whether it was overwritten
     version: int
-    content: torch.Tensor  # its sum and some of its elements, on the host
+    content: torch.Tensor  # its checksums and some of its elements, on the host
 
 
 class Question:
@@ -177,9 +178,8 @@ def _kind(leaf) -> tuple:
 def _content(tensor: torch.Tensor) -> torch.Tensor:
     tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     places = torch.arange(0, tensor.numel(), max(1, tensor.numel() // SAMPLES) | 1, device=tensor.device)
-    total = tensor.detach().to(torch.float32).sum()
-    return torch.cat([total[None], tensor.detach().take(places).to(torch.float32)]).cpu()
+    return torch.cat([checksums(tensor), tensor.detach().take(places).to(torch.float32)]).cpu()
 
 
 def _size(content: torch.Tensor) -> float:
-    return float(content[1:].abs().sum())
+    return float(content[2:].abs().sum())

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..easycache_core.turns import checksums
 from .steps import Schedule
 
 MAX_RUNS = 16
@@ -67,7 +68,7 @@ def asked_by(guider) -> Asked:
 
 def _sums(cond: dict) -> tuple:
     tensors = [(key, value) for key, value in sorted(cond.items()) if isinstance(value, torch.Tensor)]
-    return tuple((key, tuple(value.shape), float(value.sum(dtype=torch.float64))) for key, value in tensors)
+    return tuple((key, tuple(value.shape), *checksums(value).tolist()) for key, value in tensors)
 
 
 class UnfinishedRun(NamedTuple):

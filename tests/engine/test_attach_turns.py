@@ -314,6 +314,10 @@ def test_values_are_told_by_all_they_hold():
         assert questions.line_of({"prompt": other}, ())[1]
     prompt[3, 5] += 1
     assert questions.line_of({"prompt": prompt}, ())[1], "it was overwritten"
+    for place in (1, 2, 4099):
+        word = torch.zeros(3, 4096)
+        word.view(-1)[place] = 16.0
+        assert questions.line_of({"prompt": word}, ())[1], "nearly all of it is zero"
     odd = {"list": [torch.zeros(0), None, True, 1.5], "complex": torch.ones(3, dtype=torch.complex64), "t": torch.int8}
     line, new = questions.line_of(odd, ())
     assert new and questions.line_of(odd, ()) == (line, False)

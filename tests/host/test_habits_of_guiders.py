@@ -103,6 +103,24 @@ def test_conditionings_are_made_anew_for_each_call(tiny, run, anew):
     assert len(cached.levels) == STEPS / 2
 
 
+def test_prompts_of_words_that_are_made_anew_for_each_call(comfy, demo_scene, run):
+    """The demo model's words are vectors of one number and 4095 zeros, and two prompts take turns. Catches two prompts
+    that look alike, as samples of both are zero and their sums are equal: 7 dB, and nothing skipped by a threshold.
+    """
+    other = comfy.node("EasyCacheDemoModel", "rocket", "meadow", "zoom-out", 1)[1]
+
+    def predict(guider, step, x, timestep, options):
+        conds = {name: [{**part, "uuid": uuid.uuid4()} for part in cond] for name, cond in guider.conds.items()}
+        conds["positive"] = conds["other"] if step % 2 else conds["positive"]
+        return guided(guider, x, timestep, options, conds)
+
+    make_guider = counting(predict, {**pair(demo_scene), "other": other})
+    plain = run(demo_scene, make_guider)
+    for widgets in (dict(threshold=0.2, warmup_steps=3), HALF):
+        cached = run(demo_scene, make_guider, **widgets)
+        assert cached.report["skipped"] and psnr(cached.latent, plain.latent) > 15, widgets
+
+
 def exchanged(kind):
     """(patch, predict): from step AT on the network is asked something else, which only `kind` tells."""
 

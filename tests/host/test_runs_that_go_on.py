@@ -148,6 +148,10 @@ def not_continued(sigmas, scene, what):
         second["sigmas"] = sigmas[9:]
     elif what == "another prompt":
         second["positive"] = plain_prompt(1)
+    elif what == "other words":
+        first["positive"], second["positive"] = plain_prompt(0), plain_prompt(0)
+        for piece, place in ((first, 1), (second, 2)):
+            piece["positive"][0][0][0, 0, place] = 1.0
     elif what == "a picture that was finished in between":
         first["sigmas"] = torch.cat([first["sigmas"][:-1], torch.zeros(1)])
     elif what == "a crop":
@@ -157,7 +161,7 @@ def not_continued(sigmas, scene, what):
 
 @pytest.mark.parametrize(
     "what",
-    ["another latent", "noise of another seed", "more noise on what is noisy", "another noise level", "another prompt",
+    ["another latent", "noise of another seed", "more noise on what is noisy", "another noise level", "another prompt", "other words",
      "a picture that was finished in between", "a crop"],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["SD15", "Flux"])
