@@ -42,7 +42,8 @@ class Budget:
         self._weights = [math.sqrt(length) for length in step_lengths]
         if not any(self._weights):
             self._weights = [1.0] * len(step_lengths)
-        self._evaluations = self._spent = 0
+        self._evaluations = self._spent = self._changes = 0
+        self._change_waits = False  # for the network to run
         self._step, self._in_step, self._per_step = 0, 0, 1  # evaluations of this step so far, and of the one before
         self._position = 0.0  # weights of the evaluations before
         self._costs = None if response is None else costs_of_skips(response.influence(), response.both_signs)
@@ -85,9 +86,18 @@ class Budget:
         whole = here + sum(self._weights[step:-1])  # from the first evaluation to the last
         return here + weight / 2 >= _position(self._spent / (budget - 1)) * whole
 
+    def change_is_urgent(self) -> bool:
+        """Something is another one at the next evaluation than where the network ran last. Whether that is urgent: not
+        where there are many changes, as the rest of the run needs its share as well.
+        """
+        self._changes += not self._change_waits
+        self._change_waits = True
+        return self._changes <= 1 + budget_of(self._evaluations + 1, self._target_speedup) / 2
+
     def spend(self) -> None:
         """The network runs at the evaluation that was asked about."""
         self._spent += 1
+        self._change_waits = False
         now = self._evaluations - 1
         if self._costs is not None and now not in self._plan:
             self._replan(now)

@@ -20,7 +20,8 @@ class CacheConfig:
             "forecast" extrapolates the denoised latent and corrects its accumulated error (forecast.py).
         target_speedup: 0 (off), or 1 to 10. Then at most ceil(N / target_speedup) of the run's N evaluations are
             computed, where skipping them would cost most; threshold and warmup_steps have no effect then.
-        max_consecutive_skips: 0 to 50. Compute after that many skipped evaluations in a row; 0 sets no limit.
+        max_consecutive_skips: 0 to 50. Compute after that many skipped evaluations in a row; 0 sets no limit. A limit
+            that target_speedup leaves too few evaluations for has no effect.
         cache_device: "gpu" keeps cached tensors on the device of the latent, "cpu" in main memory, at the cost of one
             copy in each direction per evaluation.
 

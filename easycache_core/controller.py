@@ -221,19 +221,23 @@ class CacheController(contextlib.AbstractContextManager):
     def _decide(self, step: int, now: Reading, finite: bool) -> tuple[bool, list[float] | None]:
         """(whether to skip, E per part where it was estimated)."""
         config = self.config
-        forced = now.force or now.changed or not finite or self._predictor.jumped
-        forced = forced or 0 < config.max_consecutive_skips <= self._gap_length
+        forced = now.force or not finite or self._predictor.jumped
+        limit = config.max_consecutive_skips
+        if limit + 1 >= config.target_speedup:  # a budget could not keep a lower one
+            forced = forced or 0 < limit <= self._gap_length
         if self._budget is not None:
             # Nothing is predicted from, or for, what is not finite: not even where the budget is spent.
             must = not finite or self._predictor.empty
-            computing = self._budget.should_compute(step, forced) or must
+            urgent = forced or (now.changed and self._budget.change_is_urgent())
+            computing = self._budget.should_compute(step, urgent) or must
             if computing:
                 self._budget.spend()
-            elif forced:
+            elif forced or now.changed:
                 self._warn_once(
-                    "target_speedup is spent: a step that had better be computed is predicted, if it can be"
+                    "target_speedup does not suffice: a step that had better be computed is predicted, if it can be"
                 )
             return not computing, None
+        forced = forced or now.changed
         in_range = config.warmup_steps <= step < self.total_steps - 1
         if forced or not in_range or config.threshold == 0 or not self._predictor.ready:
             return False, None

@@ -413,6 +413,40 @@ def test_a_change_of_what_is_asked_starts_from_nothing():
     assert carried[last][0] > 0 and carried[max(carried)][0] > 0, "otherwise nothing ever is"
 
 
+def longest_gap(flags):
+    return max(len(gap) for gap in "".join("C."[not flag] for flag in flags).split("C"))
+
+
+@pytest.mark.parametrize("speedup", [2.0, 4.0])
+@pytest.mark.parametrize("changing", ["at each evaluation", "once"])
+def test_changes_are_computed_as_far_as_the_budget_goes_for_all_of_the_run(changing, speedup):
+    """Catches a budget that is spent in the first half, as something is another one at each evaluation (a prompt that
+    moves on from step to step): 20 dB less on the demo model.
+    """
+    controller = CacheController(
+        Settings(target_speedup=speedup), STEPS, denoised=True, response=euler_response(noise_levels())
+    )
+    flags, x, asked = [], torch.ones(SHAPE), None
+    for step, sigma in enumerate(noise_levels()[:-1]):
+        now = step if changing == "at each evaluation" else step >= 9
+        flags.append(controller.begin(x, sigma=sigma, step=step, changed=step > 0 and now != asked))
+        if flags[-1]:
+            asked = now
+            controller.store("cond", x)
+    assert sum(flags) == STEPS / speedup and flags[-1]
+    assert longest_gap(flags) <= 2 * speedup, flags
+    assert flags[9] or changing == "at each evaluation", "it can be afforded"
+
+
+def test_a_limit_of_gaps_that_the_budget_cannot_keep():
+    """Catches a limit that is kept in the first half of a run, and a budget that has nothing left for the other one:
+    16 dB less on the demo model.
+    """
+    limited, free = (sample(Settings(target_speedup=3.0, max_consecutive_skips=skips))[2] for skips in (1, 0))
+    assert limited == free
+    assert longest_gap(sample(Settings(target_speedup=2.0, max_consecutive_skips=1))[2][:-4]) == 1
+
+
 @pytest.mark.parametrize("speedup", [1.0, 1.3, 2.2, 4.6, 10.0])
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 30, 50])
 @pytest.mark.parametrize("second_order", [False, True])
@@ -613,7 +647,7 @@ def test_a_budget_keeps_an_evaluation_for_the_last_one(caplog):
             controller.store("cond", 0.1 * x)
         x = x * 0.95
     assert sum(flags) == 5 and flags[-1]
-    assert sum("target_speedup is spent" in message for message in caplog.messages) == 1
+    assert sum("target_speedup does not suffice" in message for message in caplog.messages) == 1
 
 
 @pytest.mark.parametrize("strange", [0.0, -2.0, math.nan, math.inf, 1e-300])
