@@ -41,6 +41,13 @@ class Response(NamedTuple):
             return False
         return sigma is None or same_level(self.sigmas[n], sigma)
 
+    def of(self, which: Sequence[int]) -> "Response":
+        """Of these evaluations alone, in their order: those at which one of several questions is asked in turn."""
+        where = np.cumsum([0, *(self.lengths or [1.0] * (len(self.sigmas) - 1))])[which]
+        weights = self.weights[[*which, -1]][:, which]
+        sigmas = tuple(self.sigmas[k] for k in which)
+        return self._replace(sigmas=sigmas, weights=weights, lengths=np.diff(where).tolist())
+
     @property
     def both_signs(self) -> bool:
         """Whether weights of both signs may cancel, as those of samplers that use earlier answers again."""

@@ -27,7 +27,7 @@ class Account:
     latent of the guider's own that is turned or moved from step to step. predicted: evaluations whose first question
     was predicted. along: questions that were asked along. memory: where the network keeps what one call leaves for the
     next, None if nowhere. repetitions: of answers, by another cache. weight_changes: at how many evaluations its
-    weights were others than at the one before.
+    weights were others than at the one before. switches: how often other parts of the conditionings become active.
     """
 
     def __init__(self, settings: Settings, schedule: Schedule, steps_before: int, self_switching: list[str]):
@@ -36,7 +36,7 @@ class Account:
         self.histories: list[QuestionHistory] = []
         self.trace: list[tuple[QuestionHistory, int]] = []
         self.callbacks = self.parts = self.gradients = self.elsewhere = self.predicted = 0
-        self.along = self.weight_changes = 0
+        self.along = self.weight_changes = self.switches = 0
         self.repetitions = Repetitions()
         self.memory: str | None = None
         self._closeness: float | None = None  # known once the sampler is through
@@ -199,7 +199,7 @@ class Account:
             return "the guider asks about a latent of its own, turned or moved against the sampler's from step to step"
         if self._self_switching and not self._settings.config.target_speedup:
             return f"a ControlNet ({self._self_switching[0]}) decides by itself at which noise levels it changes"
-        if sum(history.moves for history in self.histories) > evaluations / 2:
+        if max(sum(history.moves for history in self.histories), self.switches) > evaluations / 2:
             return "prompts, options, keyframes or strengths of what is asked change at nearly every step"
         if self.weight_changes > evaluations / 2:
             return "the network's weights change at nearly every step"

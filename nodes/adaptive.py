@@ -85,8 +85,8 @@ class EasyCacheAdaptive(io.ComfyNode):
                     min=0,
                     max=50,
                     tooltip="Run the network at the latest after this many skipped evaluations in a row. Higher: "
-                    "longer gaps are allowed. 0: no limit, the threshold alone decides. A limit that target_speedup leaves "
-                    "too few evaluations for has no effect.",
+                    "longer gaps are allowed. 0: no limit, the threshold alone decides. A limit that target_speedup "
+                    "leaves too few evaluations for has no effect.",
                 ),
                 io.Float.Input(
                     "start_percent",

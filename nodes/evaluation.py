@@ -49,8 +49,8 @@ class PartIds:
         if part["uuid"] not in self._ids:
             if not self._by_content:
                 own = [one for cond in self._conds.values() for one in cond or () if "uuid" in one]
-                self._by_content = {_fingerprint(one): one["uuid"] for one in own}
-            self._ids[part["uuid"]] = self._by_content.setdefault(_fingerprint(part), part["uuid"])
+                self._by_content = {fingerprint(one): one["uuid"] for one in own}
+            self._ids[part["uuid"]] = self._by_content.setdefault(fingerprint(part), part["uuid"])
         return self._ids[part["uuid"]]
 
 
@@ -71,7 +71,7 @@ def _contents(thing, number: Callable, without: str = ""):
     return number(thing)
 
 
-def _fingerprint(thing):
+def fingerprint(thing):
     """The values that it holds, as far as they tell it from others; the ids of objects."""
     return _contents(thing, _values_or_id, without="uuid")
 

@@ -21,16 +21,17 @@ from .value_changes import SettledValues
 
 class QuestionHistory:
     """controller: the engine. steps: counts evaluations of this history by step. steps_before: of the same schedule, in
-    runs that this one continues; they count as warm-up. levels: as Switches takes them.
+    runs that this one continues; they count as warm-up. levels: as Switches takes them. alternates: whether it is of
+    one of several sets of conditionings that take turns by their ranges of noise levels; then these say nothing new.
 
     Raises ValueError, RankLost and RanksDiffer as CacheController does.
     """
 
     def __init__(
         self, settings: Settings, schedule: Schedule, steps_before: int = 0, levels: Sequence[float] = (),
-        **controller_options,
+        alternates: bool = False, **controller_options,
     ):  # fmt: skip
-        self._schedule, self._levels = schedule, levels
+        self._schedule, self._levels, self._alternates = schedule, levels, alternates
         self.steps = StepCounter()
         config = settings.config
         config = dataclasses.replace(config, warmup_steps=max(1, config.warmup_steps - steps_before))
@@ -132,7 +133,8 @@ class QuestionHistory:
         is compared; it stays on the device, and so do the results.
         """
         if self._switches is None:
-            self._switches = Switches(conds, sigma.device, self._levels, self._schedule.first_sigma)
+            first, ranges = self._schedule.first_sigma, not self._alternates
+            self._switches = Switches(conds, sigma.device, self._levels, first, ranges)
         self._switches.observe(sigma, conds)
         if self._computed_sigma is None:
             return True, False

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import Retries, is_out_of_memory
 from ..easycache_core.weights import Weights
 from .account import Account
+from .alternation import Alternation
 from .call_options import values_of
 from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, tensors_of, where_active
 from .latents import TRAIL, level_of, position_of, trail_of
@@ -86,9 +88,9 @@ class Run:
         self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
         follows_denoised = PREDICTORS[settings.config.predictor].follows_denoised
         self._conversion = None if follows_denoised else Parametrisation(self._model_sampling)
-        self._controller_options = dict(
-            streams=streams, denoised=follows_denoised, ranks=ranks, by_row=True, response=response, supposed=supposed
-        )
+        self._controller_options = dict(streams=streams, denoised=follows_denoised, ranks=ranks, by_row=True)
+        self._response, self._supposed = response, supposed
+        self._alternation: Alternation | None = None  # known once the conditionings are prepared
         self._histories: dict = {}  # by the question that opens their evaluations, the one asked last at the end
         self._left: set[tuple] = set()  # names under which no history goes on
         self._switched = True  # whether switches were for good so far
@@ -119,10 +121,17 @@ class Run:
         """Itself: packs copy the options of a call, with the wrappers in them, to ask once more in another way."""
         return self
 
-    def _new_history(self) -> QuestionHistory:
-        return QuestionHistory(
-            self._settings, self._schedule, self._steps_before, self._levels, **self._controller_options
-        )
+    def _new_history(self, active: tuple = ()) -> QuestionHistory:
+        """active: as from `_active_at`."""
+        settings, response = self._settings, self._response or self._supposed
+        which = self._alternation.evaluations(active) if active else []
+        if which:
+            response, target = response and response.of(which), settings.config.target_speedup
+            config = replace(settings.config, target_speedup=target and self._alternation.share(active, target))
+            settings = replace(settings, config=config)
+        responses = dict(response=response) if self._response else dict(supposed=response)
+        about = settings, self._schedule, self._steps_before, self._levels, bool(which)
+        return QuestionHistory(*about, **self._controller_options, **responses)
 
     def on_callback(self, denoised: torch.Tensor | None = None) -> None:
         """The sampler has called back, which it does once per step, with its denoised latent."""
@@ -342,13 +351,14 @@ class Run:
         """Find the history of an evaluation. tracked: the question whose error decides."""
         self._telling.next_evaluation()
         evaluation.opened_by = tracked
-        key = tracked.parts, tracked.switches, tracked.network, evaluation.depth
+        active = self._active_at(evaluation)
+        key = tracked.parts, tracked.switches, tracked.network, evaluation.depth, active
         alike = {name: history for name, history in self._histories.items() if name[:-1] == key}
         if not alike:  # some guiders ask the same in another order: it goes on where it was asked along
             others = {name: one for name, one in self._histories.items() if name[1:-1] == key[1:]}
             alike = {name: one for name, one in others.items() if one.absences.asked(tracked)}
         alike = alike or self._before_a_switch(key)
-        history, another = self._history_among(list(alike.values()), evaluation)
+        history, another = self._history_among(list(alike.values()), evaluation, active)
         name = next((name for name, one in alike.items() if one is history), (*key, len(self.account.histories)))
         self._histories.pop(name, None)
         while len(self._histories) >= self.MAX_HISTORIES:
@@ -357,6 +367,16 @@ class Run:
         self._histories[name] = evaluation.history = history
         history.next_evaluation()
         evaluation.another = another
+
+    def _active_at(self, evaluation: Evaluation) -> tuple:
+        """What of the conditionings is active there, where that alternates, which waits for the device; () else."""
+        if self._alternation is None:
+            sigmas = self._schedule.levels if self._response is None else self._response.sigmas
+            self._alternation = Alternation(getattr(self._guider, "conds", {}), () if self._exact else sigmas)
+            found = self._alternation.found
+            self.account.switches = 0 if found else self._alternation.switches
+        found = self._alternation.found
+        return self._alternation.active_at(float(level_of(evaluation.timestep))) if found else ()
 
     def _before_a_switch(self, key: tuple) -> dict:
         """The history, by its new name, that goes on under this key: a word or switch in the options is another one
@@ -387,17 +407,19 @@ class Run:
         self._failed = []
         self.account.on_decided(history)
 
-    def _history_among(self, alike: list[QuestionHistory], evaluation: Evaluation) -> tuple[QuestionHistory, bool]:
+    def _history_among(
+        self, alike: list[QuestionHistory], evaluation: Evaluation, active: tuple
+    ) -> tuple[QuestionHistory, bool]:
         """(which of them, or a new one, an evaluation goes on with; whether its latent may be another one)."""
         if self._one_latent or any(history.controller.shared for history in alike):  # ranks might not agree
-            return alike[0] if alike else self._next_history(evaluation), False
+            return alike[0] if alike else self._next_history(evaluation, active), False
         sigma, sample = position_of(evaluation.x, evaluation.timestep)
         evaluation.level = sigma
         trail = trail_of([history.trail for history in alike], sigma, sample) if alike else None
-        history = next((one for one in alike if one.trail is trail), None) or self._next_history(evaluation)
+        history = next((one for one in alike if one.trail is trail), None) or self._next_history(evaluation, active)
         return history, history.trail.add(sigma, sample)
 
-    def _next_history(self, evaluation: Evaluation) -> QuestionHistory:
+    def _next_history(self, evaluation: Evaluation, active: tuple) -> QuestionHistory:
         if not self.account.trace and not self._schedule.follow(
             float(level_of(evaluation.timestep)), self._model_sampling
         ):
@@ -405,7 +427,10 @@ class Run:
                 self._unused.close()
             self._unused = None
             log.info("EasyCache: the sampler follows a schedule of its own; the number of its steps is unknown")
-        history, self._unused = self._unused or self._new_history(), None
+        if active and self._unused is not None and not self._unused.controller.shared:
+            self._unused.close()
+            self._unused = None
+        history, self._unused = self._unused or self._new_history(active), None
         history.steps = StepCounter(self.account.callbacks)
         self.account.histories.append(history)
         return history

@@ -14,19 +14,22 @@ class Switches:
     course of the run tells.
 
     conds: a guider's conditionings by name, prepared for sampling, so that their starts and ends are sigmas. levels:
-    sigmas at which something else may change. first_sigma: the highest one of the schedule. What is compared on the
-    device stays there, so that nothing waits for it; keyframes need the noise level on the host.
+    sigmas at which something else may change. first_sigma: the highest one of the schedule. ranges: whether those of
+    conditionings and ControlNets count. What is compared on the device stays there, so that nothing waits for it;
+    keyframes need the noise level on the host.
     """
 
-    def __init__(self, conds: dict, device: torch.device, levels: Sequence[float] = (), first_sigma: float = 0.0):
+    def __init__(
+        self, conds: dict, device: torch.device, levels: Sequence[float] = (), first_sigma: float = 0.0,
+        ranges: bool = True,
+    ):  # fmt: skip
         starts, ends = list(levels), list(levels)
         self._keyframes: list[Keyframes] = []
         self._unknown: list[tuple[float, float]] = []  # where ControlNets are active that switch by themselves
         seen = set()
-        for cond in _entries(conds):
-            spans = [(cond.get("timestep_start"), cond.get("timestep_end"))]
+        for cond in entries_of(conds):
+            spans = spans_of(cond) if ranges else []
             for net in controlnets(cond):
-                spans += [net.timestep_range] if net.timestep_range else []
                 groups = keyframe_groups(net)
                 if id(net) not in seen:
                     self._keyframes += [Keyframes(group, -1, first_sigma) for group in groups]
@@ -118,6 +121,12 @@ class Keyframes:
         return 0 <= self.index < len(self._starts) - 1 and self._used <= self._guaranteed[self.index]
 
 
+def spans_of(cond: dict) -> list[tuple]:
+    """(start, end), in sigmas, None where there is none: of a conditioning, and of its ControlNets after that."""
+    ranges = [net.timestep_range for net in controlnets(cond) if net.timestep_range]
+    return [(cond.get("timestep_start"), cond.get("timestep_end")), *ranges]
+
+
 def controlnets(cond: dict):
     """Its ControlNet and those that are chained to it."""
     net = cond.get("control")
@@ -140,7 +149,7 @@ def switches_by_itself(net) -> bool:
 
 def self_switching(conds: dict) -> list[str]:
     """Names of the classes of ControlNets that switch by themselves."""
-    nets = [net for cond in _entries(conds) for net in controlnets(cond)]
+    nets = [net for cond in entries_of(conds) for net in controlnets(cond)]
     return sorted({type(net).__name__ for net in nets if switches_by_itself(net) and _number(net.strength)})
 
 
@@ -148,7 +157,7 @@ def state_of(conds: dict) -> dict:
     """What others may change in ControlNets between evaluations."""
     return {
         cond.get("uuid", i): [(id(net), _number(net.strength), net.timestep_range) for net in controlnets(cond)]
-        for i, cond in enumerate(_entries(conds))
+        for i, cond in enumerate(entries_of(conds))
     }
 
 
@@ -157,5 +166,5 @@ def _number(strength) -> float:
     return strength if isinstance(strength, int | float) else id(strength)
 
 
-def _entries(conds: dict):
+def entries_of(conds: dict):
     return (cond for entries in conds.values() for cond in entries or ())

@@ -50,7 +50,8 @@ class Schedule:
     unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there.
     flipped: whether they lead back to noise. first_sigma, end_sigma: where they begin, and where they stop. last_sigma:
     evaluations at it or below are the last ones, and computed; none are in short pieces of a schedule. sigma_start,
-    sigma_end: between them evaluations may be skipped; restricted: whether that is less than everything.
+    sigma_end: between them evaluations may be skipped; restricted: whether that is less than everything. levels: of
+    each step; () where the sampler has others.
 
     sigmas: (steps + 1,), as the sampler gets them. Waits for their device.
     """
@@ -74,6 +75,7 @@ class Schedule:
         left = [float(sigma) for sigma, take in zip(values[:-1], taken, strict=True) if take] if len(values) else []
         no_last = self.flipped or not left or (self.unfinished and self.steps <= SHORT_PIECE)
         self.last_sigma = -1.0 if no_last else left[-1] * ROUNDED_UP
+        self.levels = tuple(left)
         self._levels = None if no_last or any(rising) else values.tolist()
 
     def position(self, sigma: float) -> float | None:
@@ -96,7 +98,7 @@ class Schedule:
         if self._max > 0 and self._min - 0.02 * self._max <= sigma <= MAX_CHURN * self._max:
             return True
         self.steps, self.step_lengths, self.steps_known, self.unfinished = UNKNOWN, None, False, False
-        self._levels = None
+        self._levels, self.levels = None, ()
         self.last_sigma = float(getattr(model_sampling, "sigma_min", 0.0)) * ROUNDED_UP
         return False
 

@@ -161,8 +161,8 @@ def not_continued(sigmas, scene, what):
 
 @pytest.mark.parametrize(
     "what",
-    ["another latent", "noise of another seed", "more noise on what is noisy", "another noise level", "another prompt", "other words",
-     "a picture that was finished in between", "a crop"],
+    ["another latent", "noise of another seed", "more noise on what is noisy", "another noise level", "another prompt",
+     "other words", "a picture that was finished in between", "a crop"],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["SD15", "Flux"])
 def test_what_does_not_continue_a_run(comfy, tiny, run_pieces, name, what):

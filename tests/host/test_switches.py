@@ -8,6 +8,7 @@ import sys
 import pytest
 import tiny_models
 import torch
+from closeness import psnr
 from sampling import BUDGET, STEPS, THRESHOLD, both, guiding, log_of, pair, schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -277,3 +278,55 @@ def test_a_patch_that_acts_by_noise_level(comfy, tiny, run, kind, at):
     cached = run(scene, make_guider, patch=patch, **THRESHOLD)
     assert max(level for level in plain.levels if level < switch) in cached.levels
     assert len(cached.levels) < STEPS
+
+
+def in_ranges(comfy, scene, prompts):
+    """A conditioning that has these prompts one after the other, each in its part of the schedule."""
+    sampling, sigmas = scene.model.get_model_object("model_sampling"), schedule(comfy, scene)
+    between = [float(before + after) / 2 for before, after in zip(sigmas[:-2], sigmas[1:-1], strict=True)]
+    percents = [next(p / 2000 for p in range(2001) if sampling.percent_to_sigma(p / 2000) < one) for one in between]
+    ranges = zip(prompts, [0.0, *percents], [*percents, 1.0], strict=True)
+    return [part for prompt, *ends in ranges for part in comfy.node("ConditioningSetTimestepRange", prompt, *ends)[0]]
+
+
+@pytest.fixture
+def prompted(comfy, demo_scene, run):
+    """prompted(prompts, **widgets): a run in which each step has its own of these prompts."""
+
+    def prompted(prompts, **widgets):
+        positive = in_ranges(comfy, demo_scene, prompts)
+        return run(demo_scene, lambda model: comfy.node("CFGGuider", model, positive, demo_scene.negative, 4.0)[0],
+                   **widgets)  # fmt: skip
+
+    return prompted
+
+
+@pytest.mark.parametrize(("count", "dB"), [(2, 6), (3, 1)])
+def test_prompts_that_alternate_from_step_to_step(comfy, demo_scene, prompted, count, dB):
+    """[rocket|owl], as packs for prompts have it. Catches one past for all of them: a budget is then spent in the first
+    half, and the other one is predicted from another prompt (3 to 9 dB less); a threshold skips nothing.
+    """
+    words = [("rocket", "night"), ("owl", "night"), ("rocket", "meadow")][:count]
+    prompts = [comfy.node("EasyCacheDemoModel", *pair, "zoom-out", 1)[1] for pair in words]
+    prompts = [prompts[i % count] for i in range(STEPS)]
+    plain = prompted(prompts)
+    assert torch.equal(prompted(prompts, threshold=0.0).latent, plain.latent)
+    for predictor in ("forecast", "reuse"):
+        cached = prompted(prompts, target_speedup=2.0, predictor=predictor)
+        assert cached.report["computed"] == len(cached.levels) == STEPS / 2
+        assert psnr(cached.latent, plain.latent) > dB
+    cached = prompted(prompts, threshold=0.2, warmup_steps=2)
+    assert cached.report["skipped"] and psnr(cached.latent, plain.latent) > 15
+
+
+def test_a_prompt_that_moves_on_from_step_to_step(comfy, demo_scene, prompted, caplog):
+    """From one to another. Catches a budget that is spent in the first half, and a log that blames the threshold."""
+    ends = [comfy.node("EasyCacheDemoModel", "rocket", scene, "zoom-out", 1)[1][0] for scene in ("night", "meadow")]
+    parts = torch.linspace(0, 1, STEPS)
+    prompts = [[[torch.lerp(ends[0][0], ends[1][0], part), {}]] for part in parts]
+    plain = prompted(prompts)
+    cached = prompted(prompts, target_speedup=2.0)
+    assert cached.report["computed"] == STEPS / 2 and psnr(cached.latent, plain.latent) > 15
+    with caplog.at_level(logging.INFO):
+        cached = prompted(prompts, threshold=0.1)
+    assert torch.equal(cached.latent, plain.latent) and "change at nearly every step" in log_of(caplog)[-1]
