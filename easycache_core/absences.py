@@ -3,13 +3,15 @@
 from collections import Counter
 
 MANY_RETURNS = 2  # a range of noise levels makes one
+BRIEF = 3  # evaluations for which a guider keeps an answer that it does not ask for; guidance may end for longer
 MAX_QUESTIONS = 64  # that are remembered; some guiders ask another one at each step
 
 
 class Absences:
-    """Which questions are left out time and again."""
+    """Which questions are left out time and again. came_back: whether one was, after BRIEF evaluations at most."""
 
     def __init__(self):
+        self.came_back = False
         self._evaluation = 0
         self._last: dict = {}  # by question: (evaluation at which it was asked last, about); the newest at the end
         self._returns, self._longest = Counter(), Counter()  # after how many evaluations at most it came back
@@ -22,6 +24,7 @@ class Absences:
         missed = self._since(question) - 1
         if missed > 0:
             self._returns[question] += 1
+            self.came_back = self.came_back or missed <= BRIEF
             self._longest[question] = max(self._longest[question], missed)
         self._last.pop(question, None)
         self._last[question] = self._evaluation, about
@@ -47,11 +50,6 @@ class Absences:
     def questions(self) -> list:
         """Those that were asked."""
         return list(self._last)
-
-    @property
-    def came_back(self) -> bool:
-        """Whether one was left out and asked again."""
-        return bool(self._returns)
 
     @property
     def recurring(self) -> bool:
