@@ -154,19 +154,21 @@ class Evaluation:
     """One evaluation while it lasts.
 
     x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,). direct: whether it was opened by a call
-    of calc_cond_batch; then it lasts until the next one begins. depth: of guiders that call guiders. opened_by: the
-    question that is asked first. history: of the questions that are asked here. Both are None until the first one is
-    asked. along: answers to questions that were not asked yet, by question. level: sigma, where it was read. another:
-    whether the latent may be another one than that of the history. predicting: whether the questions are predicted;
-    decided: at which evaluation of its history that was, from 1; 0 while it is not known. stored: names of the answers
-    that the engine has taken in.
+    of calc_cond_batch; then it lasts until the next one begins. depth: of guiders that call guiders. foreign: whether
+    the sampler may be another pack's, which may try again, and overwrite both. opened_by: the question that is asked
+    first. history: of the questions that are asked here. Both are None until the first one is asked. along: answers to
+    questions that were not asked yet, by question. level: sigma, where it was read. another: whether the latent may be
+    another one than that of the history. predicting: whether the questions are predicted; decided: at which evaluation
+    of its history that was, from 1; 0 while it is not known. stored: names of the answers that the engine has taken in.
     """
 
-    def __init__(self, x: torch.Tensor, timestep: torch.Tensor, direct: bool = False, depth: int = 0):
+    def __init__(
+        self, x: torch.Tensor, timestep: torch.Tensor, direct: bool = False, depth: int = 0, foreign: bool = False
+    ):  # fmt: skip
         self.x, self.timestep, self.direct, self.depth = x, timestep, direct, depth
         self._shape = x.shape
-        # Some samplers, and guiders that call guiders, overwrite both.
-        self._began = (timestep.clone(), sample_of([x])) if direct or depth else None
+        # Guiders that call guiders overwrite both, too.
+        self._began = (timestep.clone(), sample_of([x])) if direct or depth or foreign else None
         self.opened_by: Question | None = None
         self.history: QuestionHistory | None = None
         self.along: dict[Question, torch.Tensor] = {}

@@ -95,8 +95,10 @@ class Run:
         self._left: set[tuple] = set()  # names under which no history goes on
         self._switched = True  # whether switches were for good so far
         self._evaluation: Evaluation | None = None
-        self._latest: list[Evaluation] = []  # what was decided within the sampler's evaluation
-        self._failed: list[Evaluation] = []  # of these, if something failed there
+        # What was decided within the sampler's evaluation. Where that may try again, the newest of each history: of one
+        # evaluation of a guider that nobody sees, those that it calls make several.
+        self._latest: list[Evaluation] = []
+        self._failed: list[Evaluation] = []  # of these, if something failed since
         self._computing: set[int] = set()  # threads in which a call to calc_cond_batch is being computed
         self._lock = threading.RLock()  # guiders may ask from several threads
         self._retries = Retries()
@@ -153,7 +155,8 @@ class Run:
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
         around, self._predict_noise_called = self._evaluation, True
-        evaluation = self._evaluation = Evaluation(x, timestep, depth=0 if around is None else around.depth + 1)
+        depth = 0 if around is None else around.depth + 1
+        evaluation = self._evaluation = Evaluation(x, timestep, depth=depth, foreign=not self._one_latent)
         try:
             denoised = executor(x, timestep, model_options, *args, **kwargs)
         except Exception:
@@ -166,7 +169,7 @@ class Run:
             evaluation.history.controller.answered(denoised)
         self.account.log_evaluation(evaluation)
         evaluation.close()
-        if around is None:
+        if around is None and self._one_latent:  # ComfyUI's own samplers try nothing again
             self._latest = []
         return denoised
 
@@ -403,7 +406,7 @@ class Run:
             self._weights.sample(), missing,
         )  # fmt: skip
         evaluation.decided = history.controller.evaluations
-        self._latest.append(evaluation)
+        self._latest = [*(one for one in self._latest if one.history is not history), evaluation]
         self._failed = []
         self.account.on_decided(history)
 

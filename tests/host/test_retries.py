@@ -92,7 +92,9 @@ class Failing:
 
 
 @pytest.mark.parametrize(
-    "kind", [{}, dict(past_predict_noise=True), dict(nested=True)], ids=["", "past PREDICT_NOISE", "nested"]
+    "kind",
+    [{}, dict(past_predict_noise=True), dict(nested=True), dict(nested=True, past_predict_noise=True)],
+    ids=["", "past PREDICT_NOISE", "nested", "nested, past PREDICT_NOISE"],
 )
 @pytest.mark.parametrize("by", ["guider", "predict_noise", "sampler"])
 def test_what_fails_and_is_tried_again(tiny, run, by, kind):
