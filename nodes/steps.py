@@ -48,7 +48,7 @@ class Schedule:
     steps: how many there are. Where levels rise within a descending schedule, noise is added and nothing is evaluated:
     a rise is no step. steps_known: whether the sampler takes these steps. step_lengths: as from `step_lengths`.
     unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there.
-    flipped: whether they lead back to noise. first_sigma, end_sigma: where they begin, and where they stop. last_sigma:
+    flipped: whether they lead back to noise, rises: somewhere. first_sigma, end_sigma: where they begin, and where they stop. last_sigma:
     evaluations at it or below are the last ones, and computed; none are in short pieces of a schedule. sigma_start,
     sigma_end: between them evaluations may be skipped; restricted: whether that is less than everything. levels: of
     each step; () where the sampler has others.
@@ -59,7 +59,8 @@ class Schedule:
     def __init__(self, sigmas: torch.Tensor, model_sampling, sampler, settings):
         values = sigmas.detach().float().cpu()
         rising = (values[1:] > values[:-1]).tolist()
-        self.flipped = any(rising) and not bool((values[1:] < values[:-1]).any())
+        self.rises = any(rising)
+        self.flipped = self.rises and not bool((values[1:] < values[:-1]).any())
         taken = [not rise or self.flipped for rise in rising]
         lengths = step_lengths(model_sampling, sigmas)
         self.steps = sum(taken)
@@ -76,7 +77,7 @@ class Schedule:
         no_last = self.flipped or not left or (self.unfinished and self.steps <= SHORT_PIECE)
         self.last_sigma = -1.0 if no_last else left[-1] * ROUNDED_UP
         self.levels = tuple(left)
-        self._levels = None if no_last or any(rising) else values.tolist()
+        self._levels = None if no_last or self.rises else values.tolist()
 
     def position(self, sigma: float) -> float | None:
         """Where in the schedule this noise level is, in steps; None where that does not only descend."""
