@@ -42,18 +42,25 @@ class Budget:
         self._weights = [math.sqrt(length) for length in step_lengths]
         if not any(self._weights):
             self._weights = [1.0] * len(step_lengths)
-        self._evaluations = self._spent = self._changes = 0
+        self._evaluations = self._spent = self._changes = self._before = 0
         self._change_waits = False  # for the network to run
         self._step, self._in_step, self._per_step = 0, 0, 1  # evaluations of this step so far, and of the one before
         self._position = 0.0  # weights of the evaluations before
-        self._costs = None if response is None else costs_of_skips(response.influence(), response.both_signs)
-        if response is not None:
-            self._positions = positions(response.lengths or [1.0] * (len(response.sigmas) - 1))
+        self._costs = None
         # Where noise is added, every forecast misses by much, which says nothing of the next one.
         self.looks = response is not None and not response.adds_noise
         self._plan: set[int] = set()  # indices of evaluations to compute
-        if self._costs is not None:
-            self._replan(0)
+        if response is not None:
+            self.follow(response)
+
+    def follow(self, response: Response, before: int = 0) -> None:
+        """What is left is placed by this response from here on. before: evaluations of others, with which these share
+        a budget.
+        """
+        self._before = before
+        self._costs = costs_of_skips(response.influence(), response.both_signs)
+        self._positions = positions(response.lengths or [1.0] * (len(response.sigmas) - 1))
+        self._replan(max(0, self._evaluations - 1))
 
     def should_compute(self, step: int, urgent: bool = False) -> bool:
         """Whether to run the network at the next evaluation, which belongs to that step (from 0). urgent: it should run
@@ -70,7 +77,7 @@ class Budget:
         rest = max(0, self._per_step - self._in_step) if self._costs is None else 0
         # This one included.
         to_come = max(1, len(self._weights) - step) if self._costs is None else len(self._costs) - now
-        budget = budget_of(now + to_come, self._target_speedup)
+        budget = self._allowed(now + to_come)
         left = budget - self._spent
         if left < 1:  # what could not be predicted may have taken the last one's
             return urgent and to_come + rest == 1
@@ -114,6 +121,11 @@ class Budget:
             ahead = np.arange(-1, size - now - 1) / (MEMORY * size)
             self._replan(now, surprise ** np.exp(-ahead))
 
+    def _allowed(self, evaluations: int) -> int:
+        """How many of so many may be computed."""
+        before = budget_of(self._before, self._target_speedup)
+        return max(1, budget_of(self._before + evaluations, self._target_speedup) - before)
+
     def forget_plan(self) -> None:
         """The sampler does not do what its response says."""
         self._costs = None
@@ -121,7 +133,7 @@ class Budget:
     def _replan(self, now: int, factors: np.ndarray | float = 1.0) -> None:
         """Place what is left after the evaluation now, which is computed. factors: on the costs from there on."""
         costs, where = self._costs[now:] * factors, self._positions[now:]
-        left = budget_of(len(self._costs), self._target_speedup) - self._spent
+        left = self._allowed(len(self._costs)) - self._spent
         count = min(left if now == 0 and not self._spent else left + 1, len(where))
         if len(where) > 1:
             self._plan = {now + k for k in place(costs, where, max(2, count))}

@@ -178,6 +178,20 @@ class CacheController(contextlib.AbstractContextManager):
         if self._budget is not None:
             self._budget.looks = False
 
+    def follow(self, response: Response, before: int = 0) -> None:
+        """The evaluations are those of another response, of which the ones so far are the first: a question that takes
+        turns with others is asked at some of a sampler's evaluations only (`Response.of`). before: evaluations of those
+        that share a budget with it and came first. No effect where the sampler does otherwise than it says.
+        """
+        if self._planned is None:
+            return
+        self._planned = response
+        if self._response is not None:
+            self._response = response
+            self._predictor.follow(response)
+        if self._budget is not None:
+            self._budget.follow(response, before)
+
     def _forget_response(self) -> None:
         """The sampler does not do what its response says."""
         self._response = self._planned = None

@@ -217,6 +217,10 @@ class Forecast(Predictor):
     def forget_response(self) -> None:
         self._steps.response, self._end = None, math.inf
 
+    def follow(self, response: Response) -> None:
+        if self._steps.response is not None:
+            self._steps.response, self._end = response, _begin_of_end(response.influence())
+
     def stop_corrections(self) -> None:
         self._correction.stopped = True
 

@@ -66,6 +66,10 @@ class Predictor(abc.ABC):
         """The sampler does not do what its response says."""
         return
 
+    def follow(self, response: Response) -> None:
+        """As of CacheController, where the response was known."""
+        return
+
     def stop_corrections(self) -> None:
         """Answers make up for nothing from here on."""
         return

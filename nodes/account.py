@@ -138,8 +138,8 @@ class Account:
 
     def _estimate_closeness(self, denoised: torch.Tensor | None, guidance) -> float | None:
         """In dB, of the final latent in the sampler's own terms. Nothing is known where a guider keeps answers for
-        later steps, of a schedule that leads back to noise somewhere, and of a piece of one: another run goes on with a latent
-        that is mostly noise, or one before was off by more than is known here.
+        later steps, of a schedule that leads back to noise somewhere, and of a piece of one: another run goes on with a
+        latent that is mostly noise, or one before was off by more than is known here.
         """
         if denoised is None or len(self.histories) != 1 or not isinstance(guidance, int | float | None):
             return None  # some guiders have one guidance for each step

@@ -52,6 +52,12 @@ class QuestionHistory:
         self._misses = 0  # how many evaluations in a row had one
         self.moves = 0  # evaluations at which something was another one than at the last computed one, or missing
         self._switches: Switches | None = None
+        response = controller_options.get("response") or controller_options.get("supposed")
+        one_per_step = response is not None and len(response.sigmas) == schedule.steps and not alternates
+        self._response = response if one_per_step else None  # of all steps
+        self._asked_at: list[int] = []  # steps
+        self.expected = 0  # evaluations, where it has not all of them
+        self._stride = 1  # from one of these to the next
         self._values: dict[str, SettledValues] = {}  # by branch
         self.absences = Absences()  # of questions; with them, the conditionings of the calls that asked them last
         self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
@@ -64,17 +70,19 @@ class QuestionHistory:
     def begin(
         self, network_x: torch.Tensor, timestep: torch.Tensor, conds: dict, changed: bool = False,
         another: bool = False, level: float | None = None, weights: torch.Tensor | None = None,
-        force: bool = False,
+        force: bool = False, before: int = 0,
     ) -> bool:  # fmt: skip
         """Decide an evaluation, as CacheController.begin does.
 
         conds: the guider's conditionings by name. changed: whether what is asked has other values than where it was
         computed last. another: whether the latent may be another one. level: the noise level, where it was read.
-        weights: a sample of the network's. force: whether it had better be computed.
+        weights: a sample of the network's. force: whether it had better be computed. before: evaluations of histories
+        that share the budget and came first.
         """
         step, sigma = self.steps.next_evaluation(), level_of(timestep)
         if step >= self.controller.total_steps:  # a sampler that does not take the schedule's steps
             self.controller.total_steps = UNKNOWN
+        self._follow(step, before)
         self._misses = self._misses + 1 if self.cache_miss else 0
         self.unpredictable = self.unpredictable or self.cache_miss or another
         # A budget that is spent would not compute it, and so never again have all that is asked.
@@ -93,6 +101,19 @@ class QuestionHistory:
             self._computed_sigma, self._weights = sigma.clone(), weights
             self._switches.on_computed()
         return computing
+
+    def _follow(self, step: int, before: int) -> None:
+        """Guiders that ask prompts in turn, or answer by themselves, ask this at some steps only."""
+        last = self._asked_at[-1] if self._asked_at else -1
+        if self._response is None or not last < step < len(self._response.sigmas):
+            self._response = None
+            return
+        if step != last + self._stride:
+            self._stride = step - last if self._asked_at else 1
+            steps = [*self._asked_at, *range(step, len(self._response.sigmas), self._stride)]
+            self.expected = len(steps)
+            self.controller.follow(self._response.of(steps), before)
+        self._asked_at.append(step)
 
     def observe(self, branch: str, values: dict) -> bool:
         """A branch, the answer to a question, is asked for with these values; whether they are others than where it

@@ -401,9 +401,11 @@ class Run:
         history = evaluation.history
         network_x = self._network_input(evaluation.x, evaluation.timestep)
         conds = getattr(self._guider, "conds", None) or dict(enumerate(asked))
+        others = self.account.histories[: self.account.histories.index(history)]
+        before = sum(one.expected for one in others)
         evaluation.predicting = not history.begin(
             network_x, evaluation.timestep, conds, changed, evaluation.another, evaluation.level,
-            self._weights.sample(), missing,
+            self._weights.sample(), missing, before,
         )  # fmt: skip
         evaluation.decided = history.controller.evaluations
         self._latest = [*(one for one in self._latest if one.history is not history), evaluation]

@@ -48,10 +48,10 @@ class Schedule:
     steps: how many there are. Where levels rise within a descending schedule, noise is added and nothing is evaluated:
     a rise is no step. steps_known: whether the sampler takes these steps. step_lengths: as from `step_lengths`.
     unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there.
-    flipped: whether they lead back to noise, rises: somewhere. first_sigma, end_sigma: where they begin, and where they stop. last_sigma:
-    evaluations at it or below are the last ones, and computed; none are in short pieces of a schedule. sigma_start,
-    sigma_end: between them evaluations may be skipped; restricted: whether that is less than everything. levels: of
-    each step; () where the sampler has others.
+    flipped: whether they lead back to noise, rises: somewhere. first_sigma, end_sigma: where they begin, and where they
+    stop. last_sigma: evaluations at it or below are the last ones, and computed; none are in short pieces of a
+    schedule. sigma_start, sigma_end: between them evaluations may be skipped; restricted: whether that is less than
+    everything. levels: of each step; () where the sampler has others.
 
     sigmas: (steps + 1,), as the sampler gets them. Waits for their device.
     """

@@ -454,6 +454,45 @@ def test_what_a_guider_keeps_is_not_paid_for_twice(comfy, demo_scene, run, steps
     assert closeness["forecast"] > closeness["reuse"], closeness
 
 
+IN_TURN = {
+    "two prompts": (lambda step: "positive" if step % 2 else "other", 14),
+    "three prompts": (lambda step: ("positive", "other", "third")[step % 3], 6),
+    "one for every third step": (lambda step: "positive" if step % 3 else "other", 17),
+    "nothing at first": (lambda step: "positive" if step > 1 else None, 32),
+    "nothing at every other step": (lambda step: "positive" if step % 2 == 0 else None, 19.5),
+}
+
+
+@pytest.mark.parametrize("turn", IN_TURN)
+def test_what_is_asked_at_some_steps_only_is_placed_by_these(comfy, demo_scene, run, turn):
+    """At the others it is another prompt, or the guider answers by itself. Catches a plan, and corrections, in the
+    weights of all steps, or in none: 4 to 8 dB less, and forecasts that are worse than `reuse`.
+    """
+    name_at, dB = IN_TURN[turn]
+    prompts = [
+        comfy.node("EasyCacheDemoModel", *words, "zoom-out", 1)[1] for words in (("rocket", "meadow"), ("owl", "night"))
+    ]
+    conds = {**pair(demo_scene), **dict(zip(("other", "third"), prompts, strict=True))}
+
+    def predict(guider, step, x, timestep, options):
+        name = name_at(step)
+        if name is None:
+            return getattr(guider, "last", 0.0 * x)
+        asked = {**guider.conds, "positive": guider.conds[name]}
+        guider.last = guided(guider, x, timestep, options, asked)
+        return guider.last
+
+    make_guider, sigmas = counting(predict, conds), schedule(comfy, demo_scene, 21)
+    plain = run(demo_scene, make_guider, sigmas=sigmas)
+    closeness = {}
+    for predictor in ("forecast", "reuse"):
+        cached = run(demo_scene, make_guider, sigmas=sigmas, **HALF, predictor=predictor)
+        assert len(cached.levels) == cached.report["computed"]
+        assert 0 <= cached.report["evaluations"] / 2 - cached.report["computed"] + 0.5 <= 1.5
+        closeness[predictor] = psnr(cached.latent, plain.latent)
+    assert closeness["forecast"] > max(dB, closeness["reuse"] - 1), closeness
+
+
 def turned(how):
     """The guider's own way to look at the latent: (there, back), by step."""
 
