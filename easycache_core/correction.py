@@ -16,13 +16,27 @@ to the answer at n, where
 
 and a payment is itself off from then on: a_n = c_n. So samplers that use earlier answers again (multistep ones) are
 paid over several evaluations. The network's own output stays in the cache as it is.
+
+What is right for x at n + 1 need not be so for the final latent: where the answer at n hardly counts for the next one
+(UniPC in short runs), payments are large, swing to and fro, and end before they are made up for. All of them are known
+as soon as the gap ends, and with the influence T_k (response.py) what they leave of the gap in the final latent,
+
+    sum over all k of T_k a_k
+
+Each gap limits |c_n| to one of LIMITS, the first one unless a smaller one leaves clearly less.
 """
 
+from collections.abc import Mapping
+
+import numpy as np
+
+from .response import Response
 from .steps import StepHistory, clip, ratio
 
-# Larger ones would be for samplers in which the answer at n hardly counts for the next latent, and they swing to and
-# fro. What is left is paid at the evaluations after.
-MAX_PAYMENT = 1.0
+# Of payments, in defects. What is left of one is paid at the evaluations after.
+LIMITS = (1.0, 0.5, 0.25, 0.0)
+# Of what is left with a larger limit.
+CLEARLY_LESS = 0.7
 NEGLIGIBLE = 1e-3
 # Gaps that are remembered: what is still owed for earlier ones is next to nothing.
 GAPS = 2
@@ -37,11 +51,12 @@ class Correction:
         self._steps = steps
         self._gap: dict[int, float] = {}  # r_k of the evaluations since the network ran, by index
         self._off: list[dict[int, float]] = []  # a_k, payments among them, by index; per gap
+        self._limits: list[float] = []  # of payments, per gap
         self.stopped = False  # whether no answer is to be corrected any more
 
     def forget(self) -> None:
         """Nothing is owed any more: x is another one."""
-        self._gap, self._off = {}, []
+        self._gap, self._off, self._limits = {}, [], []
 
     def skip(self) -> None:
         """Evaluation n is skipped."""
@@ -55,15 +70,17 @@ class Correction:
         weights = [abs(w) for w in self._steps.weights(list(off))]
         extrapolated = sum(w * r for w, r in zip(weights, self._gap.values(), strict=True))
         step_ratio = ratio(extrapolated, sum(w * a for w, a in zip(weights, off.values(), strict=True)))
+        response = self._steps.response
         self._off.insert(0, off)
+        self._limits.insert(0, LIMITS[0] if response is None else limit_of_payments(response, off, self._n))
         self._gap = {}
         return step_ratio
 
     def pay(self) -> list[float]:
         """c_n per gap, once they are added to the answer; the same if it is asked again."""
-        for off in self._off[:GAPS]:
+        for off, limit in zip(self._off[:GAPS], self._limits, strict=False):
             if self._n not in off:
-                off[self._n] = 0.0 if self.stopped else self._owed(off)
+                off[self._n] = 0.0 if self.stopped else self._owed(off, limit)
         return [off[self._n] for off in self._off[:GAPS]]
 
     @property
@@ -75,10 +92,29 @@ class Correction:
     def _n(self) -> int:
         return len(self._steps.sigmas) - 1
 
-    def _owed(self, off: dict[int, float]) -> float:
+    def _owed(self, off: dict[int, float], limit: float) -> float:
         """c_n for one gap."""
         if self._steps.last:
             return 0.0
         weights = self._steps.weights(list(off))
         owed = -sum(w * a for w, a in zip(weights, off.values(), strict=True))
-        return clip(owed, -MAX_PAYMENT, MAX_PAYMENT) if abs(owed) > NEGLIGIBLE else 0.0
+        return clip(owed, -limit, limit) if abs(owed) > NEGLIGIBLE else 0.0
+
+
+def limit_of_payments(response: Response, off: Mapping[int, float], b: int) -> float:
+    """The one of LIMITS with which payments for a gap are best for the final latent. off: a_k of the gap that the
+    computed evaluation b ends, by index.
+    """
+    weights, count, limits = response.weights, len(response.sigmas), np.array(LIMITS)
+    parts = np.zeros((len(limits), count))  # a_k with each limit
+    parts[:, list(off)] = list(off.values())
+    for n in range(b, count - 1):
+        if weights[n + 1, n]:
+            owed = -parts[:, :n] @ weights[n + 1, :n] / weights[n + 1, n]
+            parts[:, n] = np.clip(owed, -limits, limits)
+    left = np.abs(parts @ response.influence())
+    best = 0
+    for other in range(1, len(limits)):
+        if left[other] < CLEARLY_LESS * left[best]:
+            best = other
+    return LIMITS[best]

@@ -10,10 +10,10 @@ import torch
 from closeness import psnr
 from memory import Allocations
 
-from easycache_core import CacheConfig, CacheController, Response, euler_response, forecast
+from easycache_core import CacheConfig, CacheController, Response, correction, euler_response, forecast
 from easycache_core.branch import Branch, changes, uncorrected
 from easycache_core.budget import Budget
-from easycache_core.correction import Correction
+from easycache_core.correction import Correction, limit_of_payments
 from easycache_core.placement import costs_of_skips, place
 from easycache_core.predictors import PREDICTORS
 
@@ -327,6 +327,52 @@ def test_x_is_where_it_should_be_after_a_gap(memory, gap, payments, monkeypatch)
     assert float((found[4 + gap] - exact[4 + gap]).abs().max()) > 0.01, "the gap got something wrong"
     for n in range(4 + gap + payments, 10):
         torch.testing.assert_close(found[n], exact[n], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("skipped", [(4, 5), (6, 7, 8)], ids=str)
+def test_payments_that_swing_are_limited(monkeypatch, skipped):
+    """Catches payments that bring the next latent where it should be, at the price of the final one: in a sampler in
+    which an answer counts little for the next latent, and much for the one after.
+    """
+    sigmas = [1.0 - 0.08 * n for n in range(13)]
+    path = [torch.full(SHAPE, math.sin(0.5 * n)) for n in range(12)]
+
+    def run(answer):
+        x, last, latents = torch.ones(SHAPE), torch.zeros(SHAPE), []
+        for n, sigma in enumerate(sigmas[:-1]):
+            latents.append(x)
+            denoised = answer(n, x)
+            used, last = 0.3 * denoised + 0.7 * last, denoised
+            x = x + (sigmas[n + 1] - sigma) * (x - used) / sigma
+        return torch.stack([*latents, x]).mean((1, 2, 3, 4))
+
+    start = run(lambda n, x: torch.zeros(SHAPE))
+    impulses = [run(lambda n, x, k=k: torch.full(SHAPE, float(n == k))) - start for k in range(12)]
+    response = Response(tuple(sigmas[:-1]), torch.stack(impulses, 1).double().numpy())
+    exact = run(lambda n, x: path[n])
+
+    def miss(limits):
+        monkeypatch.setattr(correction, "LIMITS", limits)
+        controller = CacheController(Settings(target_speedup=2.0), total_steps=12, denoised=True, response=response)
+        controller._budget.should_compute = lambda step, urgent: step not in skipped
+
+        def cached(n, x):
+            if controller.begin(x, sigma=sigmas[n], step=n):
+                controller.store("cond", path[n])
+                return controller.corrected("cond", path[n])
+            return controller.predict("cond")
+
+        return abs(float((run(cached) - exact)[-1]))
+
+    assert miss(correction.LIMITS) < 0.5 * miss((1.0,))
+
+
+def test_payments_of_eulers_method_are_not_limited():
+    """Catches a limit where payments make up for all of a gap."""
+    response = euler_response(noise_levels(12))
+    for i, b in itertools.combinations(range(11), 2):
+        off = {k: (k - i) / (b - i) for k in range(i + 1, b)}
+        assert not off or limit_of_payments(response, off, b) == 1.0, (i, b)
 
 
 def test_a_sampler_that_does_otherwise_than_its_response_says_is_not_corrected():
