@@ -26,9 +26,9 @@ VARIANCE = 300.0
 SCALE = 0.63
 # Evaluations. In shorter runs nothing shows how D bends: with 4 to 8 estimates were 7 to 18 dB too good.
 SHORTEST = 12
-# Influence of an answer below which errors turn round on their way (UniPC, DEIS, iPNDM). Such samplers amplify, at the
-# end, small errors that nothing in a run shows: estimates were up to 33 dB too good.
-TURNED_ROUND = -0.05
+# Earlier answers that a step uses again, with weights of both signs. Samplers with more (UniPC, DEIS, iPNDM) amplify at
+# the end small errors that nothing in a run shows: estimates were up to 33 dB too good.
+LONGEST_MEMORY = 2
 # The tracked branch is seen, but the sampler follows uncond + cfg (cond - uncond).
 MAX_GUIDANCE = 7.0
 GUIDANCE = 0.5
@@ -67,7 +67,7 @@ def final_error(
 
     times: t of each evaluation. computed: indices. gaps: a_k of each, payments among them. seen: by index.
     """
-    if len(times) < SHORTEST or min(response.influence()) < TURNED_ROUND:
+    if len(times) < SHORTEST or (response.both_signs and response.memory > LONGEST_MEMORY):
         return None
     influence, squares = response.influence(VARIANCE), 0.0
     curved = [k for k in computed if k in seen and seen[k].curvature is not None]

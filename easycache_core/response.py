@@ -53,6 +53,16 @@ class Response(NamedTuple):
         """Whether weights of both signs may cancel, as those of samplers that use earlier answers again."""
         return bool(self.weights.min(initial=0) < -ROUNDING * self.weights.max(initial=0))
 
+    @property
+    def memory(self) -> int:
+        """How many earlier answers a step uses again, at most."""
+        most = 0
+        for n in range(1, len(self.sigmas) - 1):
+            row, kept = self.weights[n + 1], self.sigmas[n + 1] / self.sigmas[n] if self.sigmas[n] else 0.0
+            used = np.abs(row - kept * self.weights[n])[:n]
+            most = max(most, int((used > ROUNDING * np.abs(row).max()).sum()))
+        return most
+
     def influence(self, variance: float = 1.0) -> np.ndarray:
         """T_k, signed: by how much an error of D at evaluation k changes the final latent, (N,), with the answers after
         it following x as those of data with that variance would.
