@@ -220,14 +220,15 @@ def test_the_plot_follows_the_numbers(nodes):
         nodes.plot.draw_report(report)  # a number may not be known at any evaluation
 
 
-def test_how_close_a_run_is_comes_with_it(comfy, demo_scene, caplog):
+@pytest.mark.parametrize(("sampler", "steps"), [("euler", 20), ("uni_pc", 30)])
+def test_how_close_a_run_is_comes_with_it(comfy, demo_scene, caplog, sampler, steps):
     """Catches a report that leaves out how close the run is, a log that says something else, and an estimate that has
     nothing to do with the run: it is in dB of the latent against that of the uncached run.
     """
     model = comfy.cached(demo_scene.model, target_speedup=2.0)
-    exact = comfy.sample(demo_scene, demo_scene.model, steps=20).double()
+    exact = comfy.sample(demo_scene, demo_scene.model, steps=steps, sampler_name=sampler).double()
     with caplog.at_level(logging.INFO):
-        latent = comfy.sample(demo_scene, model, steps=20)
+        latent = comfy.sample(demo_scene, model, steps=steps, sampler_name=sampler)
     report, _ = report_on(comfy, model, latent)
     closeness, margin = report["closeness"], report["closeness_margin"]
     assert f"; {closeness - margin:.0f} to {closeness + margin:.0f} dB of the uncached run (estimate)" in caplog.text
