@@ -59,7 +59,7 @@ class Budget:
         """
         self._before = before
         self._costs = costs_of_skips(response.influence(), response.both_signs)
-        self._positions = positions(response.lengths or [1.0] * (len(response.sigmas) - 1))
+        self._positions = positions(response.distances)
         self._replan(max(0, self._evaluations - 1))
 
     def should_compute(self, step: int, urgent: bool = False) -> bool:

@@ -43,10 +43,15 @@ class Response(NamedTuple):
 
     def of(self, which: Sequence[int]) -> "Response":
         """Of these evaluations alone, in their order: those at which one of several questions is asked in turn."""
-        where = np.cumsum([0, *(self.lengths or [1.0] * (len(self.sigmas) - 1))])[which]
+        where = np.cumsum([0, *self.distances])[which]
         weights = self.weights[[*which, -1]][:, which]
         sigmas = tuple(self.sigmas[k] for k in which)
         return self._replace(sigmas=sigmas, weights=weights, lengths=np.diff(where).tolist())
+
+    @property
+    def distances(self) -> Sequence[float]:
+        """lengths, also where they are all alike, (N - 1,)."""
+        return self.lengths or [1.0] * (len(self.sigmas) - 1)
 
     @property
     def both_signs(self) -> bool:

@@ -376,10 +376,11 @@ class Run:
         if self._alternation is None:
             sigmas = self._schedule.levels if self._response is None else self._response.sigmas
             self._alternation = Alternation(getattr(self._guider, "conds", {}), () if self._exact else sigmas)
-            found = self._alternation.found
-            self.account.switches = 0 if found else self._alternation.switches
-        found = self._alternation.found
-        return self._alternation.active_at(float(level_of(evaluation.timestep))) if found else ()
+            if not self._alternation.found:
+                self.account.switches = self._alternation.switches
+        if not self._alternation.found:
+            return ()
+        return self._alternation.active_at(float(level_of(evaluation.timestep)))
 
     def _before_a_switch(self, key: tuple) -> dict:
         """The history, by its new name, that goes on under this key: a word or switch in the options is another one
