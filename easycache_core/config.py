@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from .predictors import PREDICTORS
 
 CACHE_DEVICES = ("gpu", "cpu")
+MAX_SPEEDUP = 10  # of target_speedup
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class CacheConfig:
         require_integer("warmup_steps", self.warmup_steps, 1, 50)
         require_choice("predictor", self.predictor, PREDICTORS)
         if self.target_speedup != 0 or self.target_speedup is False:
-            require_number("target_speedup", self.target_speedup, 1, 10, "0 (off) or ")
+            require_number("target_speedup", self.target_speedup, 1, MAX_SPEEDUP, "0 (off) or ")
         require_integer("max_consecutive_skips", self.max_consecutive_skips, 0, 50)
         require_choice("cache_device", self.cache_device, CACHE_DEVICES)
 
