@@ -27,6 +27,7 @@ Each gap limits |c_n| to one of LIMITS, the first one unless a smaller one leave
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,63 +43,69 @@ NEGLIGIBLE = 1e-3
 GAPS = 2
 
 
+class Gap(NamedTuple):
+    """One that has ended. off: a_k by index, payments among them. limit: of these."""
+
+    off: dict[int, float]
+    limit: float
+
+
 class Correction:
     """At each evaluation call `skip`, or `close_gap` before `steps` counts it as computed; then `pay` if the answer is
-    corrected. What belongs to a gap comes in the order of gaps, the last one first.
+    corrected. Gaps are kept with the last one first.
     """
 
     def __init__(self, steps: StepHistory):
         self._steps = steps
-        self._gap: dict[int, float] = {}  # r_k of the evaluations since the network ran, by index
-        self._off: list[dict[int, float]] = []  # a_k, payments among them, by index; per gap
-        self._limits: list[float] = []  # of payments, per gap
+        self._skipped: dict[int, float] = {}  # r_k of the evaluations since the network ran, by index
+        self._gaps: list[Gap] = []
         self.stopped = False  # whether no answer is to be corrected any more
 
     def forget(self) -> None:
         """Nothing is owed any more: x is another one."""
-        self._gap, self._off, self._limits = {}, [], []
+        self._skipped, self._gaps = {}, []
 
     def skip(self) -> None:
         """Evaluation n is skipped."""
-        self._gap[self._n] = self._steps.ratios.step_ratio
+        self._skipped[self._n] = self._steps.ratios.step_ratio
 
     def close_gap(self) -> float | None:
         """The network runs at b. Returns r of the gap that ends there, None if there is none."""
-        if not self._gap:
+        if not self._skipped:
             return None
-        off = {k: ratio(self._steps.offset(k), self._steps.offset()) for k in self._gap}
+        off = {k: ratio(self._steps.offset(k), self._steps.offset()) for k in self._skipped}
         weights = [abs(w) for w in self._steps.weights(list(off))]
-        extrapolated = sum(w * r for w, r in zip(weights, self._gap.values(), strict=True))
+        extrapolated = sum(w * r for w, r in zip(weights, self._skipped.values(), strict=True))
         step_ratio = ratio(extrapolated, sum(w * a for w, a in zip(weights, off.values(), strict=True)))
         response = self._steps.response
-        self._off.insert(0, off)
-        self._limits.insert(0, LIMITS[0] if response is None else limit_of_payments(response, off, self._n))
-        self._gap = {}
+        limit = LIMITS[0] if response is None else limit_of_payments(response, off, self._n)
+        self._gaps.insert(0, Gap(off, limit))
+        self._skipped = {}
         return step_ratio
 
     def pay(self) -> list[float]:
         """c_n per gap, once they are added to the answer; the same if it is asked again."""
-        for off, limit in zip(self._off[:GAPS], self._limits, strict=False):
-            if self._n not in off:
-                off[self._n] = 0.0 if self.stopped else self._owed(off, limit)
-        return [off[self._n] for off in self._off[:GAPS]]
+        for gap in self._gaps[:GAPS]:
+            if self._n not in gap.off:
+                gap.off[self._n] = 0.0 if self.stopped else self._owed(gap)
+        return [gap.off[self._n] for gap in self._gaps[:GAPS]]
 
     @property
     def gaps(self) -> list[dict[int, float]] | None:
         """a_k of all gaps, payments among them; None while one is open."""
-        return None if self._gap else self._off
+        return None if self._skipped else [gap.off for gap in self._gaps]
 
     @property
     def _n(self) -> int:
         return len(self._steps.sigmas) - 1
 
-    def _owed(self, off: dict[int, float], limit: float) -> float:
-        """c_n for one gap."""
+    def _owed(self, gap: Gap) -> float:
+        """c_n for it."""
         if self._steps.last:
             return 0.0
-        weights = self._steps.weights(list(off))
-        owed = -sum(w * a for w, a in zip(weights, off.values(), strict=True))
-        return clip(owed, -limit, limit) if abs(owed) > NEGLIGIBLE else 0.0
+        weights = self._steps.weights(list(gap.off))
+        owed = -sum(w * a for w, a in zip(weights, gap.off.values(), strict=True))
+        return clip(owed, -gap.limit, gap.limit) if abs(owed) > NEGLIGIBLE else 0.0
 
 
 def limit_of_payments(response: Response, off: Mapping[int, float], b: int) -> float:

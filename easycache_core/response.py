@@ -63,8 +63,8 @@ class Response(NamedTuple):
         """How many earlier answers a step uses again, at most."""
         most = 0
         for n in range(1, len(self.sigmas) - 1):
-            row, kept = self.weights[n + 1], self.sigmas[n + 1] / self.sigmas[n] if self.sigmas[n] else 0.0
-            used = np.abs(row - kept * self.weights[n])[:n]
+            row = self.weights[n + 1]
+            used = np.abs(row - _kept(self.sigmas[n], self.sigmas[n + 1]) * self.weights[n])[:n]
             most = max(most, int((used > ROUNDING * np.abs(row).max()).sum()))
         return most
 
@@ -90,7 +90,12 @@ def euler_response(sigmas: Sequence[float]) -> Response:
     count = max(len(sigmas) - 1, 0)
     weights = np.zeros((count + 1, count))
     for n in range(count):
-        ratio = sigmas[n + 1] / sigmas[n] if sigmas[n] else 0.0
-        weights[n + 1] = ratio * weights[n]
-        weights[n + 1, n] = 1 - ratio
+        kept = _kept(sigmas[n], sigmas[n + 1])
+        weights[n + 1] = kept * weights[n]
+        weights[n + 1, n] = 1 - kept
     return Response(tuple(float(sigma) for sigma in sigmas[:-1]), weights)
+
+
+def _kept(sigma: float, sigma_next: float) -> float:
+    """The part of x that is still in it after a step between these noise levels."""
+    return sigma_next / sigma if sigma else 0.0
