@@ -7,7 +7,6 @@ import torch
 
 from ..easycache_core.budget import budget_of
 from .evaluation import Evaluation
-from .other_caches import Repetitions, repetition, warn_of_repetition
 from .question_history import QuestionHistory
 from .settings import Settings
 from .steps import UNKNOWN, Schedule
@@ -26,8 +25,8 @@ class Account:
     one per step. parts, gradients: calls about a part of the latent, and differentiated ones. elsewhere: calls about a
     latent of the guider's own that is turned or moved from step to step. predicted: evaluations whose first question
     was predicted. along: questions that were asked along. memory: where the network keeps what one call leaves for the
-    next, None if nowhere. repetitions: of answers, by another cache. weight_changes: at how many evaluations its
-    weights were others than at the one before. switches: how often other parts of the conditionings become active.
+    next, None if nowhere. weight_changes: at how many evaluations its weights were others than at the one before.
+    switches: how often other parts of the conditionings become active.
     """
 
     def __init__(self, settings: Settings, schedule: Schedule, steps_before: int, self_switching: list[str]):
@@ -37,7 +36,6 @@ class Account:
         self.trace: list[tuple[QuestionHistory, int]] = []
         self.callbacks = self.parts = self.gradients = self.elsewhere = self.predicted = 0
         self.along = self.weight_changes = self.switches = 0
-        self.repetitions = Repetitions()
         self.memory: str | None = None
         self._closeness: float | None = None  # known once the sampler is through
         self._nothing_skipped: str | None = None  # why; known then, too
@@ -70,13 +68,6 @@ class Account:
         """The network keeps there what one call leaves for the next."""
         self.memory = place
         log.warning(f"EasyCache: {self._memory_says}; from here on everything is computed")
-
-    def warn_of_repetitions(self) -> None:
-        """Once the sampler is through. Waits for the device."""
-        levels = [self.repetitions.first(), *(repetition(history.controller.trace) for history in self.histories)]
-        level = next((one for one in levels if one is not None), None)
-        if level is not None:
-            warn_of_repetition(level)
 
     def log_evaluation(self, evaluation: Evaluation | None) -> None:
         """One line, with `verbose`, of an evaluation that is over; none where nothing was asked in it."""

@@ -6,6 +6,7 @@ import re
 import torch
 
 from ..easycache_core.turns import sample_of
+from .parametrisation import Parametrisation
 
 log = logging.getLogger("easycache")
 
@@ -83,48 +84,37 @@ def warn_of_other_caches(patcher, model_options: dict, own_key: str) -> list[str
 
 
 class Repetitions:
-    """Looks for denoised latents, or distances of them from x, that were those at another noise level: what a cache
-    repeats that lies between ComfyUI's samplers and the network.
+    """Looks for answers that were those at another noise level: what a cache repeats that lies anywhere between the
+    sampler and the network. Some repeat the network's output, some denoised latents, some distances of these from x.
     """
 
-    def __init__(self):
-        self._last: dict[str, tuple[torch.Tensor, ...]] = {}  # by branch: sigma, and some of each of the two
+    def __init__(self, conversion: Parametrisation):
+        self._conversion = conversion
+        self._last: dict[str, tuple[torch.Tensor, ...]] = {}  # by branch: sigma, and some of each of the three
         self._looks: list[torch.Tensor] = []  # the noise levels where there was one; -1 for others
 
     def look(self, branch: str, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> None:
-        """The answer was computed. Does not wait for the device."""
-        some = sample_of([denoised])[::SPARSER].clone()
-        now = sigma.clone(), some, some - sample_of([x])[::SPARSER]
+        """The answer was computed. sigma: a scalar tensor. Does not wait for the device."""
+        some, some_x = (sample_of([tensor])[::SPARSER].clone() for tensor in (denoised, x))
+        output = self._conversion.network_output(some[None], some_x[None], sigma.reshape(1))
+        now = sigma.clone(), some, some - some_x, output
         before, self._last[branch] = self._last.get(branch), now
-        if before is None or any(a.shape != b.shape for a, b in zip(before, now, strict=True)):
+        if before is None or before[1].shape != some.shape:
             return
-        pairs = list(zip(before, now, strict=True))[1:]
-        same = [(a - b).abs().max() <= REPEATED * b.abs().max() for a, b in pairs]
-        found = (same[0] | same[1]) & some.any() & (before[0] != now[0])
-        self._looks.append(torch.where(found, now[0], -1.0))
+        same = [(a - b).abs().max() <= REPEATED * b.abs().max() for a, b in zip(before[1:], now[1:], strict=True)]
+        found = torch.stack(same).any() & some.any() & (before[0] != sigma)
+        self._looks.append(torch.where(found, sigma, -1.0))
 
-    def first(self) -> float | None:
-        """The noise level of the first one. Waits for the device."""
+    def warn(self) -> None:
+        """Say where the first one was, if there was any. Waits for the device."""
         levels = torch.stack(self._looks).tolist() if self._looks else []
-        return next((level for level in levels if level >= 0), None)
+        level = next((level for level in levels if level >= 0), None)
+        if level is not None:
+            log.warning(
+                f"EasyCache: at noise level {level:.4g} the network's answer is the one before: another cache repeats "
+                "it, whose errors and ours add up; use one of them"
+            )
 
-
-def warn_of_repetition(level: float) -> None:
-    log.warning(
-        f"EasyCache: at noise level {level:.4g} the network's answer is the one before: another cache repeats it, "
-        "whose errors and ours add up; use one of them"
-    )
-
-
-def repetition(trace: list[dict]) -> float | None:
-    """The noise level of an answer that was the one before, at another one. trace: of the engine, read."""
-    sigma, moved = None, 0.0  # of the last computed evaluation; by how much the latent moved since, at most
-    for now in trace:
-        moved += now["input_change"] or 0.0
-        if not now["computed"]:
-            continue
-        known = now["rate"] is not None and now["output_norm"] and moved
-        if known and now["sigma"] != sigma and now["rate"] * moved < REPEATED * now["output_norm"]:
-            return now["sigma"]
-        sigma, moved = now["sigma"], 0.0
-    return None
+    def close(self) -> None:
+        """Free every tensor."""
+        self._last, self._looks = {}, []

@@ -83,7 +83,7 @@ def sample_with_cache(
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
         log.info(run.finish())
         if not others:
-            run.account.warn_of_repetitions()
+            run.repetitions.warn()
         piece.finish(samples, run.denoised)
         state = "done"
     finally:

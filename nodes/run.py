@@ -87,7 +87,9 @@ class Run:
         self._schedule, self._guider = schedule, guider
         self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
         follows_denoised = PREDICTORS[settings.config.predictor].follows_denoised
-        self._conversion = None if follows_denoised else Parametrisation(self._model_sampling)
+        conversion = Parametrisation(self._model_sampling)
+        self._conversion = None if follows_denoised else conversion
+        self.repetitions = Repetitions(conversion)
         self._controller_options = dict(streams=streams, denoised=follows_denoised, ranks=ranks, by_row=True)
         self._response, self._supposed = response, supposed
         self._alternation: Alternation | None = None  # known once the conditionings are prepared
@@ -315,7 +317,7 @@ class Run:
             evaluation.stored.add(branch)
             history.on_computed(branch)
             if not self._exact:
-                self.account.repetitions.look(branch, denoised[i], x, level_of(timestep))
+                self.repetitions.look(branch, denoised[i], x, level_of(timestep))
         if self._conversion is not None:
             return {i: denoised[i] for i in answers.branches}
         return {i: controller.corrected(branch, denoised[i]) for i, branch in answers.branches.items()}
@@ -478,7 +480,7 @@ class Run:
         """Free every tensor, even if a reference to this run remains."""
         self._evaluation = self._guider = self.denoised = None
         self._latest, self._failed = [], []
-        self.account.repetitions = Repetitions()
+        self.repetitions.close()
         self._identities, self._part_ids = Identities(), PartIds({})
         self._weights.close()
         for history in self.account.histories:
