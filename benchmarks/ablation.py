@@ -63,6 +63,7 @@ def parts(engine):
         "forgetting in the regression for theta": [(forecast, "FORGETTING_FACTOR", 1.0)],
         "correction (c = 0)": [(payments, "pay", lambda self: [])],
         "correction where the network runs": [(forecast.Forecast, "correction", lambda self, branch: None)],
+        "limits of payments (one defect instead)": [(correction, "LIMITS", correction.LIMITS[:1])],
         "the sampler's weights (Euler's instead)": [(steps.StepHistory, "weights", eulers)],
         "places by cost (by counting instead)": [
             (budget.Budget, "__init__", lambda self, speedup, lengths, response=None: init(self, speedup, lengths))

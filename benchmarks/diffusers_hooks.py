@@ -66,7 +66,8 @@ def applied(method: str, setting: dict, subject: Subject, ratios: list[float]):
     transformer = subject.pipe.transformer
     if method in (BUDGET, THRESHOLD, PAPER):
         config = CacheConfig(predictor="reuse" if method == PAPER else "forecast", **setting)
-        with attach(transformer, config, STEPS, sigma_of=subject.sigma_of, prediction=subject.prediction):
+        options = dict(sigma_of=subject.sigma_of, prediction=subject.prediction, scheduler=subject.pipe.scheduler)
+        with attach(transformer, config, STEPS, **options):
             yield
         return
     if method == "FirstBlockCache":

@@ -24,6 +24,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from easycache_core import CacheConfig, attach  # noqa: E402
+from easycache_core.response import euler_response  # noqa: E402
 
 LAST_TIME = 10.0  # of their noising process
 FIRST_TIME = 1e-3  # below it nothing is left to remove
@@ -119,6 +120,8 @@ def measure(name: str, lengths: list[int], seed: int, count: int) -> list[Row]:
     many = run(MANY)
     for steps in lengths:
         uncached = run(steps)
+        response = euler_response([*map(sigma_of, schedule(steps)), 0.0])
+        options = dict(sigma_of=sigma_of, prediction="epsilon", response=response)
 
         def row(way, computed, pictures, steps=steps, uncached=uncached):
             to_uncached = None if pictures is uncached else round(closeness(uncached, pictures), 2)
@@ -127,7 +130,7 @@ def measure(name: str, lengths: list[int], seed: int, count: int) -> list[Row]:
 
         row("uncached", steps, uncached)
         for way, config in CONFIGS.items():
-            with attach(network, config, total_steps=steps, sigma_of=sigma_of, prediction="epsilon") as cache:
+            with attach(network, config, total_steps=steps, **options) as cache:
                 pictures = run(steps)
             row(way, cache.computed, pictures)
         for speedup in SPEEDUPS:

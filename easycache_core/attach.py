@@ -27,7 +27,7 @@ from .interface import (
 from .prediction import Prediction
 from .predictors import PREDICTORS
 from .question import Questions
-from .schedule import step_lengths
+from .schedule import is_rounded, response_of, step_lengths
 from .storage import Retries, is_out_of_memory
 from .trace import Record
 from .turns import MAX_HISTORIES, History, choose, sample_of
@@ -71,7 +71,8 @@ def attach(
             never decide.
         latent: which part of x, and of the output, is latent, as an index along one axis, such as np.s_[:, :4096]; the
             rest, tokens of a picture to be edited, has no say. None: what moves between the first two evaluations.
-        scheduler: diffusers' scheduler of the run, from which a budget learns the lengths of steps.
+        scheduler: diffusers' scheduler of the run. From it a budget learns the lengths of steps, and a forecast, noise
+            levels that no timestep has rounded and in which weights its errors are to be made up for.
         controller_options: handed on to CacheController; `step_lengths` where no scheduler tells them.
 
     Returns:
@@ -130,7 +131,7 @@ class Attachment:
                 'most flow models lambda t: t / 1000; or choose CacheConfig(predictor="reuse")'
             )
         conversion = Prediction(prediction)
-        self._conversion = conversion if predictor.follows_denoised else None
+        self._conversion, self._prediction = conversion if predictor.follows_denoised else None, prediction
         self._module, self._network = module, network
         self._config, self._total_steps, self._sigma_of = config, total_steps, sigma_of
         self._arguments, self._x, self._time = arguments, arguments.x, arguments.time
@@ -247,7 +248,7 @@ class Attachment:
             with controller.cache_dropped_on_oom():
                 if history.evaluations == 1 and self._finds_parts:
                     history.first.append((branch, copy_of(output)))
-                self._store(branch, history, output)
+                output = self._store(branch, history, output)
             history.stored.add(branch)
         elif not history.computing:
             history.cache_miss = True
@@ -278,7 +279,7 @@ class Attachment:
         if history is None:
             if self._histories:
                 self._say("several latents or questions take turns; each is cached by itself")
-            history = self._new_history(line)
+            history = self._new_history(line, timestep)
         step = max(history.step + 1, self._steps.setdefault(timestep, self._step + 1))
         if history.evaluations and step - history.step > 2 * history.gap:
             doubt = "something after a long time"
@@ -291,15 +292,15 @@ class Attachment:
         if self._finds_parts and history.layout is not None and history.has_shapes_of(x):
             self._find_part(history, x)
         history.open(x, sample, timestep, step)
-        history.sigma = None if self._sigma_of is None else float(self._sigma_of(timestep))
+        history.sigma = self._sigma(timestep, history.records)
         if history.evaluations == self._total_steps + 1:
             log.warning(f"EasyCache: evaluations after total_steps={self._total_steps} are computed")
         return history
 
-    def _new_history(self, line: int) -> History:
+    def _new_history(self, line: int, timestep: float) -> History:
         if len(self._histories) == MAX_HISTORIES:
             self._histories.pop(0).release()
-        if self._unused is None or self._find_step_lengths():
+        if self._unused is None or self._read_scheduler(timestep):
             if self._unused is not None:
                 self._unused.release()
             self._unused = self._new_controller()
@@ -307,18 +308,30 @@ class Attachment:
         self._histories.append(history)
         return history
 
-    def _find_step_lengths(self) -> bool:
-        """Read them from the scheduler at the run's first evaluation; whether there is anything to read."""
-        if self._scheduler is None or self._histories or not self._config.target_speedup:
+    def _read_scheduler(self, timestep: float) -> bool:
+        """At the run's first evaluation; whether there is anything to read."""
+        config = self._config
+        if self._scheduler is None or self._histories or not (config.target_speedup or config.threshold):
             return False
         lengths = step_lengths(self._scheduler, self._total_steps)
-        if lengths is None:
+        if config.target_speedup and lengths is None:
             self._say(
                 f"the scheduler does not have {self._total_steps} steps from here; all are taken for equally long"
             )
-            return False
-        self._run_options = dict(step_lengths=lengths)
-        return True
+        if config.target_speedup and lengths is not None:
+            self._run_options["step_lengths"] = lengths
+        if self._conversion is not None:
+            asked = Prediction(self._prediction), self._sigma_of, float(self._sigma_of(timestep)), lengths
+            self._run_options["response"] = response_of(self._scheduler, self._total_steps, *asked)
+        return bool(self._run_options)
+
+    def _sigma(self, timestep: float, n: int) -> float | None:
+        """The noise level of evaluation n: the scheduler's own, where that is what the timestep says, rounded."""
+        if self._sigma_of is None:
+            return None
+        sigma, response = float(self._sigma_of(timestep)), self._run_options.get("response")
+        exact = response.sigmas[n] if response is not None and n < len(response.sigmas) else sigma
+        return exact if is_rounded(exact, sigma) else sigma
 
     @property
     def _finds_parts(self) -> bool:
@@ -373,8 +386,9 @@ class Attachment:
         self._conversion.set_sigma(history.sigma)
         return [(group, self._conversion.latent(group)) for group in groups]
 
-    def _store(self, branch: str, history: History, output) -> None:
-        layout = history.layout
+    def _store(self, branch: str, history: History, output):
+        """Take in what the network returned; what to return in its place, itself where nothing is to be made up for."""
+        layout, controller = history.layout, history.controller
         leaves, form = flattened(output)
         predictions = [tensor.detach() for tensor in predictions_of(output)]
         others = [TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
@@ -382,22 +396,31 @@ class Attachment:
         if not history.stored:
             history.templates.clear()
         history.templates[branch] = OutputTemplate(form, others, rest, predictions[0].dtype)
-        groups = zip(layout.groups(predictions), self._inputs(history), strict=True)
-        for i, (stored, (network_x, latent)) in enumerate(groups):
-            if self._conversion is not None:
-                stored = self._conversion.denoised(stored, network_x)
-            history.controller.store(f"{branch} {i}", stored, latent if i else None)
+        groups, corrected = layout.groups(predictions), False
+        for i, (network_x, latent) in enumerate(self._inputs(history)):
+            if self._conversion is None:
+                controller.store(f"{branch} {i}", groups[i], latent if i else None)
+                continue
+            denoised = self._conversion.denoised(groups[i], network_x)
+            controller.store(f"{branch} {i}", denoised, latent if i else None)
+            answer = controller.corrected(f"{branch} {i}", denoised)
+            if answer is not denoised:
+                groups[i], corrected = self._conversion.output(answer, network_x), True
+        return self._returned(branch, history, groups) if corrected else output
 
     def _predicted(self, branch: str, history: History):
-        """The network's output, predicted, in the form in which it was returned last."""
-        layout, template = history.layout, history.templates[branch]
+        """The network's output, predicted."""
         outputs = []
         for i, (network_x, latent) in enumerate(self._inputs(history)):
             predicted = history.controller.predict(f"{branch} {i}", latent)
-            if self._conversion is not None:
-                predicted = self._conversion.output(predicted, network_x)
-            outputs.append(predicted.to(template.dtype))
-        tensors = iter(layout.outputs(outputs, template.rest))
+            outputs.append(predicted if self._conversion is None else self._conversion.output(predicted, network_x))
+        return self._returned(branch, history, outputs)
+
+    def _returned(self, branch: str, history: History, outputs: list[torch.Tensor]):
+        """Outputs, one per group, as the network returned its own at the last computed evaluation."""
+        template = history.templates[branch]
+        outputs = [output.to(template.dtype) for output in outputs]
+        tensors = iter(history.layout.outputs(outputs, template.rest))
         leaves = [next(tensors) if leaf is TENSOR else leaf for leaf in template.leaves]
         return unflattened(leaves, template.form)
 

@@ -27,7 +27,7 @@ def test_an_example_runs_and_skips_something(example, monkeypatch):
     class Downloaded:
         """Stands for the download alone: the pipeline is a real one, small, and with its prompt encoded already."""
 
-        transformer = subject.pipe.transformer
+        transformer, scheduler = subject.pipe.transformer, subject.pipe.scheduler
 
         @staticmethod
         def from_pretrained(name, torch_dtype):

@@ -8,7 +8,6 @@ import torch
 from pipelines import calm
 
 from easycache_core import CacheConfig, attach
-from easycache_core.schedule import step_lengths
 
 STEPS = 30
 BUDGET = CacheConfig(target_speedup=2)
@@ -223,62 +222,3 @@ def test_a_panorama_of_tiles():
         assert len(cache.trace) == 5 * STEPS / views and cache.skipped == len(cache.trace) / 2
     batched, one_by_one = results
     assert (one_by_one - batched).abs().mean() < 0.1 * (batched - exact).abs().mean()
-
-
-EULER = diffusers.FlowMatchEulerDiscreteScheduler
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "options"),
-    [
-        (EULER(shift=5.0), {}),
-        (EULER(use_dynamic_shifting=True), dict(mu=1.2, sigmas=[1 - n / 10 for n in range(10)])),
-        (EULER(invert_sigmas=True), {}),
-        (
-            diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"),
-            {},
-        ),
-        (diffusers.DDIMScheduler(), {}),
-        (diffusers.HeunDiscreteScheduler(), {}),
-        (diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0), {}),
-    ],
-)
-def test_a_schedule_has_steps_of_equal_length_whatever_its_shift(scheduler, options):
-    """Catches steps being measured in noise levels, of which a shifted schedule takes few long ones at its end."""
-    scheduler.set_timesteps(10, **options)
-    lengths = step_lengths(scheduler, len(scheduler.timesteps))
-    assert max(lengths[:-1]) - min(lengths[:-1]) < 0.002 and lengths[0] == pytest.approx(0.1, abs=0.02)
-    assert step_lengths(scheduler, 3) == lengths[:3]
-    assert step_lengths(scheduler, 30) is None
-
-
-def test_a_budget_spreads_over_the_length_of_steps():
-    """Catches long steps (the beta scheduler's) getting no more evaluations than short ones."""
-    computed = {}
-    for beta in (False, True):
-        scheduler = EULER(shift=3.0, use_beta_sigmas=beta)
-        pipe = pipeline(diffusers.FluxPipeline, diffusers.FluxTransformer2DModel(**FLUX), scheduler)
-        sample = latents_of(pipe, height=128, width=128, **flux_prompts(guided=False))
-        for told in (False, True):
-            config = CacheConfig(target_speedup=3)
-            options = dict(scheduler=scheduler) if told else {}
-            with attach(pipe.transformer, config, STEPS, sigma_of=float, **options) as cache:
-                sample()
-                sample()
-            computed[beta, told] = [n for n, record in enumerate(cache.trace) if record["computed"]]
-            assert cache.computed == STEPS / 3
-    assert computed[False, False] == computed[False, True] == computed[True, False] != computed[True, True]
-    scheduler.set_timesteps(STEPS)
-    lengths = step_lengths(scheduler, STEPS)
-    among = [lengths[n] for n in computed[True, True]]
-    assert sum(among) / len(among) > 1.02 * sum(lengths[n] for n in computed[True, False]) / len(among)
-
-
-def test_a_scheduler_of_other_steps_is_said_to_be_of_no_use(caplog):
-    """Catches a wrong total_steps that leads to an error, or to a budget over another schedule."""
-    caplog.set_level("INFO")
-    scheduler = EULER(shift=3.0)
-    pipe = pipeline(diffusers.FluxPipeline, diffusers.FluxTransformer2DModel(**FLUX), scheduler)
-    with attach(pipe.transformer, BUDGET, STEPS + 9, sigma_of=float, scheduler=scheduler) as cache:
-        latents_of(pipe, height=128, width=128, **flux_prompts(guided=False))()
-    assert cache.skipped and "does not have 39 steps from here" in caplog.text
