@@ -34,13 +34,13 @@ def main(rank: int, port: int, folder: Path) -> None:
         ffn_dim=32, num_layers=2, rope_max_seq_len=32,
     ).eval()  # fmt: skip
     noise, text = torch.randn(1, 4, 2, 16, 16), torch.randn(1, 8, 16)
-    calls = []
+    calls, scheduler = [], FlowMatchEulerDiscreteScheduler(shift=3.0)
     network.blocks[0].register_forward_pre_hook(lambda *_: calls.append(None))
 
     @torch.no_grad()
     def sample() -> dict:
         calls.clear()
-        scheduler, x = FlowMatchEulerDiscreteScheduler(shift=3.0), noise.clone()
+        x = noise.clone()
         scheduler.set_timesteps(STEPS)
         for t in scheduler.timesteps:
             velocity = network(x, t.expand(1), text, return_dict=False)[0]
@@ -51,8 +51,9 @@ def main(rank: int, port: int, folder: Path) -> None:
     torch.accelerator.device_count = lambda: 1  # diffusers divides by it, and a CPU is no accelerator
     network.enable_parallelism(config=ContextParallelConfig(ulysses_degree=RANKS))
     seen["parallel"] = sample()
+    options = dict(sigma_of=lambda t: t / 1000, scheduler=scheduler)
     for name, config in SETTINGS.items():
-        with attach(network, config, total_steps=STEPS, sigma_of=lambda t: t / 1000) as cache:
+        with attach(network, config, total_steps=STEPS, **options) as cache:
             seen[name] = sample() | {"speedup": cache.speedup}
     (folder / f"{rank}.json").write_text(json.dumps(seen))
     dist.barrier()
