@@ -27,6 +27,7 @@ from .interface import (
 from .prediction import Prediction
 from .predictors import PREDICTORS
 from .question import Questions
+from .response import Response
 from .schedule import is_rounded, response_of, step_lengths
 from .storage import Retries, is_out_of_memory
 from .trace import Record
@@ -276,6 +277,9 @@ class Attachment:
         if history is None and self._histories and self._histories[0].controller.shared:
             # Ranks might not agree to begin another history.
             history, doubt = self._histories[0], "several latents or questions in turn"
+        if history is None and not again and self._is_next(line, timestep):
+            # It jumped, as answers make up for errors. Another history would have a budget of its own.
+            history, doubt = self._histories[0], "a latent that may be another"
         if history is None:
             if self._histories:
                 self._say("several latents or questions take turns; each is cached by itself")
@@ -296,6 +300,17 @@ class Attachment:
         if history.evaluations == self._total_steps + 1:
             log.warning(f"EasyCache: evaluations after total_steps={self._total_steps} are computed")
         return history
+
+    def _is_next(self, line: int, timestep: float) -> bool:
+        """Whether there is one latent so far, which was asked the same, and whose scheduler has this timestep next."""
+        if self._response is None or len(self._histories) != 1 or self._histories[0].line != line:
+            return False
+        n = self._histories[0].records
+        return self._response.expects(n, self._sigma(timestep, n))
+
+    @property
+    def _response(self) -> Response | None:
+        return self._run_options.get("response") or self._options.get("response")
 
     def _new_history(self, line: int, timestep: float) -> History:
         if len(self._histories) == MAX_HISTORIES:
@@ -329,7 +344,7 @@ class Attachment:
         """The noise level of evaluation n: the scheduler's own, where that is what the timestep says, rounded."""
         if self._sigma_of is None:
             return None
-        sigma, response = float(self._sigma_of(timestep)), self._run_options.get("response")
+        sigma, response = float(self._sigma_of(timestep)), self._response
         exact = response.sigmas[n] if response is not None and n < len(response.sigmas) else sigma
         return exact if is_rounded(exact, sigma) else sigma
 
@@ -406,6 +421,7 @@ class Attachment:
             answer = controller.corrected(f"{branch} {i}", denoised)
             if answer is not denoised:
                 groups[i], corrected = self._conversion.output(answer, network_x), True
+        history.corrected = history.corrected or corrected
         return self._returned(branch, history, groups) if corrected else output
 
     def _predicted(self, branch: str, history: History):

@@ -45,6 +45,7 @@ class History:
         self.computing = True
         self.weights: torch.Tensor | None = None  # a sample of the network's, where it ran last
         self.cache_miss = False  # whether its evaluation asked for something that was not in the cache
+        self.corrected = False  # whether an answer of its newest evaluation was: then the latent may jump
         self.first: list = []  # (branch, output) of its first evaluation, until it is seen which part of x is latent
         self._asked_before: Counter[int] = Counter()
         self._absences = Absences()  # of lines
@@ -91,7 +92,8 @@ class History:
             self.controller.reset_cache()
         else:
             self._asked_before = self.asked
-        self.asked, self.stored, self.decided, self._failed = Counter(), set(), False, False
+        self.asked, self.stored = Counter(), set()
+        self.decided = self.corrected = self._failed = False
         self.gap, self.step = step - self.step if self.evaluations else 1, step
         self.x, self.timestep, self._open = [one.detach().clone() for one in x], timestep, True
         self.evaluations += 1
@@ -152,6 +154,8 @@ def choose(histories: list[History], line: int, new: bool, same_step: bool, time
         history = nearest(ours)
         return (history if history.goes_on_with(sample) else None), ""
     history = nearest(waiting)
+    if history.corrected:
+        return history, ""
     if history.takes_turns(sample):
         return None, ""
     others = [one for one in ours if one is not history]

@@ -1,6 +1,7 @@
 """attach where the network is asked about several latents, or several questions, in turn."""
 
 import functools
+import math
 import sys
 import threading
 import types
@@ -12,6 +13,7 @@ from text_network import TextNetwork
 
 from easycache_core import CacheConfig, attach
 from easycache_core.question import Questions
+from easycache_core.response import euler_response
 
 STEPS = 30
 TIMES = torch.linspace(1, 0, STEPS + 1)
@@ -175,6 +177,40 @@ def test_a_sampler_that_renews_the_noise_keeps_its_budget():
 
     cache, _ = compare(sample, BUDGET)
     assert cache.computed <= STEPS / 2 + 5, "all but the few it takes to see that no latent comes back"
+
+
+class Lost(torch.nn.Module):
+    """Noise, of latents whose variance is kept, by a network that sees a pattern of the noise's own size where there is
+    much: the more noise, the further what is denoised is off.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.pattern, self.picture = noise(1, 16), noise(2, 16)
+
+    def forward(self, x, t):
+        return ((1 + t * t) ** 0.5 * x - self.picture - self.pattern * t**1.2) / t
+
+
+@pytest.mark.parametrize("speedup", [2.0, 3.4])
+def test_a_latent_that_jumps_back_is_no_other_one(speedup):
+    """Catches a correction after which the latent is taken for another one, with a budget of its own: more is computed
+    than was promised.
+    """
+    levels = [(148 ** (1 / 7) + n / 19 * (0.03 ** (1 / 7) - 148 ** (1 / 7))) ** 7 for n in range(20)] + [0.0]
+
+    def sample(network):
+        x = noise(0, 16)
+        for sigma, following in zip(levels[:-1], levels[1:], strict=True):
+            predicted = network(x, sigma)
+            x = (1 + sigma**2) ** 0.5 * x - sigma * predicted
+            x = (x + following * predicted) / (1 + following**2) ** 0.5
+        return [x]
+
+    network, options = Lost().eval(), dict(sigma_of=float, prediction="epsilon", response=euler_response(levels))
+    with attach(network, CacheConfig(target_speedup=speedup), 20, **options) as cache:
+        sample(network)
+    assert cache.computed == math.ceil(20 / speedup)
 
 
 def test_many_tiles_have_bounded_memory(monkeypatch):
