@@ -4,7 +4,6 @@ import sys
 from importlib import import_module
 
 import comfy_host
-import numpy as np
 import pytest
 import torch
 
