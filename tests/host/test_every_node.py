@@ -327,6 +327,7 @@ def tried(comfy, tiny):
 
 
 @pytest.mark.verifies("nodes", "{settings}")
+@pytest.mark.in_turn("settings")
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("node", NODES)
 def test_right_or_computed_whole(tried, caplog, record_property, node, settings):
