@@ -25,6 +25,7 @@ def test_it_loads_whole(opened, name):
     missing = {node["type"] for node in WORKFLOWS[name]["nodes"]} - {*object_info, *NOTES}
     if missing:  # tests/host/test_workflows.py says which may be
         pytest.skip(f"this ComfyUI has no {', '.join(sorted(missing))}")
+    tab.page.keyboard.press("Escape")  # closes the dialog that another workflow may have opened
     tab.load(WORKFLOWS[name])
     tab.frames()
     expected = to_prompt(WORKFLOWS[name], object_info)
