@@ -204,8 +204,8 @@ WAYS: dict[str, Way] = {
 # The others, and why.
 NOT_TRIED = {
     "TorchCompileModel": "tests/host/test_torch_compile.py",
-    "EasyCache": "another cache; tests/host/test_field.py: it is warned of",
-    "LazyCache": "another cache; tests/host/test_field.py: it is warned of",
+    "EasyCache": "another cache; tests/host/test_other_caches.py: it is warned of",
+    "LazyCache": "another cache; tests/host/test_other_caches.py: it is warned of",
     "HypernetworkLoader": "takes a file of weights; it patches attention as UNetSelfAttentionMultiply does",
     "TrainLoraNode": "trains a LoRA, which LoraModelLoader applies",
     "ImageOnlyCheckpointLoader": "loads a model, and patches none",
