@@ -13,6 +13,7 @@ import comfy_host
 import frontend
 import pytest
 from comfy_server import ComfyServer
+from tabs import checked_tab
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +62,9 @@ def server(request, servers):
 
 
 @pytest.fixture
-def tab(chromium, server, tmp_path):
-    """An open page, not loaded yet. Scripts of ours must not fail in it."""
-    with frontend.tab(chromium, server.url) as tab:
-        failures = []
-        tab.page.on("pageerror", lambda error: failures.append(str(error.stack)))
+def tab(chromium, server):
+    with checked_tab(chromium, server.url) as tab:
         yield tab
-        assert not [failure for failure in failures if comfy_host.PACK_NAME in failure]
 
 
 @pytest.fixture

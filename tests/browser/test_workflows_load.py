@@ -4,25 +4,28 @@ import itertools
 
 import pytest
 from bundled import WORKFLOWS, add_stand_ins
+from tabs import checked_tab
 from workflow import NOTES, to_prompt
 
 
-@pytest.fixture
-def object_info(tab, server):
-    """With the files' names; tab is opened for them to be known in the browser."""
+@pytest.fixture(scope="module", params=["required", "newest"])
+def opened(request, chromium, servers):
+    """(a tab that knows the files' names, the server's node definitions); workflow after workflow is loaded there."""
+    server = servers(request.param)
     add_stand_ins(server.base)
-    tab.open(Workflow_ShowMissingModelsWarning=True, Workflow_ShowMissingNodesWarning=True)
-    answer = tab.page.request.get(f"{server.url}/object_info")
-    return answer.json()
+    with checked_tab(chromium, server.url) as tab:
+        tab.open(Workflow_ShowMissingModelsWarning=True, Workflow_ShowMissingNodesWarning=True)
+        yield tab, tab.page.request.get(f"{server.url}/object_info").json()
 
 
-@pytest.mark.parametrize("server", ["required", "newest"], indirect=True)
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_it_loads_whole(tab, object_info, name):
+def test_it_loads_whole(opened, name):
     """No node is missing, no file is asked for, and what would be queued is what the workflow's file says."""
+    tab, object_info = opened
     missing = {node["type"] for node in WORKFLOWS[name]["nodes"]} - {*object_info, *NOTES}
     if missing:  # tests/host/test_workflows.py says which may be
         pytest.skip(f"this ComfyUI has no {', '.join(sorted(missing))}")
+    tab.page.keyboard.press("Escape")  # closes the dialog that another workflow may have opened
     tab.load(WORKFLOWS[name])
     tab.frames()
     expected = to_prompt(WORKFLOWS[name], object_info)

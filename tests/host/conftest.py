@@ -11,6 +11,7 @@ from collections import Counter
 import comfy_host
 import pytest
 import tiny_models
+import torch
 from sampling import Outcome, schedule
 from scene import Scene
 
@@ -20,8 +21,6 @@ class Comfy:
 
     def __init__(self, base):
         self.pack_folder = comfy_host.import_comfy(base)
-        import torch
-
         import nodes
 
         processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
@@ -58,7 +57,8 @@ class Comfy:
         inputs = dict(seed=5, steps=16, cfg=4.0, sampler_name="euler", scheduler="simple", positive=scene.positive,
                       negative=scene.negative, latent_image=scene.latent, denoise=1.0)  # fmt: skip
         inputs.update(changes)
-        return self.node("KSampler", scene.model if model is None else model, **inputs)[0]["samples"]
+        with torch.no_grad():  # ComfyUI's server samples without gradients, too
+            return self.node("KSampler", scene.model if model is None else model, **inputs)[0]["samples"]
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +71,13 @@ def demo_scene(comfy):
     """The bundled video model."""
     model, positive, negative, latent = comfy.node("EasyCacheDemoModel", "rocket", "night", "zoom-out", 1)
     return Scene(model, positive, negative, latent)
+
+
+@pytest.fixture(scope="session")
+def small_scene(comfy):
+    """The bundled video model on a tenth of its latent: for whatever does not ask how good a picture is."""
+    model, positive, negative, latent = comfy.node("EasyCacheDemoModel", "rocket", "night", "zoom-out", 1)
+    return Scene(model, positive, negative, {"samples": torch.zeros_like(latent["samples"][:, :, :2, :8, :8])})
 
 
 @pytest.fixture(scope="session")
@@ -108,8 +115,6 @@ def run(comfy):
 @pytest.fixture(scope="module")
 def one_thread(comfy):
     """Networks this small lose more time in waiting for each other's threads than they take."""
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

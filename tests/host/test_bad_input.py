@@ -21,25 +21,25 @@ import torch
         (dict(cache_device="tpu"), "cache_device must be one of gpu, cpu"),
     ],
 )
-def test_widgets_out_of_range(comfy, demo_scene, widgets, message):
+def test_widgets_out_of_range(comfy, small_scene, widgets, message):
     """Linked inputs bypass the browser's own checks."""
     with pytest.raises(ValueError, match=message):
-        comfy.cached(demo_scene.model, **widgets)
+        comfy.cached(small_scene.model, **widgets)
 
 
-def test_warmup_longer_than_the_run(comfy, demo_scene):
-    plain = comfy.sample(demo_scene, steps=4)
-    assert torch.equal(plain, comfy.sample(demo_scene, comfy.cached(demo_scene.model, warmup_steps=50), steps=4))
+def test_warmup_longer_than_the_run(comfy, small_scene):
+    plain = comfy.sample(small_scene, steps=4)
+    assert torch.equal(plain, comfy.sample(small_scene, comfy.cached(small_scene.model, warmup_steps=50), steps=4))
 
 
 @pytest.mark.parametrize("sigmas", [[], [1.0]])
-def test_zero_steps(comfy, demo_scene, sigmas):
+def test_zero_steps(comfy, small_scene, sigmas):
     """Empty schedules come from SplitSigmas and from denoise 0."""
     import comfy.samplers as samplers
 
-    guider = samplers.CFGGuider(comfy.cached(demo_scene.model))
-    guider.set_conds(demo_scene.positive, demo_scene.negative)
-    latent = demo_scene.latent["samples"]
+    guider = samplers.CFGGuider(comfy.cached(small_scene.model))
+    guider.set_conds(small_scene.positive, small_scene.negative)
+    latent = small_scene.latent["samples"]
     result = guider.sample(
         torch.randn(latent.shape), latent, samplers.sampler_object("euler"), torch.tensor(sigmas), seed=0
     )
@@ -47,20 +47,20 @@ def test_zero_steps(comfy, demo_scene, sigmas):
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_nan_or_inf_from_the_network(comfy, demo_scene, caplog, poison):
+def test_nan_or_inf_from_the_network(comfy, small_scene, caplog, poison):
     """One bad evaluation (an fp16 overflow): it must not be cached, and the log must say so once."""
-    network = demo_scene.model.model.diffusion_model
+    network = small_scene.model.model.diffusion_model
 
     def spoil(module, args, kwargs, output):
-        if len(demo_scene.calls) == 4:
+        if len(small_scene.calls) == 4:
             return torch.full_like(output, poison)
         return output
 
     handle = network.register_forward_hook(spoil, with_kwargs=True)
     try:
         with caplog.at_level(logging.WARNING):
-            _, levels = demo_scene.counting(
-                lambda: comfy.sample(demo_scene, comfy.cached(demo_scene.model, threshold=1.0, warmup_steps=4))
+            _, levels = small_scene.counting(
+                lambda: comfy.sample(small_scene, comfy.cached(small_scene.model, threshold=1.0, warmup_steps=4))
             )
     finally:
         handle.remove()
@@ -68,16 +68,13 @@ def test_nan_or_inf_from_the_network(comfy, demo_scene, caplog, poison):
     assert sum("NaN or inf" in message for message in caplog.messages) == 1
 
 
-def test_nan_in_the_latent(comfy, demo_scene, caplog):
-    start = torch.zeros_like(demo_scene.latent["samples"])
+def test_nan_in_the_latent(comfy, small_scene, caplog):
+    start = torch.zeros_like(small_scene.latent["samples"])
     start[0, 0, 0, 0, 0] = math.nan
     with caplog.at_level(logging.WARNING):
-        _, levels = demo_scene.counting(
-            lambda: comfy.sample(
-                demo_scene, comfy.cached(demo_scene.model, threshold=1.0), latent_image={"samples": start}, denoise=0.8
-            )
-        )
-    assert len(demo_scene.calls) == 16, "every step is computed, as without the node"
+        cached = comfy.cached(small_scene.model, threshold=1.0)
+        small_scene.counting(lambda: comfy.sample(small_scene, cached, latent_image={"samples": start}, denoise=0.8))
+    assert len(small_scene.calls) == 16, "every step is computed, as without the node"
     assert sum("NaN or inf" in message for message in caplog.messages) == 1
 
 

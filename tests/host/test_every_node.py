@@ -204,8 +204,8 @@ WAYS: dict[str, Way] = {
 # The others, and why.
 NOT_TRIED = {
     "TorchCompileModel": "tests/host/test_torch_compile.py",
-    "EasyCache": "another cache; tests/host/test_field.py: it is warned of",
-    "LazyCache": "another cache; tests/host/test_field.py: it is warned of",
+    "EasyCache": "another cache; tests/host/test_other_caches.py: it is warned of",
+    "LazyCache": "another cache; tests/host/test_other_caches.py: it is warned of",
     "HypernetworkLoader": "takes a file of weights; it patches attention as UNetSelfAttentionMultiply does",
     "TrainLoraNode": "trains a LoRA, which LoraModelLoader applies",
     "ImageOnlyCheckpointLoader": "loads a model, and patches none",
@@ -327,6 +327,7 @@ def tried(comfy, tiny):
 
 
 @pytest.mark.verifies("nodes", "{settings}")
+@pytest.mark.in_turn("settings")
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("node", NODES)
 def test_right_or_computed_whole(tried, caplog, record_property, node, settings):

@@ -438,8 +438,7 @@ def test_the_negative_is_asked_at_every_other_step_under_a_threshold(demo_scene,
     assert psnr(cached.latent, plain.latent) > 25
 
 
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
-@pytest.mark.parametrize("steps", [2, 3])
+@pytest.mark.parametrize(("steps", "sampler"), [(2, "euler"), (3, "dpmpp_2m")])
 def test_what_a_guider_keeps_is_not_paid_for_twice(comfy, demo_scene, run, steps, sampler):
     """Guidance that is kept for later steps has the payments of its step in it. Catches forecasts that are worse than
     `reuse` (by 3 to 10 dB), as these are paid again at each step at which it is kept.

@@ -96,6 +96,7 @@ def in_turn(count):
     return drawing(lambda x: [x, *(noise_like(x, seed) for seed in range(1, count))], lambda latents: latents[-1])
 
 
+@pytest.mark.in_turn("count")
 @pytest.mark.parametrize("widgets", [dict(threshold=0.1), dict(target_speedup=2.0)], ids=["threshold", "budget"])
 @pytest.mark.parametrize("count", [2, 3, 6])
 @pytest.mark.parametrize("name", ["SD15", "Flux"])

@@ -16,70 +16,70 @@ from memory import Allocations
 SOME_WEIGHTS = 4096  # bytes
 
 
-def test_nothing_is_left_after_a_run(comfy, demo_scene, no_run_left):
-    model = comfy.cached(demo_scene.model)
-    comfy.sample(demo_scene, model)
+def test_nothing_is_left_after_a_run(comfy, small_scene, no_run_left):
+    model = comfy.cached(small_scene.model)
+    comfy.sample(small_scene, model)
     assert no_run_left() == []
-    assert demo_scene.model.wrappers.get("outer_sample", {}) == {}, "the input model must stay untouched"
+    assert small_scene.model.wrappers.get("outer_sample", {}) == {}, "the input model must stay untouched"
 
 
 @pytest.mark.parametrize("kind", ["interrupt", "exception"])
-def test_nothing_is_left_after_a_failed_run(comfy, demo_scene, no_run_left, kind):
+def test_nothing_is_left_after_a_failed_run(comfy, small_scene, no_run_left, kind):
     """An interrupted or failed run must pass its exception on, free its tensors and leave the next run alone."""
     import comfy.model_management as management
 
-    model = comfy.cached(demo_scene.model)
-    expected = comfy.sample(demo_scene, model)
+    model = comfy.cached(small_scene.model)
+    expected = comfy.sample(small_scene, model)
     fault = management.InterruptProcessingException if kind == "interrupt" else ZeroDivisionError
     kept = []
 
     def fail(module, args, kwargs):
-        if len(demo_scene.calls) == 5:
+        if len(small_scene.calls) == 5:
             kept.append(weakref.ref(args[0]))
             raise fault
 
-    handle = demo_scene.model.model.diffusion_model.register_forward_pre_hook(fail, with_kwargs=True)
-    demo_scene.calls.clear()
+    handle = small_scene.model.model.diffusion_model.register_forward_pre_hook(fail, with_kwargs=True)
+    small_scene.calls.clear()
     try:
         with pytest.raises(fault):
-            comfy.sample(demo_scene, model)
+            comfy.sample(small_scene, model)
     finally:
         handle.remove()
     assert no_run_left() == []
     gc.collect()
     assert kept[0]() is None
-    assert torch.equal(expected, comfy.sample(demo_scene, model))
+    assert torch.equal(expected, comfy.sample(small_scene, model))
 
 
 @pytest.mark.parametrize(
     "error", [torch.cuda.OutOfMemoryError("no room"), RuntimeError("CUDA error: out of memory")], ids=type
 )
-def test_out_of_memory_in_the_network_costs_the_cache_not_the_run(comfy, demo_scene, caplog, no_run_left, error):
+def test_out_of_memory_in_the_network_costs_the_cache_not_the_run(comfy, small_scene, caplog, no_run_left, error):
     """The evaluation is done again, and then without the cache; catches a run that dies for the sake of a few latents,
     and one that gives up the cache where memory was short for a moment (38.4 instead of 51 dB with three of them).
     """
-    plain = comfy.sample(demo_scene)
+    plain = comfy.sample(small_scene)
     failures = [9, 10, 11]
 
     def fail(module, args, kwargs):
-        if len(demo_scene.calls) in failures:
-            failures.remove(len(demo_scene.calls))
+        if len(small_scene.calls) in failures:
+            failures.remove(len(small_scene.calls))
             raise type(error)(*error.args)  # a new one: it holds the frames it went through
 
-    handle = demo_scene.model.model.diffusion_model.register_forward_pre_hook(fail, with_kwargs=True)
+    handle = small_scene.model.model.diffusion_model.register_forward_pre_hook(fail, with_kwargs=True)
     try:
-        demo_scene.calls.clear()
+        small_scene.calls.clear()
         with pytest.raises(type(error)):  # there is nothing left to free the third time
-            comfy.sample(demo_scene, comfy.cached(demo_scene.model, threshold=0.0))
+            comfy.sample(small_scene, comfy.cached(small_scene.model, threshold=0.0))
         failures[:] = [9, 10, 15]  # the last one, as it was too much before, with the cache freed at once
-        demo_scene.calls.clear()
-        again = comfy.sample(demo_scene, comfy.cached(demo_scene.model, threshold=0.0))
+        small_scene.calls.clear()
+        again = comfy.sample(small_scene, comfy.cached(small_scene.model, threshold=0.0))
         assert torch.equal(again, plain) and not failures
         assert caplog.text.count("out of memory; the cache is freed") == 3
-        smooth = comfy.sample(demo_scene, comfy.cached(demo_scene.model, target_speedup=2.0))
+        smooth = comfy.sample(small_scene, comfy.cached(small_scene.model, target_speedup=2.0))
         failures[:] = [2, 5, 8]
-        demo_scene.calls.clear()
-        again = comfy.sample(demo_scene, comfy.cached(demo_scene.model, target_speedup=2.0))
+        small_scene.calls.clear()
+        again = comfy.sample(small_scene, comfy.cached(small_scene.model, target_speedup=2.0))
     finally:
         handle.remove()
     assert torch.equal(again, smooth) and not failures
@@ -172,11 +172,11 @@ def test_memory_is_pinned(comfy, tiny, one_thread, monkeypatch, cfg, branches, p
         assert 0 <= held - (of_a_branch * branches + 2) * latent < SOME_WEIGHTS
 
 
-def test_tensors_go_even_if_somebody_holds_the_run(comfy, demo_scene):
+def test_tensors_go_even_if_somebody_holds_the_run(comfy, small_scene):
     """A debugger, a traceback or another pack's wrapper may keep the run object; not the latents in it."""
     from comfy.patcher_extension import WrappersMP
 
-    model = comfy.cached(demo_scene.model)
+    model = comfy.cached(small_scene.model)
     held = []
 
     def spy(executor, model, conds, x, timestep, model_options):
@@ -185,7 +185,7 @@ def test_tensors_go_even_if_somebody_holds_the_run(comfy, demo_scene):
         return executor(model, conds, x, timestep, model_options)
 
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "spy", spy)
-    comfy.sample(demo_scene, model)
+    comfy.sample(small_scene, model)
     assert type(held[0]).__name__ == "Run"
     todo, tensors = [held[0]], []
     while todo:
@@ -201,11 +201,11 @@ def test_tensors_go_even_if_somebody_holds_the_run(comfy, demo_scene):
     assert not tensors
 
 
-def test_two_samplers_share_one_patched_model(comfy, demo_scene):
+def test_two_samplers_share_one_patched_model(comfy, small_scene):
     """Runs interleaved in one model must not see each other: here a run starts in the middle of another."""
-    model = comfy.cached(demo_scene.model)
-    outer_alone = comfy.sample(demo_scene, model, seed=1)
-    inner_alone = comfy.sample(demo_scene, model, seed=2, steps=11)
+    model = comfy.cached(small_scene.model)
+    outer_alone = comfy.sample(small_scene, model, seed=1)
+    inner_alone = comfy.sample(small_scene, model, seed=2, steps=11)
     inner = []
 
     def nested(executor, *args, **kwargs):
@@ -213,7 +213,7 @@ def test_two_samplers_share_one_patched_model(comfy, demo_scene):
             network = executor.class_obj.inner_model
             patcher = network.current_patcher
             inner.append(None)
-            inner[0] = comfy.sample(demo_scene, model, seed=2, steps=11)
+            inner[0] = comfy.sample(small_scene, model, seed=2, steps=11)
             network.current_patcher = patcher  # ComfyUI clears it at the end of a run
         return executor(*args, **kwargs)
 
@@ -221,7 +221,7 @@ def test_two_samplers_share_one_patched_model(comfy, demo_scene):
 
     outer_model = model.clone()
     outer_model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "nested", nested)
-    outer = comfy.sample(demo_scene, outer_model, seed=1)
+    outer = comfy.sample(small_scene, outer_model, seed=1)
     assert torch.equal(inner[0], inner_alone)
     assert torch.equal(outer, outer_alone)
 
@@ -257,40 +257,40 @@ def test_runs_in_two_threads_share_nothing(comfy, one_thread):
         assert len(levels) < 16, "nothing was reused"
 
 
-def test_the_latent_may_change_shape_between_runs(comfy, demo_scene):
-    model = comfy.cached(demo_scene.model)
-    first = comfy.sample(demo_scene, model)
-    larger = {"samples": torch.zeros(1, 16, 3, 20, 12)}
-    result, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, model, latent_image=larger))
+def test_the_latent_may_change_shape_between_runs(comfy, small_scene):
+    model = comfy.cached(small_scene.model)
+    first = comfy.sample(small_scene, model)
+    larger = {"samples": torch.zeros(1, 16, 3, 10, 6)}
+    result, levels = small_scene.counting(lambda: comfy.sample(small_scene, model, latent_image=larger))
     assert result.shape == larger["samples"].shape and result.isfinite().all() and len(levels) < 16
-    assert torch.equal(first, comfy.sample(demo_scene, model))
+    assert torch.equal(first, comfy.sample(small_scene, model))
 
 
-def test_two_nodes_in_a_row_the_last_one_counts(comfy, demo_scene, caplog):
+def test_two_nodes_in_a_row_the_last_one_counts(comfy, small_scene, caplog):
     with caplog.at_level(logging.INFO):
-        twice = comfy.cached(comfy.cached(demo_scene.model, threshold=1.0), threshold=0.0)
-        result = comfy.sample(demo_scene, twice)
+        twice = comfy.cached(comfy.cached(small_scene.model, threshold=1.0), threshold=0.0)
+        result = comfy.sample(small_scene, twice)
     assert any("the last one counts" in message for message in caplog.messages)
     assert sum(message.startswith("EasyCache: computed") for message in caplog.messages) == 1
-    assert torch.equal(result, comfy.sample(demo_scene))
+    assert torch.equal(result, comfy.sample(small_scene))
 
 
 @pytest.mark.parametrize("kind", ["EasyCache", "LazyCache"])
 @pytest.mark.parametrize("ours_first", [False, True])
-def test_the_built_in_nodes_on_the_same_model_are_warned_of(comfy, demo_scene, caplog, kind, ours_first):
+def test_the_built_in_nodes_on_the_same_model_are_warned_of(comfy, small_scene, caplog, kind, ours_first):
     def built_in(model):
         return comfy.node(kind, model, 0.2, 0.15, 0.95, False)[0]
 
-    both = built_in(comfy.cached(demo_scene.model)) if ours_first else comfy.cached(built_in(demo_scene.model))
+    both = built_in(comfy.cached(small_scene.model)) if ours_first else comfy.cached(built_in(small_scene.model))
     with caplog.at_level(logging.WARNING):
-        result = comfy.sample(demo_scene, both)
+        result = comfy.sample(small_scene, both)
     assert sum("built-in EasyCache or LazyCache" in message for message in caplog.messages) == 1
     assert result.isfinite().all()
 
 
-def test_the_network_is_not_asked_for_state(comfy, demo_scene):
+def test_the_network_is_not_asked_for_state(comfy, small_scene):
     """State on the network is what goes wrong in other packs: two runs in one would share it."""
-    network = demo_scene.model.model.diffusion_model
-    before = set(vars(network)) | set(vars(demo_scene.model.model))
-    comfy.sample(demo_scene, comfy.cached(demo_scene.model))
-    assert set(vars(network)) | set(vars(demo_scene.model.model)) == before
+    network = small_scene.model.model.diffusion_model
+    before = set(vars(network)) | set(vars(small_scene.model.model))
+    comfy.sample(small_scene, comfy.cached(small_scene.model))
+    assert set(vars(network)) | set(vars(small_scene.model.model)) == before

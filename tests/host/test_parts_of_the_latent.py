@@ -46,11 +46,20 @@ def windowed(model, moving):
     return model
 
 
-@pytest.mark.parametrize(("cache_first", "past_predict_noise"), [(False, False), (True, False), (False, True)])
+WINDOWS = {  # (whether the cache comes before them, whether the guider goes past PREDICT_NOISE)
+    "behind the cache": (False, False),
+    "before the cache": (True, False),
+    "past PREDICT_NOISE": (False, True),
+}
+
+
+@pytest.mark.in_turn("moving")
+@pytest.mark.parametrize("way", WINDOWS)
 @pytest.mark.parametrize("moving", [False, True], ids=["fixed", "moving"])
-def test_windows_of_another_pack(comfy, tiny, run, moving, cache_first, past_predict_noise):
+def test_windows_of_another_pack(comfy, tiny, run, moving, way):
     """Catches a window that is answered with another one's past, and windows under which nothing is skipped."""
     scene, latent = tiny("SD15"), {"samples": torch.zeros(8, 4, 8, 8)}
+    cache_first, past_predict_noise = WINDOWS[way]
 
     def sample(**widgets):
         def make_guider(model):

@@ -33,11 +33,11 @@ def report_on(comfy, model, samples):
 
 
 @pytest.fixture(scope="module")
-def runs(comfy, demo_scene):
+def runs(comfy, small_scene):
     """A model that was sampled three times, and for each run (latent, steps, noise levels the network really saw)."""
-    model, results = comfy.cached(demo_scene.model), []
+    model, results = comfy.cached(small_scene.model), []
     for steps in (8, 12, 10):
-        latent, sigmas = demo_scene.counting(lambda steps=steps: comfy.sample(demo_scene, model, steps=steps))
+        latent, sigmas = small_scene.counting(lambda steps=steps: comfy.sample(small_scene, model, steps=steps))
         results.append((latent, steps, sigmas))
     return model, results
 
@@ -87,7 +87,7 @@ def test_a_latent_that_was_changed_on_the_way(comfy, runs):
         assert report_on(comfy, model, results[0][0])[0]["steps"] == results[0][1], "as it is, it is known in any job"
 
 
-def test_an_interrupted_run_is_none(comfy, demo_scene, runs):
+def test_an_interrupted_run_is_none(comfy, small_scene, runs):
     """Half a run must not be shown as that of the latent which the sampler made before."""
     import comfy.model_management as management
 
@@ -96,34 +96,33 @@ def test_an_interrupted_run_is_none(comfy, demo_scene, runs):
     def interrupt(module, args, kwargs):
         raise management.InterruptProcessingException
 
-    handle = demo_scene.model.model.diffusion_model.register_forward_pre_hook(interrupt, with_kwargs=True)
+    handle = small_scene.model.model.diffusion_model.register_forward_pre_hook(interrupt, with_kwargs=True)
     try:
         with pytest.raises(management.InterruptProcessingException):
-            comfy.sample(demo_scene, model, steps=6)
+            comfy.sample(small_scene, model, steps=6)
     finally:
         handle.remove()
     assert report_on(comfy, model, results[-1][0])[0]["steps"] == results[-1][1]
     assert report_on(comfy, model, results[-1][0] + 1)[0]["steps"] == results[-1][1]
 
 
-def test_nothing_to_report_is_said(comfy, demo_scene):
+def test_nothing_to_report_is_said(comfy, small_scene):
     """Neither an exception nor an empty picture: the rest of the workflow goes on, and says what to connect."""
-    samples = demo_scene.latent["samples"]
-    pages = []
-    for model, said in ((demo_scene.model, "EasyCache (Adaptive)"), (comfy.cached(demo_scene.model), "has ended yet")):
-        report, plot = report_on(comfy, model, samples)
+    model, samples, pages = small_scene.model, small_scene.latent["samples"], []
+    for asked, said in ((model, "EasyCache (Adaptive)"), (comfy.cached(model), "has ended yet")):
+        report, plot = report_on(comfy, asked, samples)
         assert list(report) == ["message"] and said in report["message"]
         assert (plot < 128).all(-1).mean() > 0.005, "words in the picture"
         pages.append(plot)
     assert (pages[0] != pages[1]).any()
 
 
-def test_a_run_without_steps(comfy, demo_scene):
+def test_a_run_without_steps(comfy, small_scene):
     """Its speed-up is none, which is null in JSON; nothing is divided by it."""
-    model = comfy.cached(demo_scene.model)
+    model = comfy.cached(small_scene.model)
     sampler = comfy.node("KSamplerSelect", "euler")[0]
-    samples = comfy.node("SamplerCustom", model, True, 1, 4.0, demo_scene.positive, demo_scene.negative, sampler,
-                         torch.tensor([1.0]), demo_scene.latent)[0]["samples"]  # fmt: skip
+    samples = comfy.node("SamplerCustom", model, True, 1, 4.0, small_scene.positive, small_scene.negative, sampler,
+                         torch.tensor([1.0]), small_scene.latent)[0]["samples"]  # fmt: skip
     report, _ = report_on(comfy, model, samples)
     assert list(report) == KEYS
     assert (report["steps"], report["evaluations"], report["speedup"], report["trace"]) == (0, 0, None, [])
@@ -298,15 +297,15 @@ NOT_ESTIMATED = {
 
 
 @pytest.mark.parametrize("way", NOT_ESTIMATED)
-def test_no_closeness_is_made_up(comfy, demo_scene, caplog, way):
+def test_no_closeness_is_made_up(comfy, small_scene, caplog, way):
     """Catches a number where there is none. Estimates were 20 dB too good for samplers that add noise, 7 to 21 for
     CFG++, 10 to 30 for samplers that swing at the end, 15 for momentum, 3 to 14 for a run that goes on from another
     one, 4 for a guider whose guidance is not known, 11 for a first noise level that is too low, and a latent that is
     mostly noise was said to be within 100 dB.
     """
-    model = comfy.cached(demo_scene.model, target_speedup=2.0)
+    model = comfy.cached(small_scene.model, target_speedup=2.0)
     with caplog.at_level(logging.INFO):
-        latent = NOT_ESTIMATED[way](comfy, demo_scene, model)
+        latent = NOT_ESTIMATED[way](comfy, small_scene, model)
     report, _ = report_on(comfy, model, latent)
     assert report["closeness"] is report["closeness_margin"] is None
     assert report["skipped"] and "uncached" not in caplog.text

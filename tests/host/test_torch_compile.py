@@ -42,6 +42,7 @@ def sample(comfy, caplog):
     torch.compiler.reset()
 
 
+@pytest.mark.in_turn("cache_first")
 @pytest.mark.parametrize("cache_first", [False, True])
 @pytest.mark.parametrize("name", ["SD15", "SD3", "Flux", "WAN21_T2V"])
 def test_one_graph_and_the_same_decisions(comfy, sample, name, cache_first):

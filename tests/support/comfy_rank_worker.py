@@ -18,7 +18,7 @@ RANKS, STEPS = 2, 16
 
 
 class Worker:
-    """A ComfyUI with the bundled model behind an EasyCache (Adaptive) node."""
+    """A ComfyUI with the bundled model, on a tenth of its latent, behind an EasyCache (Adaptive) node."""
 
     def __init__(self, rank, base):
         self.rank = rank
@@ -31,7 +31,8 @@ class Worker:
         asyncio.run(nodes.load_custom_node(str(pack)))
         self._classes = nodes.NODE_CLASS_MAPPINGS
         scene = self._classes["EasyCacheDemoModel"].execute("rocket", "night", "zoom-out", 1)
-        self.model, self.positive, self.negative, self.latent = scene.result
+        self.model, self.positive, self.negative, latent = scene.result
+        self.latent = {"samples": latent["samples"][:, :, :2, :8, :8]}
 
     def run(self, *, network=lambda calls: None, options=None, **widgets):
         """The flags of one run, or what it failed with. network: called at each call of the network, with their
