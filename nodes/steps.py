@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from ..easycache_core.budget import Window
+from ..easycache_core.response import ROUNDED
 
 # These take another number of steps than their schedule has: one combines up to three evaluations in a step, the other
 # one chooses its steps by the answers.
@@ -12,7 +13,7 @@ UNKNOWN = 10_000  # steps
 # Where another run goes on, nothing makes up for the last gap of this one. In shorter ones that would leave no gap.
 SHORT_PIECE = 5  # steps
 STRIDE_MARGIN = 1e-2  # steps
-ROUNDED_UP = 1 + 2**-10  # float16 has eleven bits
+ROUNDED_UP = 1 + ROUNDED
 MAX_CHURN = 1.02 * 2**0.5  # times the level of the schedule, as in k-diffusion, but for rounding
 
 
