@@ -114,7 +114,7 @@ class Budget:
         here = self._position
         self._position += weights[0]
         if left < 1:  # what could not be predicted may have taken the last one's
-            return urgent and to_come + rest == 1
+            return (urgent or self._costs is not None) and to_come + rest == 1
         # Kept for the last one; where a step has several, for the first one of the last step, too.
         several = self._costs is None and self._per_step > 1
         kept = 1 + several if to_come > 1 else int(rest > 0 and self._in_step > 1)
