@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .budget import Budget
+from .budget import Budget, Window
 from .closeness import decibels
 from .config import CacheConfig
 from .norms import Norms, upcast
@@ -49,6 +49,8 @@ class CacheController(contextlib.AbstractContextManager):
             noise level than it says, it is not believed any more.
         supposed: a response by which a budget is placed where the sampler's own is not known, as long as the noise
             levels are those that it says; corrections do without.
+        window: the noise levels between which evaluations may be skipped. A budget goes first where it does not suffice
+            for those outside. None: all.
         ranks: the processes that sample together and must decide alike. By default all that torch.distributed knows of,
             which is this one where it is not initialised. None: decide alone. All ranks make a controller with the same
             settings and call `begin` for the same evaluations, and `release` whatever happens, or others wait for them.
@@ -62,6 +64,7 @@ class CacheController(contextlib.AbstractContextManager):
         self, config: CacheConfig, total_steps: int, streams: Sequence[int] = (), denoised: bool = False,
         step_count_known: bool = True, step_lengths: Sequence[float] | None = None, ranks: Ranks | None = ALL_RANKS,
         by_row: bool | None = None, response: Response | None = None, supposed: Response | None = None,
+        window: Window | None = None,
     ):  # fmt: skip
         if total_steps < 0:
             raise ValueError(f"total_steps must not be negative, got {total_steps}")
@@ -71,17 +74,18 @@ class CacheController(contextlib.AbstractContextManager):
         kind = PREDICTORS[config.predictor]
         if denoised and not kind.follows_denoised:
             raise ValueError(f"predictor {config.predictor!r} needs the network's output: leave denoised=True out")
-        self.config, self.total_steps = config, total_steps
+        self.config, self.total_steps, self._window = config, total_steps, window
         self._norms = Norms(streams, kind.follows_denoised if by_row is None else by_row)
         self._conversion = Prediction("flow") if kind.follows_denoised and not denoised else None
         settings = f"{config}, {total_steps} steps, streams={len(streams)}, {denoised=}, {step_count_known=}"
-        settings += f", response={response is not None}"
+        settings += f", response={response is not None}, {window=}"
         self._ranks = join(ranks, f"{settings}, step_lengths={step_lengths and lengths}")
         if self._ranks is not None:
             weakref.finalize(self, self._ranks.leave, "its controller is gone")
         self._budget = None
         if config.target_speedup:
-            self._budget = Budget(config.target_speedup, lengths if step_count_known else [], response or supposed)
+            lengths = lengths if step_count_known else []
+            self._budget = Budget(config.target_speedup, lengths, response or supposed, window)
         self._response, self._planned = response, response or supposed
         self._records: list[Record] = []
         self._warnings: set[str] = set()
@@ -178,6 +182,13 @@ class CacheController(contextlib.AbstractContextManager):
         if self._budget is not None:
             self._budget.looks = False
 
+    def ends_as_planned(self, sigma: float | None) -> bool:
+        """Whether a budget knows which evaluation is the last one, and keeps one for it; with the next one at this
+        noise level, None stands for any.
+        """
+        planned = self._planned is not None and self._planned.expects(len(self._records), sigma)
+        return self._budget is not None and planned
+
     def follow(self, response: Response, before: int = 0) -> None:
         """The evaluations are those of another response, of which the ones so far are the first: a question that takes
         turns with others is asked at some of a sampler's evaluations only (`Response.of`). before: evaluations of those
@@ -239,19 +250,26 @@ class CacheController(contextlib.AbstractContextManager):
         limit = config.max_consecutive_skips
         if limit + 1 >= config.target_speedup:  # a budget could not keep a lower one
             forced = forced or 0 < limit <= self._gap_length
+        outside = self._window is not None and now.sigma is not None and not self._window.has(now.sigma)
         if self._budget is not None:
             # Nothing is predicted from, or for, what is not finite: not even where the budget is spent.
             must = not finite or self._predictor.empty
             urgent = forced or (now.changed and self._budget.change_is_urgent())
+            urgent = urgent or (outside and not self._budget.places_window)
             computing = self._budget.should_compute(step, urgent) or must
             if computing:
                 self._budget.spend()
+            elif outside:
+                self._warn_once(
+                    "target_speedup allows for too few evaluations to compute all that are outside of start_percent "
+                    "and end_percent; some are predicted"
+                )
             elif forced or now.changed:
                 self._warn_once(
                     "target_speedup does not suffice: a step that had better be computed is predicted, if it can be"
                 )
             return not computing, None
-        forced = forced or now.changed
+        forced = forced or now.changed or outside
         in_range = config.warmup_steps <= step < self.total_steps - 1
         if forced or not in_range or config.threshold == 0 or not self._predictor.ready:
             return False, None

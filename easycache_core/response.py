@@ -11,6 +11,8 @@ import numpy as np
 
 # Noise levels that differ by less than this part are the same: samplers compute them in float32 or less.
 SAME_LEVEL = 2e-3
+# By so much at most levels differ that a sampler computes in bfloat16, as it does where its latent is one.
+ROUNDED = 2**-8
 # Weights that are so much smaller than the largest are none.
 ROUNDING = 1e-3
 
@@ -39,7 +41,7 @@ class Response(NamedTuple):
         """Whether evaluation n of the run is at this noise level; None stands for any."""
         if n >= len(self.sigmas):
             return False
-        return sigma is None or same_level(self.sigmas[n], sigma)
+        return sigma is None or abs(self.sigmas[n] - sigma) <= ROUNDED * max(abs(self.sigmas[n]), abs(sigma))
 
     def of(self, which: Sequence[int]) -> "Response":
         """Of these evaluations alone, in their order: those at which one of several questions is asked in turn."""

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from .prediction import Prediction
-from .response import Response
+from .response import ROUNDED, Response
 
 log = logging.getLogger("easycache")
 
 # By how much a linear scheduler may be off, of its largest weight.
 LINEAR = 1e-3
-# By how much a rounded noise level may be, of itself, and in any case.
-ROUNDED, ROUNDED_TIMESTEP = 2**-8, 1e-3
+# By how much a noise level may be that was a timestep in whole thousandths.
+ROUNDED_TIMESTEP = 1e-3
 
 
 def step_lengths(scheduler, count: int) -> list[float] | None:

@@ -1,6 +1,7 @@
 """What a run tells of itself: its lines in the log, its report, and what the browser is shown meanwhile."""
 
 import logging
+from collections.abc import Sequence
 
 import comfy.samplers
 import torch
@@ -85,12 +86,12 @@ class Account:
             f"{'computed' if record['computed'] else 'skipped'},{error} transformation rate {shown(record['rate'])}"
         )
 
-    def summary(self, denoised: torch.Tensor | None, guidance, keeps_latents: bool) -> str:
-        """The line for the log, once the sampler is through. denoised: the sampler's, at its last callback. guidance:
-        the guider's, None if it has none. keeps_latents: whether what guides keeps some for later steps. Waits for the
-        device.
+    def summary(self, ends: Sequence[torch.Tensor] | None, guidance, keeps_latents: bool) -> str:
+        """The line for the log, once the sampler is through. ends: the least and the largest value of its denoised
+        latent at its last callback. guidance: the guider's, None if it has none. keeps_latents: whether what guides
+        keeps some for later steps. Waits for the device.
         """
-        self._closeness = None if keeps_latents else self._estimate_closeness(denoised, guidance)
+        self._closeness = None if keeps_latents else self._estimate_closeness(ends, guidance)
         about = self._settings, self.callbacks or self._steps, self._steps_before, self._reason
         self._nothing_skipped = nothing_skipped(self._totals(), *about)
         counts = self.parts, self._beyond_budget, self.gradients, self.along
@@ -127,12 +128,12 @@ class Account:
         """Steps of the sampler; those so far where it follows a schedule of its own."""
         return self._schedule.steps if self._schedule.steps < UNKNOWN else self.callbacks
 
-    def _estimate_closeness(self, denoised: torch.Tensor | None, guidance) -> float | None:
+    def _estimate_closeness(self, ends: Sequence[torch.Tensor] | None, guidance) -> float | None:
         """In dB, of the final latent in the sampler's own terms. Nothing is known where a guider keeps answers for
         later steps, of a schedule that leads back to noise somewhere, and of a piece of one: another run goes on with a
         latent that is mostly noise, or one before was off by more than is known here.
         """
-        if denoised is None or len(self.histories) != 1 or not isinstance(guidance, int | float | None):
+        if ends is None or len(self.histories) != 1 or not isinstance(guidance, int | float | None):
             return None  # some guiders have one guidance for each step
         if self._schedule.unfinished or self._schedule.rises or self._steps_before:
             return None
@@ -141,7 +142,7 @@ class Account:
             return None
         if history.asks_several and (guidance or 1.0) <= 1:  # it has a guidance of its own, under another name
             return None
-        low, high = denoised.detach().aminmax()
+        low, high = ends
         return history.controller.closeness(float(high - low), float(guidance or 1.0))
 
     @property

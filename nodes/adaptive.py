@@ -97,7 +97,8 @@ class EasyCacheAdaptive(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip="No skipping before this part of the schedule. Higher: skipping starts later. "
-                    "0: right after the warm-up.",
+                    "0: right after the warm-up. Where target_speedup leaves too few evaluations for it and "
+                    "end_percent, neither has an effect, and the log says so.",
                 ),
                 io.Float.Input(
                     "end_percent",

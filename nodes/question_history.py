@@ -42,6 +42,7 @@ class QuestionHistory:
             schedule.steps + to_come,
             step_count_known=schedule.steps_known,
             step_lengths=schedule.step_lengths if config.target_speedup else None,
+            window=schedule.window,
             **controller_options,
         )
         self.trail, self._own_latents = Trail(), OwnLatents()
@@ -90,7 +91,10 @@ class QuestionHistory:
             self.controller.reset_cache()
         forced, changed = self._force_and_changed(step, sigma, conds, changed, force)
         changed = changed | differ(self._weights, weights)
-        force = force | forced | self._at_last_level(timestep, sigma)  # the last evaluation draws the detail
+        last = self._at_last_level(timestep, sigma)
+        if not self.controller.ends_as_planned(level):  # the last evaluation draws the detail
+            force = force | last
+        force = force | forced
         if level is not None and self._strides.may_end(level, step):
             force, step = True, max(step, self._schedule.steps - 1)  # for which a budget keeps one
         self.cache_miss = False
@@ -169,8 +173,6 @@ class QuestionHistory:
             if step == config.warmup_steps and self.steps.one_per_step:
                 # A corrector's second evaluation at the sigma of the last warm-up step still belongs to that step.
                 force = force | (sigma == self._computed_sigma)
-        if self._schedule.restricted:
-            force = force | (sigma > self._schedule.sigma_start) | (sigma < self._schedule.sigma_end)
         return force, changed
 
     def close(self) -> None:

@@ -118,6 +118,7 @@ class Run:
         self.account = Account(settings, schedule, steps_before, self_switching(conds))
         self._predict_noise_called = None  # whether PREDICT_NOISE was called since the last callback; None: never
         self.denoised: torch.Tensor | None = None  # the sampler's, at the last callback
+        self._range = None  # (least, largest) of its values then
         # Other ranks wait for this one from here on.
         self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
 
@@ -140,6 +141,7 @@ class Run:
     def on_callback(self, denoised: torch.Tensor | None = None) -> None:
         """The sampler has called back, which it does once per step, with its denoised latent."""
         self.denoised = denoised
+        self._range = None if denoised is None else denoised.detach().aminmax()  # as callbacks may write to it
         if self._predict_noise_called is False:  # some call back several times per step
             return
         self.account.callbacks += 1
@@ -474,11 +476,11 @@ class Run:
         self._end_direct()
         self.account.weight_changes = self._weights.changes
         keeps = self._shape is not None and keeps_latents(self._guider.model_options, self._shape)
-        return self.account.summary(self.denoised, getattr(self._guider, "cfg", None), keeps)
+        return self.account.summary(self._range, getattr(self._guider, "cfg", None), keeps)
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
-        self._evaluation = self._guider = self.denoised = None
+        self._evaluation = self._guider = self.denoised = self._range = None
         self._latest, self._failed = [], []
         self.repetitions.close()
         self._identities, self._part_ids = Identities(), PartIds({})

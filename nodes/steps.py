@@ -3,6 +3,9 @@
 import numpy as np
 import torch
 
+from ..easycache_core.budget import Window
+from ..easycache_core.response import ROUNDED
+
 # These take another number of steps than their schedule has: one combines up to three evaluations in a step, the other
 # one chooses its steps by the answers.
 COMBINING, CHOOSING = "dpm_fast_function", "dpm_adaptive_function"
@@ -10,7 +13,7 @@ UNKNOWN = 10_000  # steps
 # Where another run goes on, nothing makes up for the last gap of this one. In shorter ones that would leave no gap.
 SHORT_PIECE = 5  # steps
 STRIDE_MARGIN = 1e-2  # steps
-ROUNDED_UP = 1 + 2**-10  # float16 has eleven bits
+ROUNDED_UP = 1 + ROUNDED
 MAX_CHURN = 1.02 * 2**0.5  # times the level of the schedule, as in k-diffusion, but for rounding
 
 
@@ -50,8 +53,8 @@ class Schedule:
     unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there.
     flipped: whether they lead back to noise, rises: somewhere. first_sigma, end_sigma: where they begin, and where they
     stop. last_sigma: evaluations at it or below are the last ones, and computed; none are in short pieces of a
-    schedule. sigma_start, sigma_end: between them evaluations may be skipped; restricted: whether that is less than
-    everything. levels: of each step; () where the sampler has others.
+    schedule. levels: of each step; () where the sampler has others. window: the noise levels between which
+    evaluations may be skipped, None if that is everywhere.
 
     sigmas: (steps + 1,), as the sampler gets them. Waits for their device.
     """
@@ -70,13 +73,13 @@ class Schedule:
         self.first_sigma, self.end_sigma = (float(values[0]), float(values[-1])) if len(values) else (0.0, 0.0)
         lowest = 1.01 * float(getattr(model_sampling, "sigma_min", 0.0))  # where some schedules end
         self.unfinished = self.steps_known and self.first_sigma > self.end_sigma > lowest
-        self.sigma_start = float(model_sampling.percent_to_sigma(settings.start_percent))
-        self.sigma_end = float(model_sampling.percent_to_sigma(settings.end_percent))
-        self.restricted = settings.start_percent > 0 or settings.end_percent < 1
         left = [float(sigma) for sigma, take in zip(values[:-1], taken, strict=True) if take] if len(values) else []
         no_last = self.flipped or not left or (self.unfinished and self.steps <= SHORT_PIECE)
         self.last_sigma = -1.0 if no_last else left[-1] * ROUNDED_UP
-        self.levels = tuple(left)
+        self.levels, self.window = tuple(left), None
+        if settings.start_percent > 0 or settings.end_percent < 1:
+            ends = map(model_sampling.percent_to_sigma, (settings.start_percent, settings.end_percent))
+            self.window = Window(*map(float, ends), self.levels)
         self._levels = None if no_last or self.rises else values.tolist()
 
     def position(self, sigma: float) -> float | None:

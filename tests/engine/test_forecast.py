@@ -12,7 +12,7 @@ from memory import Allocations
 
 from easycache_core import CacheConfig, CacheController, Response, correction, euler_response, forecast
 from easycache_core.branch import Branch, changes, uncorrected
-from easycache_core.budget import Budget
+from easycache_core.budget import Budget, Window
 from easycache_core.correction import Correction, limit_of_payments
 from easycache_core.placement import costs_of_skips, place
 from easycache_core.predictors import PREDICTORS
@@ -525,6 +525,39 @@ def test_a_budget_is_kept_whatever_the_schedule(lengths, speedup, second_order):
     allowed = math.ceil(len(computed) / speedup - 1e-9)
     assert computed[0] and sum(computed) <= allowed
     assert second_order or sum(computed) == allowed
+
+
+@pytest.mark.parametrize("planned", [True, False], ids=["with a response", "by steps"])
+@pytest.mark.parametrize(
+    ("speedup", "high", "low", "fits"),
+    [(2.0, 0.75, 0.2, True), (2.0, 0.75, 0.0, True), (2.0, 1.0, 0.4, True), (3.0, 1.0, 0.15, True),
+     (3.0, 0.75, 0.2, False), (4.0, 0.75, 0.0, False), (2.0, 0.5, 0.2, False)],
+)  # fmt: skip
+def test_a_budget_is_spent_inside_of_a_window(planned, speedup, high, low, fits, caplog):
+    """Catches a budget that is spent before skipping is allowed, and a gap that is all of what is left (22 dB for 42).
+    Where the window would leave next to nothing inside, it is told and has no effect.
+    """
+    sigmas = [1 - n / 20 for n in range(21)]
+    how = dict(response=euler_response(sigmas)) if planned else dict(step_lengths=[1.0] * 20)
+    config, window = Settings(target_speedup=speedup), Window(high, low, sigmas[:-1])
+    windowed, free = (CacheController(config, 20, window=one, **how) for one in (window, None))
+    flags, first = {windowed: [], free: []}, torch.randn(SHAPE)
+    for controller, computed in flags.items():
+        x = first
+        for step in range(20):
+            computed.append(controller.begin(x, sigma=sigmas[step], step=step))
+            if computed[-1]:
+                controller.store("cond", 0.1 * x)
+            x = x * 0.95
+    computed = flags[windowed]
+    assert sum(computed) == math.ceil(20 / speedup) and computed[-1]
+    outside = [n for n in range(20) if not window.has(sigmas[n])]
+    assert all(computed[n] for n in outside) == fits
+    inside = "".join("c" if computed[n] else "s" for n in range(20)).split("c")
+    assert not fits or max(map(len, inside)) <= 9
+    assert fits or computed == flags[free]
+    told = [message for message in caplog.messages if "start_percent" in message]
+    assert len(told) == (not fits)
 
 
 def test_long_steps_get_more_of_a_budget():

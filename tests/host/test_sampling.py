@@ -193,6 +193,39 @@ def test_start_and_end_percent(comfy, small_scene):
     assert skipped and all(low <= sigma <= high for sigma in skipped)
 
 
+@pytest.mark.parametrize(
+    ("speedup", "start", "end", "fits", "dB"),
+    [(2.0, 0.2, 0.8, True, 19), (2.0, 0.0, 0.6, True, 19), (4.6, 0.2, 0.8, False, 10), (2.0, 0.4, 0.8, False, 28)],
+)
+def test_a_budget_with_start_and_end_percent(comfy, demo_scene, caplog, speedup, start, end, fits, dB):
+    """Catches a budget that is spent before skipping may begin: 16, 13, 1 and 3 dB for 21, 21, 12 and 32. Where it does
+    not suffice for all that is outside, it goes first, and the log says so.
+    """
+    sampling = demo_scene.model.get_model_object("model_sampling")
+    model = comfy.cached(demo_scene.model, target_speedup=speedup, start_percent=start, end_percent=end)
+    plain, everywhere = demo_scene.counting(lambda: comfy.sample(demo_scene, steps=20))
+    with caplog.at_level(logging.INFO):
+        cached, levels = demo_scene.counting(lambda: comfy.sample(demo_scene, model, steps=20))
+    assert len(levels) == (10 if speedup == 2 else 5)
+    high, low = sampling.percent_to_sigma(start), sampling.percent_to_sigma(end)
+    outside = {sigma for sigma in everywhere if sigma > high + 1e-4 or sigma < low - 1e-4}
+    assert (outside <= set(levels)) == fits
+    assert any("outside of start_percent" in message for message in caplog.messages) != fits
+    assert psnr(cached, plain) > dB
+
+
+@pytest.mark.parametrize(("sampler", "speedup"), [("heun", 4.6), ("heunpp2", 2.0)])
+def test_a_planned_end_is_no_lack_of_budget(comfy, demo_scene, caplog, sampler, speedup):
+    """Samplers with several evaluations per step reach the last level more than once. The log said that the budget did
+    not suffice, and with heunpp2 the wrong one of them was computed (3.8 dB).
+    """
+    model = comfy.cached(demo_scene.model, target_speedup=speedup)
+    with caplog.at_level(logging.INFO):
+        comfy.sample(demo_scene, model, sampler_name=sampler, steps=20)
+    assert not any("suffice" in message for message in caplog.messages)
+    assert any("computed" in message for message in caplog.messages)
+
+
 def test_max_consecutive_skips(comfy, small_scene):
     model = comfy.cached(small_scene.model, threshold=1.0, warmup_steps=2, max_consecutive_skips=2)
     _, everywhere = small_scene.counting(lambda: comfy.sample(small_scene))
