@@ -27,7 +27,8 @@ class Account:
     latent of the guider's own that is turned or moved from step to step. predicted: evaluations whose first question
     was predicted. along: questions that were asked along. memory: where the network keeps what one call leaves for the
     next, None if nowhere. weight_changes: at how many evaluations its weights were others than at the one before.
-    switches: how often other parts of the conditionings become active.
+    switches: how often other parts of the conditionings become active. other_caches: whether any are known to work on
+    the same model.
     """
 
     def __init__(self, settings: Settings, schedule: Schedule, steps_before: int, self_switching: list[str]):
@@ -38,6 +39,7 @@ class Account:
         self.callbacks = self.parts = self.gradients = self.elsewhere = self.predicted = 0
         self.along = self.weight_changes = self.switches = 0
         self.memory: str | None = None
+        self.other_caches = False
         self._closeness: float | None = None  # known once the sampler is through
         self._nothing_skipped: str | None = None  # why; known then, too
 
@@ -130,11 +132,14 @@ class Account:
 
     def _estimate_closeness(self, ends: Sequence[torch.Tensor] | None, guidance) -> float | None:
         """In dB, of the final latent in the sampler's own terms. Nothing is known where a guider keeps answers for
-        later steps, of a schedule that leads back to noise somewhere, and of a piece of one: another run goes on with a
-        latent that is mostly noise, or one before was off by more than is known here.
+        later steps, where another cache repeats them, of a schedule that leads back to noise somewhere, and of a piece
+        of one: another run goes on with a latent that is mostly noise, or one before was off by more than is known
+        here.
         """
-        if ends is None or len(self.histories) != 1 or not isinstance(guidance, int | float | None):
-            return None  # some guiders have one guidance for each step
+        if ends is None or self.other_caches or len(self.histories) != 1:
+            return None
+        if not isinstance(guidance, int | float | None):  # some guiders have one for each step
+            return None
         if self._schedule.unfinished or self._schedule.rises or self._steps_before:
             return None
         (history,) = self.histories

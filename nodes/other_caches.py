@@ -105,10 +105,14 @@ class Repetitions:
         found = torch.stack(same).any() & some.any() & (before[0] != sigma)
         self._looks.append(torch.where(found, sigma, -1.0))
 
+    def found(self) -> float | None:
+        """The noise level of the first one, None if there was none. Waits for the device."""
+        levels = torch.stack(self._looks).tolist() if self._looks else []
+        return next((level for level in levels if level >= 0), None)
+
     def warn(self) -> None:
         """Say where the first one was, if there was any. Waits for the device."""
-        levels = torch.stack(self._looks).tolist() if self._looks else []
-        level = next((level for level in levels if level >= 0), None)
+        level = self.found()
         if level is not None:
             log.warning(
                 f"EasyCache: at noise level {level:.4g} the network's answer is the one before: another cache repeats "

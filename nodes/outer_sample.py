@@ -64,6 +64,7 @@ def sample_with_cache(
         supposed_response(levels, model_sampling) if settings.config.target_speedup and schedule.steps_known else None,
     )
     run.account.warn_of_self_switching()
+    run.account.other_caches = bool(others)
     events, state = ProgressEvents(history.node), "stopped"
 
     def after_step(step, denoised, x, total_steps):

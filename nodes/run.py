@@ -116,7 +116,9 @@ class Run:
             None if hooked or self._exact else getattr(guider.model_patcher.model, "diffusion_model", None)
         )
         self.account = Account(settings, schedule, steps_before, self_switching(conds))
-        self._predict_noise_called = None  # whether PREDICT_NOISE was called since the last callback; None: never
+        # Whether PREDICT_NOISE was called for a step since the last callback; None: never.
+        self._predict_noise_called = None
+        self._whole_at: torch.Tensor | None = None  # timestep of the last one that was about the whole latent
         self.denoised: torch.Tensor | None = None  # the sampler's, at the last callback
         self._range = None  # (least, largest) of its values then
         # Other ranks wait for this one from here on.
@@ -158,7 +160,9 @@ class Run:
         handler = model_options.get("context_handler")
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
-        around, self._predict_noise_called = self._evaluation, True
+        around = self._evaluation
+        if not self._is_second_look(x, timestep):
+            self._predict_noise_called = True
         depth = 0 if around is None else around.depth + 1
         evaluation = self._evaluation = Evaluation(x, timestep, depth=depth, foreign=not self._one_latent)
         try:
@@ -176,6 +180,15 @@ class Run:
         if around is None and self._one_latent:  # ComfyUI's own samplers try nothing again
             self._latest = []
         return denoised
+
+    def _is_second_look(self, x: torch.Tensor, timestep: torch.Tensor) -> bool:
+        """Whether a sampler looks at a part of the latent, or at another size, within a step whose evaluation it has.
+        Some call back for that, too. Waits for the device there, and never else.
+        """
+        if self._shape in (None, x.shape):
+            self._whole_at = timestep
+            return False
+        return self._whole_at is not None and bool(level_of(timestep) == level_of(self._whole_at))
 
     def calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
         """CALC_COND_BATCH wrapper: as predict_or_compute. Nested calls are computed."""
@@ -474,13 +487,14 @@ class Run:
     def finish(self) -> str:
         """Once the sampler is through. Returns the line for the log; waits for the device."""
         self._end_direct()
+        self.account.other_caches |= self.repetitions.found() is not None
         self.account.weight_changes = self._weights.changes
         keeps = self._shape is not None and keeps_latents(self._guider.model_options, self._shape)
         return self.account.summary(self._range, getattr(self._guider, "cfg", None), keeps)
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
-        self._evaluation = self._guider = self.denoised = self._range = None
+        self._evaluation = self._guider = self.denoised = self._range = self._whole_at = None
         self._latest, self._failed = [], []
         self.repetitions.close()
         self._identities, self._part_ids = Identities(), PartIds({})

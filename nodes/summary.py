@@ -87,6 +87,8 @@ def _rule(config) -> str:
 
 def _reason(settings: Settings, steps: int, steps_before: int) -> str:
     config = settings.config
+    if config.threshold == 0 and not config.target_speedup:
+        return "threshold is 0"
     if steps_before and steps <= (1 if config.target_speedup else 2):
         first = "step is" if config.target_speedup else "two steps are"
         return (
@@ -95,8 +97,6 @@ def _reason(settings: Settings, steps: int, steps_before: int) -> str:
         )
     if config.target_speedup:
         return f"target_speedup {config.target_speedup:g} allows each of them to be computed"
-    if config.threshold == 0:
-        return "threshold is 0"
     if steps_before and steps_before + steps <= config.warmup_steps:
         return f"the schedule is still in its first {config.warmup_steps} steps (warmup_steps)"
     if not steps_before and steps <= config.warmup_steps + 1:

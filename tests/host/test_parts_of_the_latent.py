@@ -173,6 +173,33 @@ def test_a_latent_that_grows_on_the_way(tiny, run, caplog, widgets):
     assert f"{STEPS - 6} calls about parts of the latent, or at another size, were computed" in log_of(caplog)[-1]
 
 
+@torch.no_grad()
+def looking_again(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Euler steps; in the third and fourth it evaluates at half size, too, and calls back for that as for a step."""
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = model(x, sigma * x.new_ones([len(x)]), **extra_args)
+        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        if i in (2, 3):
+            half = x[..., ::2, ::2]
+            smaller = model(half, sigma * x.new_ones([len(x)]), **extra_args)
+            callback({"x": half, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": smaller})
+        x = x + (following - sigma) * (x - denoised) / sigma
+    return x
+
+
+def test_a_sampler_that_calls_back_for_a_part_of_the_latent(tiny, run, caplog):
+    """Catches such a callback that counts as a step: a budget is spent before the end, and then exceeded."""
+    scene, latent = tiny("SD15"), {"samples": torch.zeros(1, 4, 16, 16)}
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain, exact = (run(scene, make_guider, looking_again, latent=latent, **one) for one in ({}, dict(threshold=0.0)))
+    assert torch.equal(exact.latent, plain.latent)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, make_guider, looking_again, latent=latent, target_speedup=2.0)
+    assert cached.report["evaluations"] == STEPS and cached.report["computed"] == STEPS / 2
+    assert cached.report["trace"][-1]["computed"] and "more than it allows" not in caplog.text
+
+
 def test_why_nothing_is_skipped_of_a_latent_that_grows(comfy, tiny, run, caplog):
     """ComfyUI's SamplerLCMUpscale. Catches a log that blames the settings."""
     scene = tiny("SD15")
