@@ -143,7 +143,8 @@ class Run:
     def on_callback(self, denoised: torch.Tensor | None = None) -> None:
         """The sampler has called back, which it does once per step, with its denoised latent."""
         self.denoised = denoised
-        self._range = None if denoised is None else denoised.detach().aminmax()  # as callbacks may write to it
+        latent = isinstance(denoised, torch.Tensor) and denoised.is_floating_point() and denoised.numel()
+        self._range = denoised.detach().aminmax() if latent else None  # now, as callbacks may write to it
         if self._predict_noise_called is False:  # some call back several times per step
             return
         self.account.callbacks += 1

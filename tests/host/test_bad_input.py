@@ -88,3 +88,31 @@ def test_why_nothing_was_skipped_of_a_latent_that_is_nan(comfy, tiny, caplog, wi
     line = caplog.messages[-1]
     assert line.endswith("Nothing was skipped: the latent or the network's output is NaN or inf")
     assert ("as nothing can be predicted from NaN or inf" in line) == ("target_speedup" in widgets)
+
+
+@pytest.mark.parametrize("shown", ["a list", "nothing", "an empty latent", "words"])
+def test_a_sampler_that_shows_something_else_than_its_denoised_latent(comfy, small_scene, shown):
+    """Catches a run that ends with an error because of what a sampler calls back with."""
+    import comfy.samplers as samplers
+
+    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            denoised = model(x, sigma * x.new_ones(len(x)), **extra_args)
+            x = denoised + (x - denoised) * following / sigma
+            kinds = {"a list": [denoised], "nothing": None, "an empty latent": denoised[:0], "words": "step"}
+            callback(dict(x=x, i=i, sigma=sigma, sigma_hat=sigma, denoised=kinds[shown]))
+        return x
+
+    guider = samplers.CFGGuider(comfy.cached(small_scene.model, target_speedup=2.0))
+    guider.set_conds(small_scene.positive, small_scene.negative)
+    guider.set_cfg(4.0)
+    latent = small_scene.latent["samples"]
+    sampler, sigmas = samplers.KSAMPLER(sample), torch.linspace(1, 0, 9)
+
+    def look(*_):
+        """Stands for a preview; it takes whatever comes."""
+
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        result = guider.sample(noise, latent, sampler, sigmas, callback=look, seed=0)
+    assert result.isfinite().all()
