@@ -5,6 +5,7 @@ import re
 
 import torch
 
+from ..easycache_core.storage import is_out_of_memory
 from ..easycache_core.turns import sample_of
 from .parametrisation import Parametrisation
 
@@ -90,20 +91,28 @@ class Repetitions:
 
     def __init__(self, conversion: Parametrisation):
         self._conversion = conversion
-        self._last: dict[str, tuple[torch.Tensor, ...]] = {}  # by branch: sigma, and some of each of the three
+        self._last: dict[str, tuple[torch.Tensor, ...]] = {}  # by branch: some of D and of x, and sigma
         self._looks: list[torch.Tensor] = []  # the noise levels where there was one; -1 for others
 
     def look(self, branch: str, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> None:
         """The answer was computed. sigma: a scalar tensor. Does not wait for the device."""
-        some, some_x = (sample_of([tensor])[::SPARSER].clone() for tensor in (denoised, x))
-        output = self._conversion.network_output(some[None], some_x[None], sigma.reshape(1))
-        now = sigma.clone(), some, some - some_x, output
+        now = *(sample_of([tensor])[::SPARSER].clone() for tensor in (denoised, x)), sigma.clone()
         before, self._last[branch] = self._last.get(branch), now
-        if before is None or before[1].shape != some.shape:
+        if before is None or before[0].shape != now[0].shape:
             return
-        same = [(a - b).abs().max() <= REPEATED * b.abs().max() for a, b in zip(before[1:], now[1:], strict=True)]
-        found = torch.stack(same).any() & some.any() & (before[0] != sigma)
-        self._looks.append(torch.where(found, sigma, -1.0))
+        try:
+            pairs = zip(self._forms(*before), self._forms(*now), strict=True)
+            same = [(a - b).abs().max() <= REPEATED * b.abs().max() for a, b in pairs]
+            found = torch.stack(same).any() & now[0].any() & (before[-1] != sigma)
+            self._looks.append(torch.where(found, sigma, -1.0))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+
+    def _forms(self, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What a cache may keep of an answer."""
+        output = self._conversion.network_output(denoised[None], x[None], sigma.reshape(1))
+        return denoised, denoised - x, output
 
     def found(self) -> float | None:
         """The noise level of the first one, None if there was none. Waits for the device."""
