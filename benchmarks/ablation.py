@@ -66,7 +66,7 @@ def parts(engine):
         "limits of payments (one defect instead)": [(correction, "LIMITS", correction.LIMITS[:1])],
         "the sampler's weights (Euler's instead)": [(steps.StepHistory, "weights", eulers)],
         "places by cost (by counting instead)": [
-            (budget.Budget, "__init__", lambda self, speedup, lengths, response=None: init(self, speedup, lengths))
+            (budget.Budget, "__init__", lambda self, speedup, lengths, *_: init(self, speedup, lengths))
         ],
         "a look at what was missed": [(budget.Budget, "look", lambda self, miss: None)],
     }

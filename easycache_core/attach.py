@@ -132,7 +132,7 @@ class Attachment:
                 'most flow models lambda t: t / 1000; or choose CacheConfig(predictor="reuse")'
             )
         conversion = Prediction(prediction)
-        self._conversion, self._prediction = conversion if predictor.follows_denoised else None, prediction
+        self._conversion = conversion if predictor.follows_denoised else None
         self._module, self._network = module, network
         self._config, self._total_steps, self._sigma_of = config, total_steps, sigma_of
         self._arguments, self._x, self._time = arguments, arguments.x, arguments.time
@@ -325,19 +325,20 @@ class Attachment:
 
     def _read_scheduler(self, timestep: float) -> bool:
         """At the run's first evaluation; whether there is anything to read."""
-        config = self._config
-        if self._scheduler is None or self._histories or not (config.target_speedup or config.threshold):
+        config, forecasts = self._config, self._conversion is not None
+        needed = config.target_speedup or (config.threshold and forecasts)
+        if self._scheduler is None or self._histories or not needed:
             return False
-        lengths = step_lengths(self._scheduler, self._total_steps)
+        lengths, response = step_lengths(self._scheduler, self._total_steps), None
         if config.target_speedup and lengths is None:
             self._say(
                 f"the scheduler does not have {self._total_steps} steps from here; all are taken for equally long"
             )
-        if config.target_speedup and lengths is not None:
-            self._run_options["step_lengths"] = lengths
-        if self._conversion is not None:
-            asked = Prediction(self._prediction), self._sigma_of, float(self._sigma_of(timestep)), lengths
-            self._run_options["response"] = response_of(self._scheduler, self._total_steps, *asked)
+        if forecasts:
+            asked = self._conversion, self._sigma_of, float(self._sigma_of(timestep)), lengths
+            response = response_of(self._scheduler, self._total_steps, *asked)
+        found = dict(step_lengths=lengths if config.target_speedup else None, response=response)
+        self._run_options = {name: value for name, value in found.items() if value is not None}
         return bool(self._run_options)
 
     def _sigma(self, timestep: float, n: int) -> float | None:

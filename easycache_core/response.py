@@ -17,8 +17,8 @@ ROUNDED = 2**-8
 ROUNDING = 1e-3
 
 
-def same_level(one: float, other: float) -> bool:
-    return abs(one - other) <= SAME_LEVEL * max(abs(one), abs(other))
+def same_level(one: float, other: float, part: float = SAME_LEVEL) -> bool:
+    return abs(one - other) <= part * max(abs(one), abs(other))
 
 
 class Response(NamedTuple):
@@ -41,7 +41,7 @@ class Response(NamedTuple):
         """Whether evaluation n of the run is at this noise level; None stands for any."""
         if n >= len(self.sigmas):
             return False
-        return sigma is None or abs(self.sigmas[n] - sigma) <= ROUNDED * max(abs(self.sigmas[n]), abs(sigma))
+        return sigma is None or same_level(self.sigmas[n], sigma, ROUNDED)
 
     def of(self, which: Sequence[int]) -> "Response":
         """Of these evaluations alone, in their order: those at which one of several questions is asked in turn."""

@@ -93,6 +93,7 @@ class Repetitions:
         self._conversion = conversion
         self._last: dict[str, tuple[torch.Tensor, ...]] = {}  # by branch: some of D and of x, and sigma
         self._looks: list[torch.Tensor] = []  # the noise levels where there was one; -1 for others
+        self._first: float | None = None  # of these, once they are read
 
     def look(self, branch: str, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> None:
         """The answer was computed. sigma: a scalar tensor. Does not wait for the device."""
@@ -114,18 +115,18 @@ class Repetitions:
         output = self._conversion.network_output(denoised[None], x[None], sigma.reshape(1))
         return denoised, denoised - x, output
 
-    def found(self) -> float | None:
-        """The noise level of the first one, None if there was none. Waits for the device."""
+    def found(self) -> bool:
+        """Whether there was any, once the sampler is through. Waits for the device."""
         levels = torch.stack(self._looks).tolist() if self._looks else []
-        return next((level for level in levels if level >= 0), None)
+        self._first = next((level for level in levels if level >= 0), None)
+        return self._first is not None
 
     def warn(self) -> None:
-        """Say where the first one was, if there was any. Waits for the device."""
-        level = self.found()
-        if level is not None:
+        """Say where the first one was, if any was found."""
+        if self._first is not None:
             log.warning(
-                f"EasyCache: at noise level {level:.4g} the network's answer is the one before: another cache repeats "
-                "it, whose errors and ours add up; use one of them"
+                f"EasyCache: at noise level {self._first:.4g} the network's answer is the one before: another cache "
+                "repeats it, whose errors and ours add up; use one of them"
             )
 
     def close(self) -> None:

@@ -488,7 +488,7 @@ class Run:
     def finish(self) -> str:
         """Once the sampler is through. Returns the line for the log; waits for the device."""
         self._end_direct()
-        self.account.other_caches |= self.repetitions.found() is not None
+        self.account.other_caches |= self.repetitions.found()
         self.account.weight_changes = self._weights.changes
         keeps = self._shape is not None and keeps_latents(self._guider.model_options, self._shape)
         return self.account.summary(self._range, getattr(self._guider, "cfg", None), keeps)
