@@ -245,13 +245,12 @@ class Attachment:
             controller.give_up_cache()
         if output is None:
             output = self._run_network(args, kwargs)
-        if history.computing and branch not in history.stored:
+        if history.computing:
             with controller.cache_dropped_on_oom():
                 if history.evaluations == 1 and self._finds_parts:
                     history.first.append((branch, copy_of(output)))
                 output = self._store(branch, history, output)
-            history.stored.add(branch)
-        elif not history.computing:
+        else:
             history.cache_miss = True
             controller.count_as_computed()
         return output
@@ -393,6 +392,7 @@ class Attachment:
         history.records += 1
         if history.computing:
             history.weights = weights
+            history.templates.clear()
 
     def _inputs(self, history: History) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The groups of the newest evaluation, each as the network gets it and as the engine does."""
@@ -409,8 +409,6 @@ class Attachment:
         predictions = [tensor.detach() for tensor in predictions_of(output)]
         others = [TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         rest = layout.extra_channels(predictions, self._config.cache_device)
-        if not history.stored:
-            history.templates.clear()
         history.templates[branch] = OutputTemplate(form, others, rest, predictions[0].dtype)
         groups, corrected = layout.groups(predictions), False
         for i, (network_x, latent) in enumerate(self._inputs(history)):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .budget import Budget, Window
+from .budget import Budget
 from .closeness import decibels
 from .config import CacheConfig
 from .norms import Norms, upcast
@@ -20,6 +20,7 @@ from .reading import Measurements, Reading, read_scalars
 from .response import Response
 from .storage import copy_for_cache, is_out_of_memory
 from .trace import Record, of_stream, plain
+from .window import Window
 
 log = logging.getLogger("easycache")
 
@@ -117,7 +118,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._comparable = True  # whether the last evaluation could be compared with the one before
         self._tracked: str | None = None  # the branch whose error decides
         self._awaiting_tracked = False
-        self._first_stored: str | None = None  # at the last computed evaluation
+        self._stored: list[str] = []  # branches, at the last computed evaluation
         self._gap_length = 0
 
     def begin(
@@ -161,8 +162,8 @@ class CacheController(contextlib.AbstractContextManager):
         self._gap_length = self._gap_length + 1 if skipping else 0
         if not skipping:
             if self._awaiting_tracked:  # it was not asked there
-                self._tracked = self._first_stored
-            self._awaiting_tracked, self._first_stored = True, None
+                self._tracked = next(iter(self._stored), None)
+            self._awaiting_tracked, self._stored = True, []
         self._predictor.commit(skipping)
         input_change, error = of_stream(now.input_change, self._worst), of_stream(errors, self._worst)
         record = dict(step=step, sigma=plain(now.sigma), computed=not skipping, input_change=input_change)
@@ -313,16 +314,17 @@ class CacheController(contextlib.AbstractContextManager):
         self.reset_cache()
 
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor | None = None) -> None:
-        """Keep a branch's output at an evaluation for which `begin` returned True; copied.
+        """Keep a branch's output at an evaluation for which `begin` returned True; copied. Once: where something failed
+        and is asked again, the first output stays.
 
         The branch stored first is the tracked one: its rate decides. It stays so where another one comes before it, as
         long as it is stored; then the one that was stored first without it. x: the branch's own input where it is not
         what `begin` was given (a part of it, say).
         """
-        if self._x is None:  # given up in this evaluation
+        if self._x is None or branch in self._stored:  # given up in this evaluation, or asked again
             return
         with self.cache_dropped_on_oom():
-            self._first_stored = self._first_stored or branch
+            self._stored.append(branch)
             tracked = self._awaiting_tracked and self._tracked in (None, branch)
             if tracked:
                 self._tracked, self._awaiting_tracked = branch, False

@@ -20,6 +20,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .response import Response
+from .window import Window, suffices
+
 # What counts of the influence: it is felt where it is more than the inverse of this.
 INFLUENCE = 4.0
 # What counts of the influence of either neighbour, of squares.
@@ -34,6 +37,8 @@ FIRST = 2.0
 
 # The part that time has in a position. By time alone, skips would cost nothing where a level is evaluated twice (Heun).
 TIME = 0.9
+# So many times as much a skip outside of a window costs as it would inside: none is placed there.
+OUTSIDE = 1e4
 
 
 def positions(lengths: Sequence[float]) -> np.ndarray:
@@ -75,3 +80,33 @@ def place(costs: np.ndarray, positions: np.ndarray, count: int) -> list[int]:
     for origin in reversed(came_from):
         chosen.append(int(origin[chosen[-1]]))
     return [0, *reversed(chosen)]
+
+
+class Plan:
+    """Which evaluations of a run to compute. `place` before anything is asked."""
+
+    def __init__(self, response: Response, window: Window | None = None):
+        self._costs = costs_of_skips(response.influence(), response.both_signs)
+        self._positions = positions(response.distances)
+        levels = () if window is None else response.sigmas
+        self._outside = np.array([not window.has(level) for level in levels], dtype=bool)
+        self.knows_window = window is not None
+        self.size = len(self._costs)  # evaluations of the run
+        self._computed: set[int] = set()  # indices
+
+    def has(self, n: int) -> bool:
+        """Whether evaluation n is one to compute."""
+        return n in self._computed
+
+    def place(self, now: int, left: int, follows: bool, factors: np.ndarray | float = 1.0) -> None:
+        """Anew, from evaluation now on. left: how many may be computed; besides that one, where `follows` says that it
+        was. factors: on the costs from there on. Where they do not suffice for the window, it has no effect any more.
+        """
+        costs, where = self._costs[now:] * factors, self._positions[now:]
+        if not suffices(left, self._outside[now + follows :].tolist(), follows):
+            self._outside = np.zeros(0, dtype=bool)
+        if len(self._outside):
+            costs = np.where(self._outside[now:], OUTSIDE, 1) * costs
+        count = min(left if now == 0 and not follows else left + 1, len(where))
+        if len(where) > 1:
+            self._computed = {now + k for k in place(costs, where, max(2, count))}

@@ -26,9 +26,9 @@ class History:
     """What is known of one latent, and of the line of questions that opens its evaluations.
 
     x, timestep: of its newest evaluation, which other calls with both belong to. asked: how often each line was asked
-    there. stored: names of the answers that the controller has taken in there. decided: whether it is known if the
-    network runs there. aside: whether it is of a question that other evaluations leave out at times. step, gap: the
-    sampler's step it was at, and how many steps before that was left out.
+    there. decided: whether it is known if the network runs there. aside: whether it is of a question that other
+    evaluations leave out at times. step, gap: the sampler's step it was at, and how many steps before that was left
+    out.
     """
 
     def __init__(self, controller: CacheController, line: int):
@@ -38,7 +38,6 @@ class History:
         self.timestep: float | None = None
         self.sigma: float | None = None
         self.asked: Counter[int] = Counter()
-        self.stored: set[str] = set()
         self.decided = self.aside = False
         self.templates: dict = {}  # by branch: what a call returned beside its predictions
         self.step, self.gap, self.evaluations, self.records = -1, 1, 0, 0
@@ -92,7 +91,7 @@ class History:
             self.controller.reset_cache()
         else:
             self._asked_before = self.asked
-        self.asked, self.stored = Counter(), set()
+        self.asked = Counter()
         self.decided = self.corrected = self._failed = False
         self.gap, self.step = step - self.step if self.evaluations else 1, step
         self.x, self.timestep, self._open = [one.detach().clone() for one in x], timestep, True

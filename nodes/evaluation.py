@@ -159,7 +159,7 @@ class Evaluation:
     first. history: of the questions that are asked here. Both are None until the first one is asked. along: answers to
     questions that were not asked yet, by question. level: sigma, where it was read. another: whether the latent may be
     another one than that of the history. predicting: whether the questions are predicted; decided: at which evaluation
-    of its history that was, from 1; 0 while it is not known. stored: names of the answers that the engine has taken in.
+    of its history that was, from 1; 0 while it is not known.
     """
 
     def __init__(
@@ -175,7 +175,6 @@ class Evaluation:
         self.level: float | None = None
         self.another = self.predicting = False
         self.decided = 0
-        self.stored: set[str] = set()
         self._calls: dict[Question, list[tuple[dict, str]]] = {}  # their values, and the names of the answers
 
     def computed_along(self, asked: dict[int, Question], x: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -223,7 +222,7 @@ class Evaluation:
         newest = failed.decided == failed.history.controller.evaluations
         if not newest or ours != theirs or tracked != failed.opened_by or not failed._goes_on(self.x, self.timestep):
             return False
-        for name in ("opened_by", "history", "level", "another", "predicting", "decided", "stored"):
+        for name in ("opened_by", "history", "level", "another", "predicting", "decided"):
             setattr(self, name, getattr(failed, name))
         return True
 

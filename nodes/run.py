@@ -328,9 +328,7 @@ class Run:
             output = denoised[i]
             if self._conversion is not None:
                 output = self._retry_on_oom(self._conversion.network_output, output, x, timestep)
-            if branch not in evaluation.stored:
-                controller.store(branch, output.to(self._dtype), answers.own_x)
-            evaluation.stored.add(branch)
+            controller.store(branch, output.to(self._dtype), answers.own_x)
             history.on_computed(branch)
             if not self._exact:
                 self.repetitions.look(branch, denoised[i], x, level_of(timestep))

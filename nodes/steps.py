@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from ..easycache_core.budget import Window
 from ..easycache_core.response import ROUNDED
+from ..easycache_core.window import Window
 
 # These take another number of steps than their schedule has: one combines up to three evaluations in a step, the other
 # one chooses its steps by the answers.

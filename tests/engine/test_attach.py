@@ -11,7 +11,7 @@ from paper_rule import Recorder, assert_the_papers, predictions_of_the_rule
 from text_network import TextNetwork
 from torch import nn
 
-from easycache_core import CacheConfig, CacheController, attach
+from easycache_core import CacheConfig, CacheController, attach, euler_response
 from easycache_core.interface import Layout
 from easycache_core.prediction import Prediction
 from easycache_core.predictors import PREDICTORS
@@ -534,18 +534,19 @@ def both_calls_again(network, x, t):
 
 
 @pytest.mark.parametrize("ask", [each_call_again, both_calls_again])
+@pytest.mark.parametrize("response", [None, euler_response(TIMES.tolist())], ids=["", "with a response"])
 @pytest.mark.parametrize(
     "config",
     [EXACT, PAPER, CacheConfig(target_speedup=2), CacheConfig(target_speedup=2, predictor="reuse")],
     ids=["exact", "reuse", "budget", "budget, reuse"],
 )
-def test_a_network_that_fails_and_is_asked_again(config, ask):
-    """Makes no difference. Catches a half-done evaluation that is taken for a whole one, and one that is counted and
-    charged to a budget twice.
+def test_a_network_that_fails_and_is_asked_again(config, response, ask):
+    """Makes no difference. Catches a half-done evaluation that is taken for a whole one, one that is counted and
+    charged to a budget twice, and an answer that is not corrected when it is given again.
     """
     traces, results = [], []
     for network in (Network(), Fails()):
-        with attach(network, config, STEPS, sigma_of=float) as cache:
+        with attach(network, config, STEPS, sigma_of=float, response=response) as cache:
             results.append(euler(network, ask))
             traces.append(cache.trace)
     assert len(network.faults) < len(Fails().faults) and torch.equal(*results)

@@ -9,13 +9,15 @@ import pytest
 import torch
 from closeness import psnr
 from memory import Allocations
+from places import compute_where
 
 from easycache_core import CacheConfig, CacheController, Response, correction, euler_response, forecast
 from easycache_core.branch import Branch, changes, uncorrected
-from easycache_core.budget import Budget, Window
+from easycache_core.budget import Budget
 from easycache_core.correction import Correction, limit_of_payments
 from easycache_core.placement import costs_of_skips, place
 from easycache_core.predictors import PREDICTORS
+from easycache_core.window import Window
 
 STEPS, SHAPE = 40, (1, 8, 16, 16)
 Settings = functools.partial(CacheConfig, predictor="forecast", warmup_steps=3)
@@ -95,7 +97,7 @@ def follow(places, pattern, sigmas, skipped=()):
     places: one per computed evaluation. Returns (controller, the denoised latents by evaluation).
     """
     controller = CacheController(Settings(target_speedup=2.0), total_steps=len(sigmas) - 1)
-    controller._budget.should_compute = lambda step, urgent: step not in skipped
+    compute_where(controller, lambda step: step not in skipped)
     x, places, seen = pattern * 3, iter(places), []
     for step, sigma in enumerate(sigmas[:-1]):
         if controller.begin(x, sigma=sigma, step=step):
@@ -159,7 +161,7 @@ def test_under_guidance_the_first_change_goes_on_for_a_short_while_only(monkeypa
     monkeypatch.setattr(Correction, "pay", lambda self: [])
     pattern, response = torch.randn(SHAPE), euler_response([*sigmas, 0.0])
     controller = CacheController(Settings(target_speedup=2), len(sigmas), denoised=True, response=response)
-    controller._budget.should_compute = lambda step, urgent: step in (0, second)
+    compute_where(controller, lambda step: step in (0, second))
     for n, sigma in enumerate(sigmas[: second + 2]):
         computed = controller.begin(torch.full(SHAPE, sigma), sigma=sigma, step=n)
         assert computed == (n in (0, second))
@@ -180,7 +182,7 @@ def test_what_guidance_amplifies_decides_how_far_forecasts_go(told, least, most)
     pattern, sigmas = torch.randn(SHAPE), [0.9, 0.8, 0.7, 0.6]
     places = [(0.0, 0.0), (1.0, -0.5), (2.0, 2.0)]  # of cond and uncond, so that the guided latent is at 0, 4, 2
     controller = CacheController(Settings(target_speedup=2), total_steps=4, denoised=True)
-    controller._budget.should_compute = lambda step, urgent: step < 3
+    compute_where(controller, lambda step: step < 3)
     for step, (cond, uncond) in enumerate(places):
         x = torch.randn(SHAPE)
         assert controller.begin(x, sigma=sigmas[step], step=step)
@@ -199,7 +201,7 @@ def test_guidance_that_ends_is_no_change_of_the_latent():
     """Catches a gain that is learnt from a guided latent and one without guidance: cond moves on, and nothing else."""
     pattern, sigmas = torch.randn(SHAPE), [0.9, 0.8, 0.7, 0.6]
     controller = CacheController(Settings(target_speedup=2), total_steps=4, denoised=True)
-    controller._budget.should_compute = lambda step, urgent: step < 3
+    compute_where(controller, lambda step: step < 3)
     for step in range(3):
         x = torch.randn(SHAPE)
         assert controller.begin(x, sigma=sigmas[step], step=step)
@@ -315,7 +317,7 @@ def test_x_is_where_it_should_be_after_a_gap(memory, gap, payments, monkeypatch)
     path[3:] = [path[3] + 0.1 * (math.log1p(sigmas[n]) - math.log1p(sigmas[3])) for n in range(3, 12)]
     exact = run(lambda n, x: path[n])
     controller = CacheController(Settings(target_speedup=2.0), total_steps=11, denoised=True, response=response)
-    controller._budget.should_compute = lambda step, urgent: step not in range(4, 4 + gap)
+    compute_where(controller, lambda step: step not in range(4, 4 + gap))
 
     def cached(n, x):
         if controller.begin(x, sigma=sigmas[n], step=n):
@@ -354,7 +356,7 @@ def test_payments_that_swing_are_limited(monkeypatch, skipped):
     def miss(limits):
         monkeypatch.setattr(correction, "LIMITS", limits)
         controller = CacheController(Settings(target_speedup=2.0), total_steps=12, denoised=True, response=response)
-        controller._budget.should_compute = lambda step, urgent: step not in skipped
+        compute_where(controller, lambda step: step not in skipped)
 
         def cached(n, x):
             if controller.begin(x, sigma=sigmas[n], step=n):
@@ -382,7 +384,7 @@ def test_a_sampler_that_does_otherwise_than_its_response_says_is_not_corrected()
         controller = CacheController(
             Settings(target_speedup=2.0), total_steps=11, denoised=True, response=euler_response(sigmas)
         )
-        controller._budget.should_compute = lambda step, urgent: step != 4
+        compute_where(controller, lambda step: step != 4)
         for n, sigma in enumerate(sigmas[:-1]):
             latent, denoised = torch.full(SHAPE, float(sigma)), torch.full(SHAPE, 0.1 * n * n)
             if not controller.begin(latent, sigma=sigma - (other if n >= at else 0), step=n):
@@ -398,7 +400,7 @@ def test_answers_that_are_kept_are_not_corrected():
     sigmas, path = noise_levels(12), torch.randn(12, *SHAPE, generator=torch.Generator().manual_seed(0)).cumsum(0)
     config, response = Settings(target_speedup=2.0), euler_response(sigmas)
     controller = CacheController(config, total_steps=12, denoised=True, response=response)
-    controller._budget.should_compute = lambda step, urgent: step not in (4, 7)
+    compute_where(controller, lambda step: step not in (4, 7))
     for n, (sigma, x) in enumerate(zip(sigmas[:-1], path, strict=True)):
         if n == 6:
             controller.answers_are_kept()

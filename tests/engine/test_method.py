@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import compute_where
 
 from easycache_core import CacheConfig, CacheController, attach, euler_response
 from easycache_core.predictors import PREDICTORS
@@ -27,7 +28,7 @@ def test_the_example_in_numbers():
     assert len(rows) == 8 and sum(row["computed"] == "no" for row in rows) == 3
     config, response = CacheConfig(target_speedup=2.0), euler_response(sigmas)
     controller = CacheController(config, total_steps=9, denoised=True, response=response)
-    controller._budget.should_compute = lambda step, urgent: rows[step]["computed"] == "yes"
+    compute_where(controller, lambda step: rows[step]["computed"] == "yes")
     x = torch.tensor([2.0], dtype=torch.float64)
     for step, row in enumerate(rows):
         found = {"x": float(x)}
