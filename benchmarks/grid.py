@@ -3,7 +3,7 @@
     python benchmarks/grid.py --pairwise       91 cells in which every two values meet: a minute of one idle core
     python benchmarks/grid.py                  all 1,638 cells: twenty minutes (0.7 s per cell and seed)
     python benchmarks/grid.py --shard 1/2      half of them, and `--shard 2/2` in another process
-    python benchmarks/grid.py --publish        only the page, of what is there
+    python benchmarks/grid.py --publish        only the page, of what is there, and the rows in the cells' order
 
 In each cell the node is sampled at four target speed-ups with `forecast`, with `reuse`, and without the node in as many
 steps as take no more evaluations. Closeness is the PSNR of the pictures against the uncached run, in dB. Everything
@@ -194,6 +194,13 @@ def append(path: Path, rows: list[Row]) -> None:
         file.write("".join(lines))
 
 
+def arrange(path: Path) -> None:
+    """The file's rows in the order in which one process measures them; no other one may append meanwhile."""
+    cells, rows = {cell: n for n, cell in enumerate(product())}, read(path)
+    path.unlink()
+    append(path, sorted(rows, key=lambda row: (row.subject, row.seed, cells[row.cell], row.target_speedup)))
+
+
 class Compared(NamedTuple):
     """Means over the seeds, in dB."""
 
@@ -325,7 +332,9 @@ def publish(rows: list[Row], folder: Path) -> None:
 
 def main():
     args = arguments()
-    if not args.publish:
+    if args.publish:
+        arrange(args.results)
+    else:
         run(args)
     rows = [row for row in read(args.results) if row.subject == args.subject]
     if rows:

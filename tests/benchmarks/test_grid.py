@@ -46,6 +46,16 @@ def test_rows_come_back_from_the_file(tmp_path):
     assert grid.read(path) == [row(cell), row(cell, seed=1)]
 
 
+def test_rows_that_were_measured_anew_go_where_they_were(tmp_path):
+    """Catches a table whose every line moves because a few cells were measured anew, and a row that is lost."""
+    path, (first, second, *_) = tmp_path / "grid.csv", grid.product()
+    rows = [row(cell, target_speedup=speedup) for cell in (first, second) for speedup in (1.3, 2.0)]
+    grid.append(path, rows[2:])
+    grid.append(path, rows[:2])
+    grid.arrange(path)
+    assert grid.read(path) == rows
+
+
 def test_a_margin_is_over_the_better_of_the_others():
     """Catches a cell that counts as won because it beats the worse one; seeds are averaged first."""
     cell = grid.product()[0]
