@@ -58,7 +58,6 @@ class QuestionHistory:
         self._response = response if one_per_step else None  # of all steps
         self._asked_at: list[int] = []  # steps
         self.expected = 0  # evaluations, where it has not all of them
-        self._stride = 1  # from one of these to the next
         self._values: dict[str, SettledValues] = {}  # by branch
         self.absences = Absences()  # of questions; with them, the conditionings of the calls that asked them last
         self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
@@ -108,16 +107,17 @@ class QuestionHistory:
 
     def _follow(self, step: int, before: int) -> None:
         """Guiders that ask prompts in turn, or answer by themselves, ask this at some steps only."""
-        last = self._asked_at[-1] if self._asked_at else -1
+        asked = self._asked_at
+        last = asked[-1] if asked else -1
         if self._response is None or not last < step < len(self._response.sigmas):
             self._response = None
             return
-        if step != last + self._stride:
-            self._stride = step - last if self._asked_at else 1
-            steps = [*self._asked_at, *range(step, len(self._response.sigmas), self._stride)]
+        stride = asked[-1] - asked[-2] if len(asked) > 1 else 1
+        if step != last + stride:
+            steps = [*asked, *range(step, len(self._response.sigmas), step - last if asked else 1)]
             self.expected = len(steps)
             self.controller.follow(self._response.of(steps), before)
-        self._asked_at.append(step)
+        asked.append(step)
 
     def observe(self, branch: str, values: dict) -> bool:
         """A branch, the answer to a question, is asked for with these values; whether they are others than where it
