@@ -103,16 +103,21 @@ def test_a_sampler_that_shows_something_else_than_its_denoised_latent(comfy, sma
             callback(dict(x=x, i=i, sigma=sigma, sigma_hat=sigma, denoised=kinds[shown]))
         return x
 
-    guider = samplers.CFGGuider(comfy.cached(small_scene.model, target_speedup=2.0))
-    guider.set_conds(small_scene.positive, small_scene.negative)
-    guider.set_cfg(4.0)
-    latent = small_scene.latent["samples"]
-    sampler, sigmas = samplers.KSAMPLER(sample), torch.linspace(1, 0, 9)
-
     def look(*_):
         """Stands for a preview; it takes whatever comes."""
 
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        result = guider.sample(noise, latent, sampler, sigmas, callback=look, seed=0)
-    assert result.isfinite().all()
+    def sampled(model):
+        guider = samplers.CFGGuider(model)
+        guider.set_conds(small_scene.positive, small_scene.negative)
+        guider.set_cfg(4.0)
+        latent = small_scene.latent["samples"]
+        sampler, sigmas = samplers.KSAMPLER(sample), torch.linspace(1, 0, 9)
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return guider.sample(noise, latent, sampler, sigmas, callback=look, seed=0)
+
+    try:
+        sampled(small_scene.model)
+    except AttributeError as error:
+        pytest.skip(f"this ComfyUI looks into it itself: {error}")
+    assert sampled(comfy.cached(small_scene.model, target_speedup=2.0)).isfinite().all()
