@@ -182,7 +182,7 @@ class Account:
         if sum(controller.not_finite for controller in self.controllers) > evaluations / 2:
             return "the latent or the network's output is NaN or inf"
         if self.gradients > self.parts and not evaluations:
-            return "its guider differentiates through the network, which no prediction can stand in for"
+            return "its guider or sampler differentiates through the network, which no prediction can stand in for"
         replaced = comfy.samplers.calc_cond_batch.__module__
         if not evaluations and not self.parts and replaced != comfy.samplers.__name__:
             return f"{replaced} has replaced ComfyUI's calc_cond_batch, where the node sees what is asked"

@@ -187,7 +187,8 @@ class Run:
         Some call back for that, too. Waits for the device there, and never else.
         """
         if self._shape in (None, x.shape):
-            self._whole_at = timestep
+            # Tensors of torch.func are none once it is through.
+            self._whole_at = None if are_differentiated((x, timestep)) else timestep
             return False
         return self._whole_at is not None and bool(level_of(timestep) == level_of(self._whole_at))
 
@@ -207,6 +208,9 @@ class Run:
             if self._evaluation is None or self._evaluation.ended_by(x, timestep, asked):
                 if self._shape not in (None, x.shape):
                     self.account.parts += 1
+                    return self._compute_nested(lambda: compute(conds), model, model_options)
+                if are_differentiated((x, timestep)):
+                    self.account.gradients += 1
                     return self._compute_nested(lambda: compute(conds), model, model_options)
                 self._end_direct()
                 self._evaluation = Evaluation(x, timestep, direct=True)
@@ -241,7 +245,7 @@ class Run:
         if not asked or x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
             self.account.parts += 1
             return self._compute_nested(lambda: compute(conds), model, model_options)
-        if are_differentiated((x, *tensors_of(conds))):
+        if are_differentiated((x, timestep, *tensors_of(conds))):
             self.account.gradients += 1
             return self._compute_nested(lambda: compute(conds), model, model_options)
         # The branch stored first is the one whose error decides; some guiders list the negative first.
