@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from comfy.model_management import soft_empty_cache
+from comfy.patcher_extension import WrappersMP
 
 from ..easycache_core import Ranks, Response
 from ..easycache_core.gradients import are_differentiated
@@ -22,7 +23,7 @@ from ..easycache_core.storage import Retries, is_out_of_memory
 from ..easycache_core.weights import Weights
 from .account import Account
 from .alternation import Alternation
-from .call_options import values_of
+from .call_options import values_of, with_own_wrapper
 from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, tensors_of, where_active
 from .latents import TRAIL, level_of, position_of, trail_of
 from .network_memory import NetworkMemory
@@ -158,6 +159,8 @@ class Run:
 
         x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,). Returns the denoised latent.
         """
+        # Some samplers give some of their evaluations options of their own, without anybody's wrappers.
+        model_options = with_own_wrapper(WrappersMP.CALC_COND_BATCH, self.calc_cond_batch, model_options)
         handler = model_options.get("context_handler")
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
