@@ -210,7 +210,7 @@ class Run:
         with self._lock:
             if self._evaluation is None or self._evaluation.ended_by(x, timestep, asked):
                 if self._shape not in (None, x.shape):
-                    self.account.parts += 1
+                    self.account.on_part(whole=True)
                     return self._compute_nested(lambda: compute(conds), model, model_options)
                 if are_differentiated((x, timestep)):
                     self.account.gradients += 1
@@ -245,8 +245,10 @@ class Run:
         """
         evaluation = self._evaluation
         asked = questions(conds, model_options, model, self._part_ids)
-        if not asked or x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
-            self.account.parts += 1
+        if not asked:  # a pack that asks in a way of its own has left out all of them
+            return compute(conds)
+        if x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
+            self.account.on_part(whole=x.shape == evaluation.x.shape)
             return self._compute_nested(lambda: compute(conds), model, model_options)
         if are_differentiated((x, timestep, *tensors_of(conds))):
             self.account.gradients += 1
