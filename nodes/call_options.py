@@ -2,8 +2,12 @@
 there for their patches, and our wrappers.
 """
 
+import contextlib
+import functools
+import types
 from collections.abc import Callable, Iterator
 
+import torch
 from comfy.patcher_extension import WrappersMP
 
 from .run_history import WRAPPER_KEY
@@ -65,6 +69,21 @@ def patches_of(model_options: dict) -> tuple:
 def _code(function) -> int:
     function = getattr(function, "func", function)  # of a functools.partial
     return id(getattr(function, "__code__", None) or type(function))
+
+
+def variables_of(value) -> dict:
+    """Of a function those that it takes from around it, of an object its attributes."""
+    if isinstance(value, functools.partial):
+        return {**value.keywords, "called": value.func}
+    if isinstance(value, types.MethodType):
+        return variables_of(value.__self__) | {"called": value.__func__}
+    if isinstance(value, types.FunctionType):
+        found = {}
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # not assigned yet
+                found[name] = cell.cell_contents
+        return found
+    return {} if isinstance(value, torch.nn.Module | type) else dict(getattr(value, "__dict__", {}))
 
 
 def set_own_wrapper(level: str, wrapper, model_options: dict) -> None:

@@ -102,6 +102,7 @@ class Run:
         # evaluation of a guider that nobody sees, those that it calls make several.
         self._latest: list[Evaluation] = []
         self._failed: list[Evaluation] = []  # of these, if something failed since
+        self._options: dict = {}  # of the last evaluation's call
         self._computing: set[int] = set()  # threads in which a call to calc_cond_batch is being computed
         self._lock = threading.RLock()  # guiders may ask from several threads
         self._retries = Retries()
@@ -161,6 +162,7 @@ class Run:
         """
         # Some samplers give some of their evaluations options of their own, without anybody's wrappers.
         model_options = with_own_wrapper(WrappersMP.CALC_COND_BATCH, self.calc_cond_batch, model_options)
+        self._options = model_options
         handler = model_options.get("context_handler")
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
@@ -497,13 +499,14 @@ class Run:
         self._end_direct()
         self.account.other_caches |= self.repetitions.found()
         self.account.weight_changes = self._weights.changes
-        keeps = self._shape is not None and keeps_latents(self._guider.model_options, self._shape)
+        options = self._guider.model_options
+        keeps = self._shape is not None and keeps_latents(options, self._options, self._shape)
         return self.account.summary(self._range, getattr(self._guider, "cfg", None), keeps)
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
         self._evaluation = self._guider = self.denoised = self._range = self._whole_at = None
-        self._latest, self._failed = [], []
+        self._latest, self._failed, self._options = [], [], {}
         self.repetitions.close()
         self._identities, self._part_ids = Identities(), PartIds({})
         self._weights.close()

@@ -18,6 +18,7 @@ from sampling import (
     THRESHOLD_OR_BUDGET,
     answering_by_prompt,
     ask,
+    away_from,
     both,
     check_counts,
     direct,
@@ -586,6 +587,29 @@ def test_a_guider_that_looks_at_its_latent_turned_as_well(tiny, run, caplog):
         cached = run(scene, counting(predict), patch=answering_by_prompt, **HALF)
     assert cached.report["computed"] == STEPS / 2 and psnr(cached.latent, plain.latent) > 25
     assert not any("turned or moved" in line for line in log_of(caplog))
+
+
+def test_a_patch_that_is_made_anew_for_each_call(tiny, run):
+    """The network is asked once more with a layer that a function of the guider's own answers for. Catches another
+    question at each step: a budget pays for the perturbed answer alone, and says that it computed a step.
+    """
+    scene = tiny("SD15")
+
+    def perturbed(strength):
+        def attention(q, k, v, extra_options, mask=None):
+            return strength * v
+
+        return attention
+
+    def predict(guider, step, x, timestep, options):
+        plain, layers = guided(guider, x, timestep, options), {"attn1": {("middle", 0): perturbed(0.5)}}
+        given = {**options, "transformer_options": {**options["transformer_options"], "patches_replace": layers}}
+        return away_from(plain, ask(guider, ["positive"], x, timestep, given))
+
+    make_guider = counting(predict, pair(scene))
+    plain, cached = uncached(run, scene, make_guider), run(scene, make_guider, **HALF)
+    check_counts(cached, plain.calls)
+    assert plain.calls.total() == 2 * STEPS and cached.calls.total() == STEPS
 
 
 @pytest.mark.parametrize("often", [False, True], ids=["once", "at each step"])
