@@ -193,9 +193,10 @@ class Attachment:
         if torch.is_grad_enabled():
             if self._module.training and any(parameter.requires_grad for parameter in self._module.parameters()):
                 raise RuntimeError("a cache is for sampling: call module.eval(), or sample under torch.no_grad()")
-            given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
-            if any(tensor.requires_grad for tensor in x) or are_differentiated(given):
+            if any(tensor.requires_grad for tensor in x):
                 return self._network(*args, **kwargs)
+        if are_differentiated(one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)):
+            return self._network(*args, **kwargs)
         if getattr(_running, "network", False):
             self._say("the network runs within another attached one, whose cache answers for both")
             return self._network(*args, **kwargs)

@@ -11,6 +11,9 @@ with T_k the influence (response.py) and p the position in the run, by the model
 of the evaluation: where steps are tiny D hardly moves (the end of karras, the start of linear_quadratic). The errors of
 different gaps are added up by their squares.
 
+T_k is in parts of a picture. A run that leads back to noise (a picture is unsampled) ends at noise of several times its
+size where noise levels go beyond 1; there, T_k counts in parts of that.
+
 Samplers that use earlier answers again, with weights of both signs, have some T_k of next to 0 between large ones. A
 skip costs there, too: what is paid for it (correction.py) goes into the evaluation after it, and T_k itself is only
 supposed. There T_k^2 + BESIDE (T_k-1^2 + T_k+1^2) stands for T_k^2.
@@ -86,7 +89,7 @@ class Plan:
     """Which evaluations of a run to compute. `place` before anything is asked."""
 
     def __init__(self, response: Response, window: Window | None = None):
-        self._costs = costs_of_skips(response.influence(), response.both_signs)
+        self._costs = costs_of_skips(response.influence() / response.size_at_the_end, response.both_signs)
         self._positions = positions(response.distances)
         levels = () if window is None else response.sigmas
         self._outside = np.array([not window.has(level) for level in levels], dtype=bool)

@@ -56,6 +56,11 @@ class Response(NamedTuple):
         return self.lengths or [1.0] * (len(self.sigmas) - 1)
 
     @property
+    def size_at_the_end(self) -> float:
+        """About that of the final latent, in parts of a picture's: of noise, where the run leads back to it."""
+        return max(1.0, self.sigmas[-1]) if self.sigmas and self.sigmas[-1] > self.sigmas[0] else 1.0
+
+    @property
     def both_signs(self) -> bool:
         """Whether weights of both signs may cancel, as those of samplers that use earlier answers again."""
         return bool(self.weights.min(initial=0) < -ROUNDING * self.weights.max(initial=0))

@@ -40,6 +40,7 @@ class Account:
         self.along = self.weight_changes = self.switches = 0
         self.memory: str | None = None
         self.other_caches = False
+        self._whole_part_after = 0  # evaluations that were decided before the last one at another size
         self._closeness: float | None = None  # known once the sampler is through
         self._nothing_skipped: str | None = None  # why; known then, too
 
@@ -50,6 +51,12 @@ class Account:
     def on_decided(self, history: QuestionHistory) -> None:
         """The newest evaluation of a history is decided."""
         self.trace.append((history, history.controller.evaluations - 1))
+
+    def on_part(self, whole: bool) -> None:
+        """A call about a part of the latent, or at another size, is computed. whole: an evaluation of its own."""
+        self.parts += 1
+        if whole:
+            self._whole_part_after = len(self.trace)
 
     def on_elsewhere(self) -> None:
         self.elsewhere += 1
@@ -155,6 +162,8 @@ class Account:
         """Whether the last evaluation was predicted, as the sampler stopped where its schedule goes on."""
         if not self.trace or self._schedule.last_sigma < 0:  # such schedules have no last one
             return False
+        if self._whole_part_after == len(self.trace):  # the last one was at another size, and computed
+            return False
         history, index = self.trace[-1]
         return not history.controller.trace_so_far()[0][index]["computed"]
 
@@ -182,7 +191,7 @@ class Account:
         if sum(controller.not_finite for controller in self.controllers) > evaluations / 2:
             return "the latent or the network's output is NaN or inf"
         if self.gradients > self.parts and not evaluations:
-            return "its guider differentiates through the network, which no prediction can stand in for"
+            return "its guider or sampler differentiates through the network, which no prediction can stand in for"
         replaced = comfy.samplers.calc_cond_batch.__module__
         if not evaluations and not self.parts and replaced != comfy.samplers.__name__:
             return f"{replaced} has replaced ComfyUI's calc_cond_batch, where the node sees what is asked"

@@ -1,10 +1,16 @@
-"""What a model's options say of a call: which layers are patched, and the words, switches and numbers that packs leave
-there for their patches.
+"""What a model's options say of a call: which layers are patched, the words, switches and numbers that packs leave
+there for their patches, and our wrappers.
 """
 
+import contextlib
+import functools
+import types
 from collections.abc import Callable, Iterator
 
+import torch
 from comfy.patcher_extension import WrappersMP
+
+from .run_history import WRAPPER_KEY
 
 # ComfyUI's own entries, and ours.
 KNOWN_OPTIONS = {
@@ -63,3 +69,38 @@ def patches_of(model_options: dict) -> tuple:
 def _code(function) -> int:
     function = getattr(function, "func", function)  # of a functools.partial
     return id(getattr(function, "__code__", None) or type(function))
+
+
+def variables_of(value) -> dict:
+    """Of a function those that it takes from around it, of an object its attributes."""
+    if isinstance(value, functools.partial):
+        return {**value.keywords, "called": value.func}
+    if isinstance(value, types.MethodType):
+        return variables_of(value.__self__) | {"called": value.__func__}
+    if isinstance(value, types.FunctionType):
+        found = {}
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # not assigned yet
+                found[name] = cell.cell_contents
+        return found
+    return {} if isinstance(value, torch.nn.Module | type) else dict(getattr(value, "__dict__", {}))
+
+
+def set_own_wrapper(level: str, wrapper, model_options: dict) -> None:
+    """In place of the one that is there; None: without one. It lies around the wrappers of other packs: what they make
+    of one call (context windows, say) is cached as a whole.
+    """
+    wrappers = model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
+    others = {key: given for key, given in wrappers.get(level, {}).items() if key != WRAPPER_KEY}
+    wrappers[level] = others if wrapper is None else {WRAPPER_KEY: [wrapper], **others}
+
+
+def with_own_wrapper(level: str, wrapper, model_options: dict) -> dict:
+    """The options, or a copy of them with this wrapper where there is none of ours."""
+    options = model_options.get("transformer_options", {})
+    wrappers = options.get("wrappers", {})
+    if WRAPPER_KEY in wrappers.get(level, {}):
+        return model_options
+    copied = {**model_options, "transformer_options": {**options, "wrappers": {**wrappers}}}
+    set_own_wrapper(level, wrapper, copied)
+    return copied

@@ -5,6 +5,7 @@ in one call or in several. A question is known by what is asked, not by the orde
 at some noise levels, and add-ons insert theirs.
 """
 
+import types
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from ..easycache_core.turns import checksums, sample_of
-from .call_options import patches_of, switches_of
+from .call_options import patches_of, switches_of, variables_of
 from .question_history import QuestionHistory
 from .value_changes import TellingValues
 
@@ -108,10 +109,15 @@ def where_active(cond: Sequence[dict], timestep: torch.Tensor, answer: torch.Ten
 
 
 class Identities:
-    """Numbers that tell objects apart, also those that are made anew where another one was."""
+    """Numbers that tell objects apart, also those that are made anew where another one was.
+
+    Functions that are made anew with the same code and variables are the same one: some packs make their patches for
+    each call.
+    """
 
     def __init__(self):
         self._known: dict[int, tuple] = {}  # (weak reference, number) by id
+        self._made: dict[tuple, int] = {}  # numbers of functions, by code and variables
         self._count = 0
 
     def of(self, thing):
@@ -126,9 +132,17 @@ class Identities:
     def _number(self, thing) -> int:
         reference, number = self._known.get(id(thing), (lambda: None, 0))
         if reference() is not thing:
-            self._count = number = self._count + 1
-            self._known[id(thing)] = _reference(thing), number
+            number = self._count = self._count + 1
+            self._known[id(thing)] = _reference(thing), number  # now, as a function may hold itself
+            if isinstance(thing, types.FunctionType):
+                given = *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()
+                held = *variables_of(thing).values(), *given
+                number = self._made.setdefault((thing.__code__, *map(self._plain_or_number, held)), number)
+                self._known[id(thing)] = _reference(thing), number
         return number
+
+    def _plain_or_number(self, thing):
+        return thing if thing is None or isinstance(thing, str | int | float) else self._number_and_version(thing)
 
 
 def _reference(thing) -> Callable:

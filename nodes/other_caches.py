@@ -63,8 +63,12 @@ def other_caches(patcher, model_options: dict, own_key: str) -> list[str]:
     patches += own.values()
     names += [_origin(one) for one in patches if callable(one)]
     words = [re.sub(r"[^a-z0-9]+", "_", name.lower()) for name in map(str, names)]
-    found = {who for mark, who in NAMES.items() for word in words if mark in word or mark in word.replace("_", "")}
-    return sorted(found)
+    return sorted({who for who in map(_who_is, words) if who is not None})
+
+
+def _who_is(word: str) -> str | None:
+    """The first of NAMES that is in it: a cache names itself, and what it does, in one function's name."""
+    return next((who for mark, who in NAMES.items() if mark in word or mark in word.replace("_", "")), None)
 
 
 def _origin(function) -> str:

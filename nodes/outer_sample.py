@@ -12,6 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from ..easycache_core import CacheConfig
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
+from .call_options import set_own_wrapper
 from .continuation import Piece
 from .other_caches import warn_of_other_caches
 from .patch_switches import patch_levels
@@ -94,15 +95,6 @@ def sample_with_cache(
         events.send(state, run.account.snapshot)
     history.add(samples, run.account.report())
     return samples
-
-
-def set_own_wrapper(level: str, wrapper, model_options: dict) -> None:
-    """In place of the one that is there; None: without one. It lies around the wrappers of other packs: what they make
-    of one call (context windows, say) is cached as a whole.
-    """
-    wrappers = model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
-    others = {key: given for key, given in wrappers.get(level, {}).items() if key != WRAPPER_KEY}
-    wrappers[level] = others if wrapper is None else {WRAPPER_KEY: [wrapper], **others}
 
 
 def needs_response(config: CacheConfig) -> bool:

@@ -4,7 +4,8 @@ import logging
 
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from .outer_sample import sample_with_cache, set_own_wrapper
+from .call_options import set_own_wrapper
+from .outer_sample import sample_with_cache
 from .run_history import WRAPPER_KEY, RunHistory
 from .settings import Settings
 

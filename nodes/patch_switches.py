@@ -4,15 +4,12 @@ Patches that act in a part of the schedule only (Kohya's deep shrink, say) hold 
 after what they are: sigma_start, end_sigma, start_percent.
 """
 
-import contextlib
-import functools
-import types
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
-from .call_options import INSIDE
+from .call_options import INSIDE, unknown_options, variables_of
 
 _DEPTH = 3  # of functions that call functions
 
@@ -37,16 +34,31 @@ def patch_values(model_options: dict, own_key: str, identity: Callable) -> dict:
     values = {}
     for i, patch in enumerate(one for one in _patches(model_options, own_key) if one is not None):
         values["patch", i] = identity(patch)
-        values |= {("patch", i, name): one for name, one in _variables(patch).items() if isinstance(one, float)}
+        values |= {("patch", i, name): one for name, one in variables_of(patch).items() if isinstance(one, float)}
     return values
 
 
-def keeps_latents(model_options: dict, shape: torch.Size) -> bool:
-    """Whether what makes one answer of several has tensors of this shape in its variables, as momentum has."""
+def keeps_latents(model_options: dict, of_calls: dict, shape: torch.Size) -> bool:
+    """Whether what makes one answer of several has tensors of this shape in its variables, as momentum has, or leaves
+    some in the options of calls.
+    """
     functions = [model_options.get("sampler_cfg_function")]
     functions += model_options.get("sampler_pre_cfg_function", []) + model_options.get("sampler_post_cfg_function", [])
-    kept = (value for one in functions if one is not None for value in _variables(one).values())
+    functions = [one for one in functions if one is not None]
+    kept = [value for one in functions for value in variables_of(one).values()]
+    if functions:
+        kept += _held({key: value for key, value in of_calls.items() if key != "transformer_options"}, _DEPTH)
+        kept += _held(dict(unknown_options(of_calls)), _DEPTH)
     return any(isinstance(value, torch.Tensor) and value.shape == shape for value in kept)
+
+
+def _held(value, depth: int) -> Iterator:
+    """What is in it, and in the dicts and lists that are in it."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    for part in parts:
+        yield part
+        if depth:
+            yield from _held(part, depth - 1)
 
 
 def _patches(model_options: dict, own_key: str) -> Iterator:
@@ -67,24 +79,9 @@ def _numbers(values, depth: int, seen: set[int]) -> Iterator[tuple[str, float]]:
         if value is None or id(value) in seen:
             continue
         seen.add(id(value))
-        variables = _variables(value)
+        variables = variables_of(value)
         for name, number in variables.items():
             if isinstance(number, int | float) and ("sigma" in name.lower() or "percent" in name.lower()):
                 yield name.lower(), number
         if depth:
             yield from _numbers((one for one in variables.values() if callable(one)), depth - 1, seen)
-
-
-def _variables(value) -> dict:
-    """Of a function those that it takes from around it, of an object its attributes."""
-    if isinstance(value, functools.partial):
-        return {**value.keywords, "called": value.func}
-    if isinstance(value, types.MethodType):
-        return _variables(value.__self__) | {"called": value.__func__}
-    if isinstance(value, types.FunctionType):
-        found = {}
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            with contextlib.suppress(ValueError):  # not assigned yet
-                found[name] = cell.cell_contents
-        return found
-    return {} if isinstance(value, torch.nn.Module | type) else dict(getattr(value, "__dict__", {}))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from comfy.model_management import soft_empty_cache
+from comfy.patcher_extension import WrappersMP
 
 from ..easycache_core import Ranks, Response
 from ..easycache_core.gradients import are_differentiated
@@ -22,7 +23,7 @@ from ..easycache_core.storage import Retries, is_out_of_memory
 from ..easycache_core.weights import Weights
 from .account import Account
 from .alternation import Alternation
-from .call_options import values_of
+from .call_options import values_of, with_own_wrapper
 from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, tensors_of, where_active
 from .latents import TRAIL, level_of, position_of, trail_of
 from .network_memory import NetworkMemory
@@ -101,6 +102,7 @@ class Run:
         # evaluation of a guider that nobody sees, those that it calls make several.
         self._latest: list[Evaluation] = []
         self._failed: list[Evaluation] = []  # of these, if something failed since
+        self._options: dict = {}  # of the last evaluation's call
         self._computing: set[int] = set()  # threads in which a call to calc_cond_batch is being computed
         self._lock = threading.RLock()  # guiders may ask from several threads
         self._retries = Retries()
@@ -158,6 +160,9 @@ class Run:
 
         x: the sampler's latent, (batch, channels, ...). timestep: sigma, (batch,). Returns the denoised latent.
         """
+        # Some samplers give some of their evaluations options of their own, without anybody's wrappers.
+        model_options = with_own_wrapper(WrappersMP.CALC_COND_BATCH, self.calc_cond_batch, model_options)
+        self._options = model_options
         handler = model_options.get("context_handler")
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
@@ -187,7 +192,8 @@ class Run:
         Some call back for that, too. Waits for the device there, and never else.
         """
         if self._shape in (None, x.shape):
-            self._whole_at = timestep
+            # Tensors of torch.func are none once it is through.
+            self._whole_at = None if are_differentiated((x, timestep)) else timestep
             return False
         return self._whole_at is not None and bool(level_of(timestep) == level_of(self._whole_at))
 
@@ -206,7 +212,10 @@ class Run:
         with self._lock:
             if self._evaluation is None or self._evaluation.ended_by(x, timestep, asked):
                 if self._shape not in (None, x.shape):
-                    self.account.parts += 1
+                    self.account.on_part(whole=True)
+                    return self._compute_nested(lambda: compute(conds), model, model_options)
+                if are_differentiated((x, timestep)):
+                    self.account.gradients += 1
                     return self._compute_nested(lambda: compute(conds), model, model_options)
                 self._end_direct()
                 self._evaluation = Evaluation(x, timestep, direct=True)
@@ -238,10 +247,12 @@ class Run:
         """
         evaluation = self._evaluation
         asked = questions(conds, model_options, model, self._part_ids)
-        if not asked or x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
-            self.account.parts += 1
+        if not asked:  # a pack that asks in a way of its own has left out all of them
+            return compute(conds)
+        if x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
+            self.account.on_part(whole=x.shape == evaluation.x.shape)
             return self._compute_nested(lambda: compute(conds), model, model_options)
-        if are_differentiated((x, *tensors_of(conds))):
+        if are_differentiated((x, timestep, *tensors_of(conds))):
             self.account.gradients += 1
             return self._compute_nested(lambda: compute(conds), model, model_options)
         # The branch stored first is the one whose error decides; some guiders list the negative first.
@@ -488,13 +499,14 @@ class Run:
         self._end_direct()
         self.account.other_caches |= self.repetitions.found()
         self.account.weight_changes = self._weights.changes
-        keeps = self._shape is not None and keeps_latents(self._guider.model_options, self._shape)
+        options = self._guider.model_options
+        keeps = self._shape is not None and keeps_latents(options, self._options, self._shape)
         return self.account.summary(self._range, getattr(self._guider, "cfg", None), keeps)
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
         self._evaluation = self._guider = self.denoised = self._range = self._whole_at = None
-        self._latest, self._failed = [], []
+        self._latest, self._failed, self._options = [], [], {}
         self.repetitions.close()
         self._identities, self._part_ids = Identities(), PartIds({})
         self._weights.close()

@@ -99,9 +99,10 @@ def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | Non
 def supposed_response(sigmas: torch.Tensor, model_sampling) -> Response | None:
     """Euler's, by which a budget is placed for samplers of which nothing is known. Noise may be added.
 
-    sigmas: (steps + 1,), on the host. None where they do not descend.
+    sigmas: (steps + 1,), on the host. None where they descend and rise.
     """
-    if len(sigmas) < 2 or not bool((sigmas[1:] < sigmas[:-1]).all()):
+    steps = sigmas.diff()
+    if not len(steps) or not bool((steps < 0).all() or (steps > 0).all()):
         return None
     lengths = step_lengths(model_sampling, sigmas[:-1]) or ()
     return euler_response(sigmas.tolist())._replace(adds_noise=True, lengths=lengths)

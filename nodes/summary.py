@@ -49,7 +49,7 @@ def summarise(
     if parts:
         line += f"; besides, {parts} calls about parts of the latent, or at another size, were computed"
     if gradients:
-        line += f"; besides, {gradients} calls that the guider differentiates through were computed"
+        line += f"; besides, {gradients} calls that the guider or sampler differentiates through were computed"
     if along:
         line += f"; besides, what the guider leaves out at times was asked along {along} times"
     if end_unseen:

@@ -653,6 +653,14 @@ def test_training_and_gradients():
                 (gradient,) = torch.autograd.grad(network(t * noise(), t.expand(1), prompt).sum(), text)
                 assert gradient.abs().sum() > 0
     network.eval()
+
+    def carried(x, t):  # forwards
+        return torch.func.jvp(lambda x: distilled(network, x, t), (x,), (torch.ones_like(x),))[1]
+
+    seen = []
+    with attach(network, PAPER, STEPS) as cache:
+        euler(network, lambda network, x, t: seen.append((x, t, carried(x, t))) or distilled(network, x, t))
+    assert cache.skipped and all(torch.equal(slope, carried(x, t)) for x, t, slope in seen)
     tensors = _tensors()
     with torch.enable_grad(), attach(network, PAPER, STEPS) as cache:
         euler(network, lambda *call: distilled(*call).detach())

@@ -15,7 +15,7 @@ from easycache_core import CacheConfig, CacheController, Response, correction, e
 from easycache_core.branch import Branch, changes, uncorrected
 from easycache_core.budget import Budget
 from easycache_core.correction import Correction, limit_of_payments
-from easycache_core.placement import costs_of_skips, place
+from easycache_core.placement import Plan, costs_of_skips, place
 from easycache_core.predictors import PREDICTORS
 from easycache_core.window import Window
 
@@ -591,6 +591,17 @@ def test_an_influence_of_nothing_between_large_ones_is_no_place_to_skip():
     computed = place(costs, positions, len(influence) - 4)
     skipped = set(range(len(influence))) - set(computed)
     assert len(skipped) == 4 and max(skipped) < 14
+
+
+def test_a_run_that_leads_back_to_noise_is_placed_by_what_that_is():
+    """Of x = D + sigma noise, with levels up to 14.6. Catches a budget that is spent at first, as the final latent's
+    size is forgotten: 39.6 dB of an unsampled picture, where 55.5 can be had.
+    """
+    levels = np.exp(np.linspace(-2, math.log(14.6), 21))
+    plan = Plan(euler_response(levels.tolist()))
+    plan.place(0, 10, False)
+    computed = [n for n in range(20) if plan.has(n)]
+    assert len(computed) == 10 and max(np.diff(computed)) <= 3
 
 
 @pytest.mark.parametrize("lengths", [[1.0] * 9, [1.0] * 9 + [-1.0], [1.0] * 9 + [math.nan]])

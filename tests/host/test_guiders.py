@@ -15,6 +15,7 @@ from sampling import (
     THRESHOLD,
     THRESHOLD_OR_BUDGET,
     ask,
+    ask_past_the_cache,
     away_from,
     both,
     check_counts,
@@ -146,6 +147,27 @@ def test_a_guider_within_a_guider(tiny, run, how, asked_first):
         cached = run(scene, make_guider, **widgets)
         assert len(cached.levels) < STEPS
         assert psnr(cached.latent, plain.latent) > 15, widgets
+
+
+def test_a_guider_that_asks_nothing_where_it_can_be_seen(tiny, run, caplog):
+    """It leaves out both, and asks with options that it copied before the node was put into the model. Catches a log
+    that speaks of parts of the latent.
+    """
+    scene = tiny("SD15")
+
+    def predict(guider, x, timestep, options):
+        from comfy.samplers import calc_cond_batch
+
+        nothing = calc_cond_batch(guider.inner_model, [None, None], x, timestep, options)
+        assert not any(answer.any() for answer in nothing)
+        return ask_past_the_cache(guider, ["positive"], x, timestep, options)[0]
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=predict)
+    plain = run(scene, make_guider)
+    with caplog.at_level(logging.INFO):
+        cached = run(scene, make_guider, **THRESHOLD)
+    assert torch.equal(cached.latent, plain.latent) and cached.report["evaluations"] == 0
+    assert log_of(caplog)[-1].endswith("nothing was skipped: it asked nothing that the node sees")
 
 
 @THRESHOLD_OR_BUDGET

@@ -14,9 +14,11 @@ import torch
 from closeness import psnr
 from sampling import (
     STEPS,
+    THRESHOLD,
     THRESHOLD_OR_BUDGET,
     answering_by_prompt,
     ask,
+    away_from,
     both,
     check_counts,
     direct,
@@ -238,6 +240,44 @@ def test_a_guider_that_differentiates_through_the_network(tiny, run, caplog, at,
     assert all(gradients) and psnr(cached.latent, plain.latent) > 20
     assert any("differentiates through" in line for line in log_of(caplog))
     assert len(cached.levels) == len(at) + (STEPS - len(at)) // 2
+
+
+@torch.no_grad()
+def by_its_derivative(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Steps of second order: the derivative of the answer along the step is carried through the network with it."""
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = model(x, sigma * x.new_ones([len(x)]), **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        slope, step, change = (x - denoised) / sigma, following - sigma, 0.0
+        if following > 0:
+
+            def answer(latent, level):
+                return model(latent, level * latent.new_ones([len(latent)]), **extra_args)
+
+            _, change = torch.func.jvp(answer, (x, sigma), (slope, torch.ones_like(sigma)))
+        x = x + step * slope - 0.5 * step**2 * change / sigma
+    return x
+
+
+@pytest.mark.parametrize("past_predict_noise", [False, True])
+@THRESHOLD_OR_BUDGET
+def test_a_sampler_that_carries_a_derivative_through_the_network(tiny, run, caplog, widgets, past_predict_noise):
+    """With torch.func.jvp, where no tensor asks for a gradient. Catches the derivative of a prediction in place of the
+    network's, and tensors of torch.func that outlive it.
+    """
+    scene = tiny("SD15")
+    make_guider = functools.partial(direct, scene=scene, past_predict_noise=past_predict_noise)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # others have no forward mode
+        plain = uncached(run, scene, make_guider, by_its_derivative)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            cached = run(scene, make_guider, by_its_derivative, **widgets)
+    assert plain.calls.total() == 2 * STEPS - 1
+    assert f"{STEPS - 1} calls that the guider or sampler differentiates through were computed" in log_of(caplog)[-1]
+    assert cached.report["evaluations"] == STEPS and cached.report["skipped"] > 0
+    assert cached.calls.total() == STEPS - 1 + cached.report["computed"]
+    assert psnr(cached.latent, plain.latent) > (40 if widgets == THRESHOLD else 15)
 
 
 def test_the_negative_is_asked_at_every_other_step(tiny, run):
@@ -547,6 +587,29 @@ def test_a_guider_that_looks_at_its_latent_turned_as_well(tiny, run, caplog):
         cached = run(scene, counting(predict), patch=answering_by_prompt, **HALF)
     assert cached.report["computed"] == STEPS / 2 and psnr(cached.latent, plain.latent) > 25
     assert not any("turned or moved" in line for line in log_of(caplog))
+
+
+def test_a_patch_that_is_made_anew_for_each_call(tiny, run):
+    """The network is asked once more with a layer that a function of the guider's own answers for. Catches another
+    question at each step: a budget pays for the perturbed answer alone, and says that it computed a step.
+    """
+    scene = tiny("SD15")
+
+    def perturbed(strength):
+        def attention(q, k, v, extra_options, mask=None):
+            return strength * v
+
+        return attention
+
+    def predict(guider, step, x, timestep, options):
+        plain, layers = guided(guider, x, timestep, options), {"attn1": {("middle", 0): perturbed(0.5)}}
+        given = {**options, "transformer_options": {**options["transformer_options"], "patches_replace": layers}}
+        return away_from(plain, ask(guider, ["positive"], x, timestep, given))
+
+    make_guider = counting(predict, pair(scene))
+    plain, cached = uncached(run, scene, make_guider), run(scene, make_guider, **HALF)
+    check_counts(cached, plain.calls)
+    assert plain.calls.total() == 2 * STEPS and cached.calls.total() == STEPS
 
 
 @pytest.mark.parametrize("often", [False, True], ids=["once", "at each step"])

@@ -13,9 +13,10 @@ from sampling import BUDGET, STEPS, ask, both, guiding, log_of, pair, schedule
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def edit_in_turns(model, x, sigmas, extra_args=None, callback=None, disable=None):
+def edit_in_turns(model, x, sigmas, extra_args=None, callback=None, disable=None, bare=False):
     """The latent's picture is carried from the prompt "source" to the prompt "target", along the difference between
-    what the two make of one noise, as flow-based editing does.
+    what the two make of one noise, as flow-based editing does. bare: "source" is asked with options of the sampler's
+    own, in which nothing else is.
     """
     rng, start, options = torch.Generator().manual_seed(3), model.latent_image.clone(), extra_args["model_options"]
     edited, one = start.clone(), x.new_ones([len(x)])
@@ -25,15 +26,22 @@ def edit_in_turns(model, x, sigmas, extra_args=None, callback=None, disable=None
         towards = {}
         for name, point in points.items():
             options["transformer_options"]["prompt in turn"] = name
-            towards[name] = (point - model(point, sigma * one, **extra_args)) / sigma
+            given = extra_args
+            if bare and name == "source":
+                given = {**extra_args, "model_options": {"transformer_options": {"prompt in turn": name}}}
+            towards[name] = (point - model(point, sigma * one, **given)) / sigma
         edited = edited + (following - sigma) * (towards["target"] - towards["source"])
         if callback is not None:
             callback({"x": edited, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": edited})
     return edited
 
 
-def test_two_prompts_that_take_turns(comfy, demo_scene, run):
-    """Catches one past for both: the second prompt is then hardly ever asked, and the edit is lost."""
+@pytest.mark.parametrize("bare", [False, True], ids=["", "options of its own"])
+def test_two_prompts_that_take_turns(comfy, demo_scene, run, bare):
+    """Catches one past for both: the second prompt is then hardly ever asked, and the edit is lost. And evaluations
+    that nobody sees, as the sampler gives them options without the node's wrappers: of them all were computed, and none
+    counted.
+    """
     from comfy.samplers import cfg_function
 
     scene, asked = demo_scene, Counter()
@@ -52,7 +60,8 @@ def test_two_prompts_that_take_turns(comfy, demo_scene, run):
     def edit(sigmas, **widgets):
         asked.clear()
         make_guider = functools.partial(guiding, conds=conds, predict=predict)
-        return run(scene, make_guider, torch.no_grad()(edit_in_turns), sigmas, latent, **widgets), dict(asked)
+        sampler = torch.no_grad()(functools.partial(edit_in_turns, bare=bare))
+        return run(scene, make_guider, sampler, sigmas, latent, **widgets), dict(asked)
 
     sigmas = schedule(comfy, scene, 30)[4:]
     plain, everywhere = edit(sigmas)

@@ -62,6 +62,10 @@ OTHER_CACHES = {
         around_the_network(foreign("wrapper", qualname="ApplyFBCacheOnModel.patch.<locals>.wrapper")),
         "WaveSpeed",
     ),
+    "first-block cache in a pack's folder": (
+        around_the_network(foreign("wrapper", "/srv/Comfy-WaveSpeed.nodes", "ApplyFBCacheOnModel.patch.wrapper")),
+        "WaveSpeed",
+    ),
     "a module": (around_the_network(foreign("wrapper", module="custom_nodes.magcache")), "MagCache"),
     "a pack's folder": (
         around_the_network(foreign("wrapper", module="/srv/ComfyUI/custom_nodes/ComfyUI-TeaCache.nodes")),

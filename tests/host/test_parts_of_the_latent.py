@@ -171,6 +171,7 @@ def test_a_latent_that_grows_on_the_way(tiny, run, caplog, widgets):
     assert cached.latent.shape == plain.latent.shape
     assert cached.report["evaluations"] == 6 and min(plain.levels) in cached.levels
     assert f"{STEPS - 6} calls about parts of the latent, or at another size, were computed" in log_of(caplog)[-1]
+    assert "the last evaluation was predicted" not in log_of(caplog)[-1]
 
 
 @torch.no_grad()

@@ -251,6 +251,19 @@ def with_momentum(model):
     return model
 
 
+def with_momentum_in_the_options(model):
+    """The same after CFG; what it was is kept in the options that it is given."""
+
+    def momentum(given):
+        group = given["model_options"].setdefault("momentum", {})
+        before, group["kept"] = group.get("kept", given["denoised"]), given["denoised"]
+        return given["denoised"] + 0.5 * (given["denoised"] - before)
+
+    model = model.clone()
+    model.set_model_sampler_post_cfg_function(momentum)
+    return model
+
+
 def first_half(comfy, scene, model):
     return comfy.node("KSamplerAdvanced", model, "enable", 5, 24, 4.0, "euler", "simple", scene.positive,
                       scene.negative, scene.latent, 0, 12, "enable")[0]["samples"]  # fmt: skip
@@ -290,6 +303,9 @@ NOT_ESTIMATED = {
     "the sampler uses many earlier answers": by("ipndm"),
     "and corrects the latent by them": by("uni_pc"),
     "guidance with momentum": lambda comfy, scene, model: comfy.sample(scene, with_momentum(model), steps=12),
+    "guidance that keeps latents in its options": lambda comfy, scene, model: comfy.sample(
+        scene, with_momentum_in_the_options(model), steps=12
+    ),
     "another run goes on": first_half,
     "it goes on from another run": second_half,
     "the first noise level is below the second": first_level,

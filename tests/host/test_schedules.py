@@ -248,3 +248,28 @@ def test_a_sampler_that_stops_early(tiny, run, caplog, left_out):
     assert computed == (left_out == 0) and cached.report["closeness"] is None
     said = "the last evaluation was predicted, as nothing told that it was the last"
     assert (said in caplog.text) != computed
+
+
+@torch.no_grad()
+def plain_euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Of another pack, so that nothing is known of it."""
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = model(x, sigma * x.new_ones([len(x)]), **extra_args)
+        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = x + (following - sigma) * (x - denoised) / sigma
+    return x
+
+
+@pytest.mark.parametrize("sampler", ["euler", plain_euler], ids=["euler", "another pack's"])
+def test_a_picture_is_unsampled(comfy, demo_scene, run, sampler):
+    """Catches the third evaluation being skipped, where two of a picture without noise are all that is known."""
+    sigmas = comfy.node("FlipSigmas", schedule(comfy, demo_scene, 20))[0][:-1]
+    picture = {"samples": comfy.sample(demo_scene, steps=12)}
+    make_guider = functools.partial(guiding, conds=pair(demo_scene), predict=both)
+    plain = run(demo_scene, make_guider, sampler, sigmas, picture)
+    cached, reused = (
+        run(demo_scene, make_guider, sampler, sigmas, picture, target_speedup=2.0, predictor=predictor)
+        for predictor in ("forecast", "reuse")
+    )
+    assert cached.report["computed"] == 10 and cached.report["trace"][2]["computed"]
+    assert psnr(cached.latent, plain.latent) > max(15, psnr(reused.latent, plain.latent))
