@@ -1,0 +1,27 @@
+"""Skimmed_CFG: functions before CFG that change the answers in place."""
+
+from works_with import Case
+
+from . import common
+
+FOLDER = "Skimmed_CFG"
+
+
+def cases(host):
+    scene = common.video(host)
+    _, sample = common.ksampler(host, scene, cfg=8.0)
+    nodes = {
+        "": dict(Skimming_CFG=4.0),
+        " - Timed flip": dict(flip_at=0.3, reverse=False),
+        " - replace": {},
+        " - linear interpolation": dict(Skimming_CFG=4.0),
+        " - linear interpolation dual scales": {},
+        " - Difference CFG": dict(method="linear_distance"),
+        " - Clean Skim": dict(full_skim_negative=False, disable_flipping_filter=False),
+    }
+    for name, widgets in nodes.items():
+        try:
+            model = host.node(f"Skimmed CFG{name}", model=scene.model, **widgets)[0]
+        except TypeError:
+            model = host.node(f"Skimmed CFG{name}", model=scene.model)[0]
+        yield Case(f"CFG 8, Skimmed CFG{name}", model, sample)
