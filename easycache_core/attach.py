@@ -253,6 +253,7 @@ class Attachment:
                 output = self._store(branch, history, output)
         else:
             history.cache_miss = True
+            history.answer(history.layout.groups([one.detach() for one in predictions_of(output)]))
             controller.count_as_computed()
         return output
 
@@ -273,13 +274,12 @@ class Attachment:
     def _open_evaluation(self, timestep: float, x: list[torch.Tensor], line: int, new: bool) -> History:
         """Of a history that the call goes on with, or of a new one."""
         sample, again = sample_of(x), timestep in self._steps
-        history, doubt = choose(self._histories[::-1], line, new, again, timestep, sample)
+        history, doubt = choose(
+            self._histories[::-1], line, new, again, timestep, x, sample, None if again else self._adds_noise(timestep)
+        )
         if history is None and self._histories and self._histories[0].controller.shared:
             # Ranks might not agree to begin another history.
             history, doubt = self._histories[0], "several latents or questions in turn"
-        if history is None and not again and self._is_next(line, timestep):
-            # It jumped, as answers make up for errors. Another history would have a budget of its own.
-            history, doubt = self._histories[0], "a latent that may be another"
         if history is None:
             if self._histories:
                 self._say("several latents or questions take turns; each is cached by itself")
@@ -301,12 +301,12 @@ class Attachment:
             log.warning(f"EasyCache: evaluations after total_steps={self._total_steps} are computed")
         return history
 
-    def _is_next(self, line: int, timestep: float) -> bool:
-        """Whether there is one latent so far, which was asked the same, and whose scheduler has this timestep next."""
-        if self._response is None or len(self._histories) != 1 or self._histories[0].line != line:
-            return False
+    def _adds_noise(self, timestep: float) -> bool | None:
+        """Whether the scheduler adds noise on its way to this timestep; None: not known, or it goes elsewhere next."""
+        if self._response is None or len(self._histories) != 1:
+            return None
         n = self._histories[0].records
-        return self._response.expects(n, self._sigma(timestep, n))
+        return self._response.adds_noise if self._response.expects(n, self._sigma(timestep, n)) else None
 
     @property
     def _response(self) -> Response | None:
@@ -421,7 +421,7 @@ class Attachment:
             answer = controller.corrected(f"{branch} {i}", denoised)
             if answer is not denoised:
                 groups[i], corrected = self._conversion.output(answer, network_x), True
-        history.corrected = history.corrected or corrected
+        history.answer(groups)
         return self._returned(branch, history, groups) if corrected else output
 
     def _predicted(self, branch: str, history: History):
@@ -430,6 +430,7 @@ class Attachment:
         for i, (network_x, latent) in enumerate(self._inputs(history)):
             predicted = history.controller.predict(f"{branch} {i}", latent)
             outputs.append(predicted if self._conversion is None else self._conversion.output(predicted, network_x))
+        history.answer(outputs)
         return self._returned(branch, history, outputs)
 
     def _returned(self, branch: str, history: History, outputs: list[torch.Tensor]):

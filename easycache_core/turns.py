@@ -1,12 +1,13 @@
 """Latents and questions that take turns: a sampler may ask about several latents, or several questions, one by one.
 
-Which of them a call goes on with is told by what is asked (question.py) and by where the latent was last. Each has a
-history, and decisions, of its own.
+Which of them a call goes on with is told by what is asked (question.py), by where the latent was last, and by where the
+answers lead it from there. Each has a history, and decisions, of its own.
 """
 
 import math
 from collections import Counter
 
+import numpy as np
 import torch
 
 from .absences import Absences
@@ -16,6 +17,8 @@ from .interface import Layout
 # Distances between latents are parts of their size; that of two pure noises is about 1.4.
 FAR = 1.0  # a latent that moved further since it was seen last may be another one
 LONG_STEP = 0.25
+ASTRAY = 0.25  # the part of a latent's squares that its answers do not explain; of samplers without noise, 0.06 at most
+MAX_ANSWERS = 8  # of an evaluation, that are looked at for it
 NEAR = 0.02  # asked again at one timestep a latent has moved less, or no more than twice as far as in its last step
 SAMPLE_SIZE = 1 << 12  # elements of a latent by which it is told from others
 TRAIL = 4  # evaluations that are remembered, so many latents can be told apart that take turns from step to step
@@ -44,11 +47,11 @@ class History:
         self.computing = True
         self.weights: torch.Tensor | None = None  # a sample of the network's, where it ran last
         self.cache_miss = False  # whether its evaluation asked for something that was not in the cache
-        self.corrected = False  # whether an answer of its newest evaluation was: then the latent may jump
         self.first: list = []  # (branch, output) of its first evaluation, until it is seen which part of x is latent
         self._asked_before: Counter[int] = Counter()
         self._absences = Absences()  # of lines
         self._trail: list[torch.Tensor] = []  # of its last evaluations
+        self._path: list[torch.Tensor] = []  # samples of its newest evaluation: of the latent, and of the answers
         self._moved = 0.0  # by how far, when the timestep last changed; 0 if it was too far for a step
         self._far = 0  # how often in a row that was too far
         self._open = False
@@ -79,6 +82,7 @@ class History:
 
     def open(self, x: list[torch.Tensor], sample: torch.Tensor, timestep: float, step: int) -> None:
         """Begin another evaluation. sample: of x, as from sample_of."""
+        self._path = []
         if not self.has_shapes_of(x):
             self.layout, self._trail, self.first = None, [], []
         if self._trail and timestep != self.timestep:
@@ -92,10 +96,24 @@ class History:
         else:
             self._asked_before = self.asked
         self.asked = Counter()
-        self.decided = self.corrected = self._failed = False
+        self.decided = self._failed = False
         self.gap, self.step = step - self.step if self.evaluations else 1, step
         self.x, self.timestep, self._open = [one.detach().clone() for one in x], timestep, True
         self.evaluations += 1
+
+    def answer(self, groups: list[torch.Tensor]) -> None:
+        """These were answered at its newest evaluation, as its layout groups them."""
+        if len(self._path) <= MAX_ANSWERS:
+            self._path = self._path or [sample_of(self.layout.groups(self.x))]
+            self._path.append(sample_of(groups))
+
+    def leads_to(self, x: list[torch.Tensor]) -> bool:
+        """Whether x is where a sampler that adds no noise may go from its newest evaluation: samplers are linear in the
+        latent and in the answers to it. A latent that was turned, or is another one, is not. Waits for the device.
+        """
+        if not self._path or not self.has_shapes_of(x):
+            return False
+        return unexplained(sample_of(self.layout.groups(x)), self._path) < ASTRAY
 
     def fail(self) -> None:
         """Something failed in its evaluation. Who tries again asks for the same answers, and goes on with it."""
@@ -105,7 +123,7 @@ class History:
         """Let go of every tensor."""
         self.controller.release()
         self.layout, self.x, self.templates, self.first, self._trail, self._open = None, None, {}, [], [], False
-        self.weights = None
+        self.weights, self._path = None, []
 
     def distance(self, sample: torch.Tensor) -> float:
         """From where the latent was last."""
@@ -133,11 +151,15 @@ class History:
         return whole and self.distance(sample) <= max(NEAR, 2 * self._moved)
 
 
-def choose(histories: list[History], line: int, new: bool, same_step: bool, timestep: float, sample: torch.Tensor):
+def choose(
+    histories: list[History], line: int, new: bool, same_step: bool, timestep: float,
+    x: list[torch.Tensor], sample: torch.Tensor, adds_noise: bool | None = None,
+):  # fmt: skip
     """(which history an evaluation goes on with; None: another one, why nothing of it may be used; "": it may).
 
     histories: the one used last first. line, new: the question, and whether it was never asked. same_step: whether
-    there was an evaluation at this timestep. sample: of x, as from sample_of.
+    there was an evaluation at this timestep. sample: of x, as from sample_of. adds_noise: whether the sampler does on
+    its way to this timestep; None: nobody knows, or where it goes next.
     """
 
     def nearest(among):
@@ -153,12 +175,13 @@ def choose(histories: list[History], line: int, new: bool, same_step: bool, time
         history = nearest(ours)
         return (history if history.goes_on_with(sample) else None), ""
     history = nearest(waiting)
-    if history.corrected:
+    others = [one for one in ours if one is not history]
+    if history.leads_to(x) or (adds_noise and not others):
         return history, ""
     if history.takes_turns(sample):
         return None, ""
-    others = [one for one in ours if one is not history]
-    return history, "a latent that may be another" if history.may_be_another(sample, others) else ""
+    strays = adds_noise is False or history.may_be_another(sample, others)
+    return history, "a latent that may be another" if strays else ""
 
 
 def sample_of(x: list[torch.Tensor]) -> torch.Tensor:
@@ -166,6 +189,21 @@ def sample_of(x: list[torch.Tensor]) -> torch.Tensor:
     flat = [one.detach().flatten() for one in x]  # views, mostly
     every = max(1, sum(map(len, flat)) // SAMPLE_SIZE) | 1
     return torch.cat([one[::every].to(torch.float32) for one in flat])
+
+
+def unexplained(sample: torch.Tensor, by: list[torch.Tensor]) -> float:
+    """The part of a sample's squares that no linear combination of others has; 1 where lengths or devices differ. Waits
+    for the device.
+    """
+    if any(one.shape != sample.shape or one.device != sample.device for one in by):
+        return 1.0
+    rows = torch.stack([*by, sample])
+    products = (rows @ rows.mT).cpu().double().numpy()
+    *_, squares = np.diag(products)
+    if not np.isfinite(products).all() or not squares:
+        return 1.0
+    among, with_it = products[:-1, :-1], products[:-1, -1]
+    return float(1 - with_it @ np.linalg.pinv(among, rcond=1e-6, hermitian=True) @ with_it / squares)
 
 
 def checksums(tensor: torch.Tensor) -> torch.Tensor:
