@@ -28,10 +28,11 @@ from .prediction import Prediction
 from .predictors import PREDICTORS
 from .question import Questions
 from .response import Response
+from .samples import sample_of
 from .schedule import is_rounded, response_of, step_lengths
 from .storage import Retries, is_out_of_memory
 from .trace import Record
-from .turns import MAX_HISTORIES, History, choose, sample_of
+from .turns import MAX_HISTORIES, History, choose
 from .weights import Weights, differ
 
 log = logging.getLogger("easycache")

@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree  # where diffusers registers its output classes
 
 from .interface import fields_of
-from .turns import checksums
+from .samples import checksums
 
 SAMPLES = 256  # elements of a tensor that are compared, beside sums of all
 SETTLING = 2  # how many changes in a row are changes of question; a value that goes on changing is moving

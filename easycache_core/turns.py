@@ -7,20 +7,18 @@ answers lead it from there. Each has a history, and decisions, of its own.
 import math
 from collections import Counter
 
-import numpy as np
 import torch
 
 from .absences import Absences
 from .controller import CacheController
 from .interface import Layout
+from .path import Path
+from .samples import distance
 
 # Distances between latents are parts of their size; that of two pure noises is about 1.4.
 FAR = 1.0  # a latent that moved further since it was seen last may be another one
 LONG_STEP = 0.25
-ASTRAY = 0.25  # the part of a latent's squares that its answers do not explain; of samplers without noise, 0.06 at most
-MAX_ANSWERS = 8  # of an evaluation, that are looked at for it
 NEAR = 0.02  # asked again at one timestep a latent has moved less, or no more than twice as far as in its last step
-SAMPLE_SIZE = 1 << 12  # elements of a latent by which it is told from others
 TRAIL = 4  # evaluations that are remembered, so many latents can be told apart that take turns from step to step
 MAX_HISTORIES = 64  # each holds tensors
 
@@ -51,7 +49,7 @@ class History:
         self._asked_before: Counter[int] = Counter()
         self._absences = Absences()  # of lines
         self._trail: list[torch.Tensor] = []  # of its last evaluations
-        self._path: list[torch.Tensor] = []  # samples of its newest evaluation: of the latent, and of the answers
+        self._path = Path()  # from its newest evaluation
         self._moved = 0.0  # by how far, when the timestep last changed; 0 if it was too far for a step
         self._far = 0  # how often in a row that was too far
         self._open = False
@@ -82,7 +80,7 @@ class History:
 
     def open(self, x: list[torch.Tensor], sample: torch.Tensor, timestep: float, step: int) -> None:
         """Begin another evaluation. sample: of x, as from sample_of."""
-        self._path = []
+        self._path.clear()
         if not self.has_shapes_of(x):
             self.layout, self._trail, self.first = None, [], []
         if self._trail and timestep != self.timestep:
@@ -103,17 +101,17 @@ class History:
 
     def answer(self, groups: list[torch.Tensor]) -> None:
         """These were answered at its newest evaluation, as its layout groups them."""
-        if len(self._path) <= MAX_ANSWERS:
-            self._path = self._path or [sample_of(self.layout.groups(self.x))]
-            self._path.append(sample_of(groups))
+        if not self._path:
+            self._path.begin(self.layout.groups(self.x))
+        self._path.answer(groups)
 
     def leads_to(self, x: list[torch.Tensor]) -> bool:
-        """Whether x is where a sampler that adds no noise may go from its newest evaluation: samplers are linear in the
-        latent and in the answers to it. A latent that was turned, or is another one, is not. Waits for the device.
-        """
-        if not self._path or not self.has_shapes_of(x):
-            return False
-        return unexplained(sample_of(self.layout.groups(x)), self._path) < ASTRAY
+        """Whether a sampler that adds no noise may go to x from its newest evaluation; Path.leads_to."""
+        return self.has_shapes_of(x) and self._path.leads_to(self.layout.groups(x))
+
+    def is_turned(self, x: list[torch.Tensor]) -> bool:
+        """Whether x lies another way than at its newest evaluation; Path.is_turned."""
+        return self.has_shapes_of(x) and self._path.is_turned(self.layout.groups(x))
 
     def fail(self) -> None:
         """Something failed in its evaluation. Who tries again asks for the same answers, and goes on with it."""
@@ -123,7 +121,8 @@ class History:
         """Let go of every tensor."""
         self.controller.release()
         self.layout, self.x, self.templates, self.first, self._trail, self._open = None, None, {}, [], [], False
-        self.weights, self._path = None, []
+        self.weights = None
+        self._path.clear()
 
     def distance(self, sample: torch.Tensor) -> float:
         """From where the latent was last."""
@@ -180,46 +179,5 @@ def choose(
         return history, ""
     if history.takes_turns(sample):
         return None, ""
-    strays = adds_noise is False or history.may_be_another(sample, others)
+    strays = adds_noise is False or history.is_turned(x) or history.may_be_another(sample, others)
     return history, "a latent that may be another" if strays else ""
-
-
-def sample_of(x: list[torch.Tensor]) -> torch.Tensor:
-    """Some elements of a latent, by which to tell it from others; a copy."""
-    flat = [one.detach().flatten() for one in x]  # views, mostly
-    every = max(1, sum(map(len, flat)) // SAMPLE_SIZE) | 1
-    return torch.cat([one[::every].to(torch.float32) for one in flat])
-
-
-def unexplained(sample: torch.Tensor, by: list[torch.Tensor]) -> float:
-    """The part of a sample's squares that no linear combination of others has; 1 where lengths or devices differ. Waits
-    for the device.
-    """
-    if any(one.shape != sample.shape or one.device != sample.device for one in by):
-        return 1.0
-    rows = torch.stack([*by, sample])
-    products = (rows @ rows.mT).cpu().double().numpy()
-    *_, squares = np.diag(products)
-    if not np.isfinite(products).all() or not squares:
-        return 1.0
-    among, with_it = products[:-1, :-1], products[:-1, -1]
-    return float(1 - with_it @ np.linalg.pinv(among, rcond=1e-6, hermitian=True) @ with_it / squares)
-
-
-def checksums(tensor: torch.Tensor) -> torch.Tensor:
-    """Two sums of all elements, (2,), the second one weighted by place: they tell tensors apart of which samples are
-    alike, such as two that are nearly all zero.
-    """
-    flat = tensor.detach().flatten().to(torch.float32)
-    places = torch.arange(len(flat), device=flat.device, dtype=torch.float32)
-    return torch.stack([flat.sum(), (flat * places.cos()).sum()])
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Between two samples, as a part of their size; of what differs at all, as pictures for reference do not. Waits for
-    the device.
-    """
-    if a.shape != b.shape or a.device != b.device:
-        return math.inf
-    differs = a != b
-    return float((a - b).abs().sum() / (b.abs() * differs).sum().clamp_min(1e-30))

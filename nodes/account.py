@@ -24,11 +24,11 @@ class Account:
 
     histories: all there have been. trace: (history, index of its record) of each evaluation. callbacks: of the sampler,
     one per step. parts, gradients: calls about a part of the latent, and differentiated ones. elsewhere: calls about a
-    latent of the guider's own that is turned or moved from step to step. predicted: evaluations whose first question
-    was predicted. along: questions that were asked along. memory: where the network keeps what one call leaves for the
-    next, None if nowhere. weight_changes: at how many evaluations its weights were others than at the one before.
-    switches: how often other parts of the conditionings become active. other_caches: whether any are known to work on
-    the same model.
+    latent that lies another way than before: the guider's own, or the sampler's, turned from step to step. predicted:
+    evaluations whose first question was predicted. along: questions that were asked along. memory: where the network
+    keeps what one call leaves for the next, None if nowhere. weight_changes: at how many evaluations its weights were
+    others than at the one before. switches: how often other parts of the conditionings become active. other_caches:
+    whether any are known to work on the same model.
     """
 
     def __init__(self, settings: Settings, schedule: Schedule, steps_before: int, self_switching: list[str]):
@@ -58,13 +58,11 @@ class Account:
         if whole:
             self._whole_part_after = len(self.trace)
 
-    def on_elsewhere(self) -> None:
+    def on_elsewhere(self, who: str) -> None:
+        """A call about a latent that lies another way than before. who: turns it."""
         self.elsewhere += 1
         if self.elsewhere == 1:
-            log.info(
-                "EasyCache: the guider asks about a latent of its own, which is turned or moved against the sampler's "
-                "from step to step; where it is, the network runs"
-            )
+            log.info(f"EasyCache: {who} from step to step; where it lies another way than before, the network runs")
 
     def warn_of_self_switching(self) -> None:
         """Say what a ControlNet costs that changes at noise levels which nothing tells."""
@@ -202,7 +200,7 @@ class Account:
         if len(self.histories) == evaluations > 1:
             return "what is asked is new at every evaluation"
         if self.elsewhere > evaluations / 2:
-            return "the guider asks about a latent of its own, turned or moved against the sampler's from step to step"
+            return "the latent that is asked about is turned or moved from step to step"
         if self._self_switching and not self._settings.config.target_speedup:
             return f"a ControlNet ({self._self_switching[0]}) decides by itself at which noise levels it changes"
         if max(sum(history.moves for history in self.histories), self.switches) > evaluations / 2:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..easycache_core.turns import checksums
+from ..easycache_core.samples import checksums
 from .steps import Schedule
 
 MAX_RUNS = 16

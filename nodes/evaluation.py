@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..easycache_core.turns import checksums, sample_of
+from ..easycache_core.samples import checksums, sample_of
 from .call_options import patches_of, switches_of, variables_of
 from .question_history import QuestionHistory
 from .value_changes import TellingValues

@@ -9,8 +9,9 @@ from collections.abc import Collection, Sequence
 
 import torch
 
+from ..easycache_core.path import Path
 from ..easycache_core.response import same_level
-from ..easycache_core.turns import distance, sample_of
+from ..easycache_core.samples import distance, sample_of
 
 FAR = 1.0
 TRAIL = 16  # evaluations that are remembered, so nearly as many latents can be told apart
@@ -25,8 +26,10 @@ class Trail:
     def __init__(self):
         self._sigmas: list[float] = []
         self._samples: list[torch.Tensor] = []
+        self._path = Path()
         self.far = 0  # how often it was far from where it was before, at one noise level
         self.mixed = False  # whether another latent was taken for it until now
+        self.turned = False  # whether it lies another way than at the evaluation before the last one
 
     def is_at(self, sigma: float) -> bool:
         return bool(self._sigmas) and same_level(sigma, self._sigmas[-1])
@@ -46,14 +49,21 @@ class Trail:
         since = itertools.takewhile(lambda one: self.is_at(one[0]), before) if not self.is_at(sigma) else ()
         return any(distance(sample, there) < NEARER * moved for _, there in since)
 
-    def add(self, sigma: float, sample: torch.Tensor) -> bool:
+    def add(self, sigma: float, sample: torch.Tensor, x: torch.Tensor) -> bool:
         """Go on with it. Whether what is known may be of another latent: at this noise level, it is far from where it
-        was. One that never comes back is one whose noise the sampler renews.
+        was, or it lies another way. One that never comes back is one whose noise the sampler renews.
         """
         far, mixed = self.is_at(sigma) and self.distance(sample) > FAR, self.mixed
+        self.turned = not self.is_at(sigma) and self._path.is_turned([x])
+        self._path.begin([x])
         self.far, self.mixed = self.far + far, False
         self._sigmas, self._samples = [*self._sigmas[1 - TRAIL :], sigma], [*self._samples[1 - TRAIL :], sample]
-        return mixed or (far and self.far < RENEWALS)
+        return mixed or self.turned or (far and self.far < RENEWALS)
+
+    def answer(self, denoised: torch.Tensor) -> None:
+        """What was answered at the last evaluation that was added; nothing of others counts."""
+        if self._path:
+            self._path.answer([denoised])
 
 
 def trail_of(trails: Sequence[Trail], sigma: float, sample: torch.Tensor) -> Trail | None:

@@ -5,8 +5,8 @@ import re
 
 import torch
 
+from ..easycache_core.samples import sample_of
 from ..easycache_core.storage import is_out_of_memory
-from ..easycache_core.turns import sample_of
 from .parametrisation import Parametrisation
 
 log = logging.getLogger("easycache")
@@ -41,7 +41,7 @@ NAMES = {
 }
 # The same answer at two noise levels, as a part of its size: networks, and rounding, are further apart.
 REPEATED = 1e-6
-SPARSER = 16  # than turns.sample_of takes elements
+SPARSER = 16  # than samples.sample_of takes elements
 
 
 def other_caches(patcher, model_options: dict, own_key: str) -> list[str]:

@@ -178,9 +178,10 @@ class Run:
             raise
         finally:
             self._evaluation = around
-        learnt = evaluation.history is not None and not evaluation.predicting and self._conversion is None
-        if learnt and isinstance(denoised, torch.Tensor):  # some guiders return several latents
-            evaluation.history.controller.answered(denoised)
+        if evaluation.history is not None and isinstance(denoised, torch.Tensor):  # some guiders return several latents
+            evaluation.history.trail.answer(denoised)
+            if not evaluation.predicting and self._conversion is None:
+                evaluation.history.controller.answered(denoised)
         self.account.log_evaluation(evaluation)
         evaluation.close()
         if around is None and self._one_latent:  # ComfyUI's own samplers try nothing again
@@ -310,7 +311,9 @@ class Run:
         changed = True in {history.observe(branches[i], values[i]) for i in asked}
         own_x = None if x is evaluation.x else self._network_input(x, timestep)
         if not self._exact and history.elsewhere(branches.values(), x, evaluation.x):
-            self.account.on_elsewhere()
+            self.account.on_elsewhere(
+                "the guider asks about a latent of its own, which is turned or moved against the sampler's"
+            )
             changed = evaluation.another = True
         known = all(map(history.controller.has, branches.values()))
         if opens:
@@ -450,7 +453,10 @@ class Run:
         evaluation.level = sigma
         trail = trail_of([history.trail for history in alike], sigma, sample) if alike else None
         history = next((one for one in alike if one.trail is trail), None) or self._next_history(evaluation, active)
-        return history, history.trail.add(sigma, sample)
+        another = history.trail.add(sigma, sample, evaluation.x)
+        if history.trail.turned:
+            self.account.on_elsewhere("the sampler turns its latent, as for pictures without seams,")
+        return history, another
 
     def _next_history(self, evaluation: Evaluation, active: tuple) -> QuestionHistory:
         if not self.account.trace and not self._schedule.follow(

@@ -1,0 +1,109 @@
+"""Where the answers to a latent lead it.
+
+Samplers are linear in the latent and in the answers to it, apart from noise that they add. So the latent that a sampler
+asks about next can be told from another one, and from the same one turned: rolled or flipped, as for pictures and
+videos without seams. What was answered before a turn is of a picture that lies another way.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .samples import SAMPLE_SIZE, sample_of
+
+# The part of a latent's squares that its answers leave unexplained; of samplers that add no noise, 0.06 at most.
+ASTRAY = 0.25
+TURNED = 0.02  # less than this no turn leaves that matters
+# What a turn does not change is left unexplained by less than this part of what new noise would leave.
+UNCHANGED = 0.1
+MAX_ANSWERS = 8  # of an evaluation, that are looked at
+PLANES = 16  # of a latent, whose spectra are looked at
+
+
+class _View(NamedTuple):
+    """Samples of a latent: of its elements, of its means along each axis but those of rows and channels, and of its
+    spectrum over the last two axes, if it has them.
+
+    Of these, a flip along an axis, or any order of the places there, keeps the means along it; rolling along the last
+    two keeps the power of the spectrum.
+    """
+
+    elements: torch.Tensor
+    means: list[torch.Tensor]
+    spectrum: torch.Tensor | None
+
+    @classmethod
+    def of(cls, x: Sequence[torch.Tensor]) -> "_View":
+        whole = x[0].detach().to(torch.float32)
+        if whole.ndim < 4:
+            return cls(sample_of(x), [], None)
+        means = [sample_of([whole.mean(axis)]) for axis in range(2, whole.ndim)]
+        planes = whole.flatten(0, -3)[:PLANES]
+        return cls(sample_of(x), means, torch.fft.rfft2(planes, norm="ortho").flatten()[:SAMPLE_SIZE])
+
+
+class Path:
+    """From the newest evaluation of a latent on. It keeps samples, and nothing of the latent's size."""
+
+    def __init__(self):
+        self._views: list[_View] = []
+
+    def __bool__(self) -> bool:
+        """Whether there is an evaluation."""
+        return bool(self._views)
+
+    def clear(self) -> None:
+        self._views = []
+
+    def begin(self, x: Sequence[torch.Tensor]) -> None:
+        """An evaluation is about this latent, in one piece or several, of which the first is looked at for turns."""
+        self._views = [_View.of(x)]
+
+    def answer(self, output: Sequence[torch.Tensor]) -> None:
+        """This was answered there, in pieces like the latent's: noise, velocity or what is denoised."""
+        if len(self._views) <= MAX_ANSWERS:
+            self._views.append(_View.of(output))
+
+    def leads_to(self, x: Sequence[torch.Tensor]) -> bool:
+        """Whether x is where a sampler that adds no noise may go from here. Waits for the device, as is_turned does."""
+        if len(self._views) < 2:
+            return False
+        elements = sample_of(x)
+        return _unexplained(elements, [one.elements for one in self._views]) < ASTRAY * _mean_square(elements)
+
+    def is_turned(self, x: Sequence[torch.Tensor]) -> bool:
+        """Whether x is where a sampler may go but for the order of its elements. That noise was added to it would be
+        another thing: then nothing of it is explained.
+        """
+        if len(self._views) < 2 or x[0].ndim < 4:
+            return False
+        view = _View.of(x)
+        noise = _unexplained(view.elements, [one.elements for one in self._views])
+        if noise < TURNED * _mean_square(view.elements):
+            return False
+        for means, length, *ours in zip(view.means, x[0].shape[2:], *(one.means for one in self._views), strict=True):
+            if _unexplained(means, ours) < UNCHANGED * noise / length:
+                return True
+        spectra = [one.spectrum for one in self._views]
+        pairs = [(one * other.conj()).real for n, one in enumerate(spectra) for other in spectra[n:]]
+        return _unexplained(view.spectrum.abs() ** 2, pairs) < UNCHANGED * noise**2
+
+
+def _mean_square(sample: torch.Tensor) -> float:
+    return float(sample.square().mean())
+
+
+def _unexplained(sample: torch.Tensor, by: Sequence[torch.Tensor]) -> float:
+    """The mean square of what no linear combination of others has of a sample; inf where that says nothing: there are
+    too few elements, or they are not finite.
+    """
+    if any(one.shape != sample.shape or one.device != sample.device for one in by) or len(sample) < 4 * len(by):
+        return np.inf
+    rows = torch.stack([*by, sample])
+    products = (rows @ rows.mT / len(sample)).cpu().double().numpy()
+    if not np.isfinite(products).all():
+        return np.inf
+    among, with_it, square = products[:-1, :-1], products[:-1, -1], products[-1, -1]
+    return max(0.0, float(square - with_it @ np.linalg.pinv(among, rcond=1e-6, hermitian=True) @ with_it))

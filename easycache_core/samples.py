@@ -1,0 +1,34 @@
+"""By what tensors are told apart, without a look at all of them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+SAMPLE_SIZE = 1 << 12  # elements
+
+
+def sample_of(x: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Some elements of a latent, by which to tell it from others; a copy."""
+    flat = [one.detach().flatten() for one in x]  # views, mostly
+    every = max(1, sum(map(len, flat)) // SAMPLE_SIZE) | 1
+    return torch.cat([one[::every].to(torch.float32) for one in flat])
+
+
+def checksums(tensor: torch.Tensor) -> torch.Tensor:
+    """Two sums of all elements, (2,), the second one weighted by place: they tell tensors apart of which samples are
+    alike, such as two that are nearly all zero.
+    """
+    flat = tensor.detach().flatten().to(torch.float32)
+    places = torch.arange(len(flat), device=flat.device, dtype=torch.float32)
+    return torch.stack([flat.sum(), (flat * places.cos()).sum()])
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Between two samples, as a part of their size; of what differs at all, as pictures for reference do not. Waits for
+    the device.
+    """
+    if a.shape != b.shape or a.device != b.device:
+        return math.inf
+    differs = a != b
+    return float((a - b).abs().sum() / (b.abs() * differs).sum().clamp_min(1e-30))
