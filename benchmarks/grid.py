@@ -197,8 +197,10 @@ def append(path: Path, rows: list[Row]) -> None:
 def arrange(path: Path) -> None:
     """The file's rows in the order in which one process measures them; no other one may append meanwhile."""
     cells, rows = {cell: n for n, cell in enumerate(product())}, read(path)
-    path.unlink()
-    append(path, sorted(rows, key=lambda row: (row.subject, row.seed, cells[row.cell], row.target_speedup)))
+    arranged = sorted(rows, key=lambda row: (row.subject, row.seed, cells[row.cell], row.target_speedup))
+    if arranged != rows:
+        path.unlink()
+        append(path, arranged)
 
 
 class Compared(NamedTuple):

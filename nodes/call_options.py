@@ -1,5 +1,5 @@
-"""What a model's options say of a call: which layers are patched, the words, switches and numbers that packs leave
-there for their patches, and our wrappers.
+"""What a model's options say of a call: which layers are patched, and the words, switches and numbers that packs leave
+there for their patches.
 """
 
 import contextlib
@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from comfy.patcher_extension import WrappersMP
-
-from .run_history import WRAPPER_KEY
 
 # ComfyUI's own entries, and ours.
 KNOWN_OPTIONS = {
@@ -84,23 +82,3 @@ def variables_of(value) -> dict:
                 found[name] = cell.cell_contents
         return found
     return {} if isinstance(value, torch.nn.Module | type) else dict(getattr(value, "__dict__", {}))
-
-
-def set_own_wrapper(level: str, wrapper, model_options: dict) -> None:
-    """In place of the one that is there; None: without one. It lies around the wrappers of other packs: what they make
-    of one call (context windows, say) is cached as a whole.
-    """
-    wrappers = model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
-    others = {key: given for key, given in wrappers.get(level, {}).items() if key != WRAPPER_KEY}
-    wrappers[level] = others if wrapper is None else {WRAPPER_KEY: [wrapper], **others}
-
-
-def with_own_wrapper(level: str, wrapper, model_options: dict) -> dict:
-    """The options, or a copy of them with this wrapper where there is none of ours."""
-    options = model_options.get("transformer_options", {})
-    wrappers = options.get("wrappers", {})
-    if WRAPPER_KEY in wrappers.get(level, {}):
-        return model_options
-    copied = {**model_options, "transformer_options": {**options, "wrappers": {**wrappers}}}
-    set_own_wrapper(level, wrapper, copied)
-    return copied

@@ -12,9 +12,9 @@ from comfy.patcher_extension import WrappersMP
 from ..easycache_core import CacheConfig
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
-from .call_options import set_own_wrapper
 from .continuation import Piece
 from .other_caches import warn_of_other_caches
+from .own_wrappers import set_own_wrapper
 from .patch_switches import patch_levels
 from .progress_events import ProgressEvents
 from .run import Run

@@ -4,8 +4,8 @@ import logging
 
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from .call_options import set_own_wrapper
 from .outer_sample import sample_with_cache
+from .own_wrappers import set_own_wrapper
 from .run_history import WRAPPER_KEY, RunHistory
 from .settings import Settings
 

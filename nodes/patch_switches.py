@@ -38,17 +38,17 @@ def patch_values(model_options: dict, own_key: str, identity: Callable) -> dict:
     return values
 
 
-def keeps_latents(model_options: dict, of_calls: dict, shape: torch.Size) -> bool:
+def keeps_latents(model_options: dict, shape: torch.Size) -> bool:
     """Whether what makes one answer of several has tensors of this shape in its variables, as momentum has, or leaves
-    some in the options of calls.
+    some in the options of a call, which these are, once it is answered.
     """
     functions = [model_options.get("sampler_cfg_function")]
     functions += model_options.get("sampler_pre_cfg_function", []) + model_options.get("sampler_post_cfg_function", [])
     functions = [one for one in functions if one is not None]
     kept = [value for one in functions for value in variables_of(one).values()]
     if functions:
-        kept += _held({key: value for key, value in of_calls.items() if key != "transformer_options"}, _DEPTH)
-        kept += _held(dict(unknown_options(of_calls)), _DEPTH)
+        kept += _held({key: value for key, value in model_options.items() if key != "transformer_options"}, _DEPTH)
+        kept += _held(dict(unknown_options(model_options)), _DEPTH)
     return any(isinstance(value, torch.Tensor) and value.shape == shape for value in kept)
 
 

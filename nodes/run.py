@@ -23,11 +23,12 @@ from ..easycache_core.storage import Retries, is_out_of_memory
 from ..easycache_core.weights import Weights
 from .account import Account
 from .alternation import Alternation
-from .call_options import values_of, with_own_wrapper
+from .call_options import values_of
 from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, tensors_of, where_active
 from .latents import TRAIL, level_of, position_of, trail_of
 from .network_memory import NetworkMemory
 from .other_caches import Repetitions
+from .own_wrappers import with_own_wrapper
 from .parametrisation import Parametrisation
 from .patch_switches import keeps_latents, patch_values
 from .question_history import QuestionHistory
@@ -102,7 +103,7 @@ class Run:
         # evaluation of a guider that nobody sees, those that it calls make several.
         self._latest: list[Evaluation] = []
         self._failed: list[Evaluation] = []  # of these, if something failed since
-        self._options: dict = {}  # of the last evaluation's call
+        self._keeps_latents = False  # whether what guides keeps some for later steps
         self._computing: set[int] = set()  # threads in which a call to calc_cond_batch is being computed
         self._lock = threading.RLock()  # guiders may ask from several threads
         self._retries = Retries()
@@ -162,7 +163,6 @@ class Run:
         """
         # Some samplers give some of their evaluations options of their own, without anybody's wrappers.
         model_options = with_own_wrapper(WrappersMP.CALC_COND_BATCH, self.calc_cond_batch, model_options)
-        self._options = model_options
         handler = model_options.get("context_handler")
         if handler is not None:
             model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
@@ -178,6 +178,8 @@ class Run:
             raise
         finally:
             self._evaluation = around
+        if self._shape is not None and not self._keeps_latents:
+            self._keeps_latents = keeps_latents(model_options, self._shape)
         if evaluation.history is not None and isinstance(denoised, torch.Tensor):  # some guiders return several latents
             evaluation.history.trail.answer(denoised)
             if not evaluation.predicting and self._conversion is None:
@@ -505,14 +507,12 @@ class Run:
         self._end_direct()
         self.account.other_caches |= self.repetitions.found()
         self.account.weight_changes = self._weights.changes
-        options = self._guider.model_options
-        keeps = self._shape is not None and keeps_latents(options, self._options, self._shape)
-        return self.account.summary(self._range, getattr(self._guider, "cfg", None), keeps)
+        return self.account.summary(self._range, getattr(self._guider, "cfg", None), self._keeps_latents)
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
         self._evaluation = self._guider = self.denoised = self._range = self._whole_at = None
-        self._latest, self._failed, self._options = [], [], {}
+        self._latest, self._failed = [], []
         self.repetitions.close()
         self._identities, self._part_ids = Identities(), PartIds({})
         self._weights.close()
