@@ -49,6 +49,7 @@ class Path:
 
     def __init__(self):
         self._views: list[_View] = []
+        self._shapes: list[torch.Size] = []
 
     def __bool__(self) -> bool:
         """Whether there is an evaluation."""
@@ -59,16 +60,18 @@ class Path:
 
     def begin(self, x: Sequence[torch.Tensor]) -> None:
         """An evaluation is about this latent, in one piece or several, of which the first is looked at for turns."""
-        self._views = [_View.of(x)]
+        self._views, self._shapes = [_View.of(x)], [one.shape for one in x]
 
     def answer(self, output: Sequence[torch.Tensor]) -> None:
-        """This was answered there, in pieces like the latent's: noise, velocity or what is denoised."""
-        if len(self._views) <= MAX_ANSWERS:
+        """This was answered there, noise, velocity or what is denoised; without effect where it is no answer to all of
+        the latent, in pieces like its own.
+        """
+        if len(self._views) <= MAX_ANSWERS and self._shapes == [one.shape for one in output]:
             self._views.append(_View.of(output))
 
     def leads_to(self, x: Sequence[torch.Tensor]) -> bool:
         """Whether x is where a sampler that adds no noise may go from here. Waits for the device, as is_turned does."""
-        if len(self._views) < 2:
+        if len(self._views) < 2 or self._shapes != [one.shape for one in x]:
             return False
         elements = sample_of(x)
         return _unexplained(elements, [one.elements for one in self._views]) < ASTRAY * _mean_square(elements)
@@ -77,7 +80,7 @@ class Path:
         """Whether x is where a sampler may go but for the order of its elements. That noise was added to it would be
         another thing: then nothing of it is explained.
         """
-        if len(self._views) < 2 or x[0].ndim < 4:
+        if len(self._views) < 2 or x[0].ndim < 4 or self._shapes != [one.shape for one in x]:
             return False
         view = _View.of(x)
         noise = _unexplained(view.elements, [one.elements for one in self._views])

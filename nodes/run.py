@@ -222,7 +222,12 @@ class Run:
                     return self._compute_nested(lambda: compute(conds), model, model_options)
                 self._end_direct()
                 self._evaluation = Evaluation(x, timestep, direct=True)
-        return self.predict_or_compute(compute, model, conds, x, timestep, model_options)
+            evaluation = self._evaluation
+        answers = self.predict_or_compute(compute, model, conds, x, timestep, model_options)
+        if evaluation.direct and evaluation.history is not None:
+            for answer in answers:
+                evaluation.history.trail.answer(answer)
+        return answers
 
     def _on_failure(self) -> None:
         """Whoever catches the error may try again."""

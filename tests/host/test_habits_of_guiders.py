@@ -593,13 +593,16 @@ def rolling(axes, for_good):
     return sampler
 
 
-@pytest.mark.parametrize("for_good", [False, True], ids=["to look", "for good"])
-@pytest.mark.parametrize("axes", [[-1], [-3], [-2, -1]], ids=["along the width", "in time", "both ways"])
-def test_a_sampler_that_rolls_its_latent(comfy, demo_scene, run, caplog, axes, for_good):
+@pytest.mark.parametrize(
+    ("axes", "for_good", "past_predict_noise"),
+    [([-1], False, False), ([-3], False, True), ([-2, -1], True, False)],
+    ids=["along the width, to look", "in time, past PREDICT_NOISE", "along both sides, for good"],
+)
+def test_a_sampler_that_rolls_its_latent(comfy, demo_scene, run, caplog, axes, for_good, past_predict_noise):
     """As for panoramas and for videos without an end. Catches answers to the picture as it lay before (1 to 8 dB at a
     budget), without a word of it.
     """
-    make_guider = functools.partial(guiding, conds=pair(demo_scene), predict=guided)
+    make_guider = functools.partial(direct, scene=demo_scene, predict=guided, past_predict_noise=past_predict_noise)
     sampler, sigmas = rolling(axes, for_good), schedule(comfy, demo_scene)
     plain = run(demo_scene, make_guider, sampler, sigmas)
     for widgets in (HALF, dict(threshold=1.0, warmup_steps=2)):
