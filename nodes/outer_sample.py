@@ -61,7 +61,7 @@ def sample_with_cache(
         piece.steps_before,
         patch_levels(guider.model_options, WRAPPER_KEY, model_sampling, levels),
         response,
-        is_own(sampler) or settings.config.threshold == 0 == settings.config.target_speedup,
+        is_own(sampler) or settings.exact,
         supposed_response(levels, model_sampling) if settings.config.target_speedup and schedule.steps_known else None,
     )
     run.account.warn_of_self_switching()

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -22,10 +21,10 @@ from ..easycache_core.ranks import ALL_RANKS
 from ..easycache_core.storage import Retries, is_out_of_memory
 from ..easycache_core.weights import Weights
 from .account import Account
-from .alternation import Alternation
 from .call_options import values_of
 from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, tensors_of, where_active
-from .latents import TRAIL, level_of, position_of, trail_of
+from .histories import Histories
+from .latents import level_of
 from .network_memory import NetworkMemory
 from .other_caches import Repetitions
 from .own_wrappers import with_own_wrapper
@@ -35,7 +34,7 @@ from .question_history import QuestionHistory
 from .run_history import WRAPPER_KEY
 from .schedule_switches import self_switching
 from .settings import Settings
-from .steps import Schedule, StepCounter
+from .steps import Schedule
 from .value_changes import TellingValues
 from .windows import CachedWindows
 
@@ -68,8 +67,6 @@ class Run:
     have no other.
     """
 
-    MAX_HISTORIES = TRAIL  # each holds tensors
-
     def __init__(
         self,
         settings: Settings,
@@ -84,20 +81,11 @@ class Run:
         one_latent: bool = False,
         supposed: Response | None = None,
     ):
-        self._settings, self._shape = settings, shape
-        self._steps_before, self._levels, self._one_latent = steps_before, levels, one_latent
-        self._schedule, self._guider = schedule, guider
-        self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
+        self._shape, self._guider, self._one_latent = shape, guider, one_latent
         follows_denoised = PREDICTORS[settings.config.predictor].follows_denoised
-        conversion = Parametrisation(self._model_sampling)
+        conversion = Parametrisation(guider.model_patcher.get_model_object("model_sampling"))
         self._conversion = None if follows_denoised else conversion
         self.repetitions = Repetitions(conversion)
-        self._controller_options = dict(streams=streams, denoised=follows_denoised, ranks=ranks, by_row=True)
-        self._response, self._supposed = response, supposed
-        self._alternation: Alternation | None = None  # known once the conditionings are prepared
-        self._histories: dict = {}  # by the question that opens their evaluations, the one asked last at the end
-        self._left: set[tuple] = set()  # names under which no history goes on
-        self._switched = True  # whether switches were for good so far
         self._evaluation: Evaluation | None = None
         # What was decided within the sampler's evaluation. Where that may try again, the newest of each history: of one
         # evaluation of a guider that nobody sees, those that it calls make several.
@@ -110,7 +98,7 @@ class Run:
         self._memory, self._telling, self._identities = NetworkMemory(), TellingValues(), Identities()
         conds = getattr(guider, "conds", {})
         self._part_ids = PartIds(conds)
-        self._exact = settings.config.threshold == 0 == settings.config.target_speedup
+        self._exact = settings.exact
         self._asks_along = not self._exact  # questions that are not asked just now
         self._dtype: torch.dtype | None = None  # of the engine's latents: some samplers change theirs
         # Hooks exchange weights within an evaluation; their keyframes tell when they change (schedule_switches.py).
@@ -124,24 +112,15 @@ class Run:
         self._whole_at: torch.Tensor | None = None  # timestep of the last one that was about the whole latent
         self.denoised: torch.Tensor | None = None  # the sampler's, at the last callback
         self._range = None  # (least, largest) of its values then
-        # Other ranks wait for this one from here on.
-        self._unused: QuestionHistory | None = self._new_history() if ranks is not None else None
+        self._histories = Histories(
+            settings, schedule, guider, self.account, response=response, supposed=supposed, one_latent=one_latent,
+            steps_before=steps_before, levels=levels, streams=streams, denoised=follows_denoised, ranks=ranks,
+            by_row=True,
+        )  # fmt: skip
 
     def __deepcopy__(self, memo) -> "Run":
         """Itself: packs copy the options of a call, with the wrappers in them, to ask once more in another way."""
         return self
-
-    def _new_history(self, active: tuple = ()) -> QuestionHistory:
-        """active: as from `_active_at`."""
-        settings, response = self._settings, self._response or self._supposed
-        which = self._alternation.evaluations(active) if active else []
-        if which:
-            response, target = response and response.of(which), settings.config.target_speedup
-            config = replace(settings.config, target_speedup=target and self._alternation.share(active, target))
-            settings = replace(settings, config=config)
-        responses = dict(response=response) if self._response else dict(supposed=response)
-        about = settings, self._schedule, self._steps_before, self._levels, bool(which)
-        return QuestionHistory(*about, **self._controller_options, **responses)
 
     def on_callback(self, denoised: torch.Tensor | None = None) -> None:
         """The sampler has called back, which it does once per step, with its denoised latent."""
@@ -153,8 +132,7 @@ class Run:
         self.account.callbacks += 1
         if self._predict_noise_called:
             self._predict_noise_called = False
-        for history in self._histories.values():
-            history.steps.on_callback()
+        self._histories.on_callback()
 
     def predict_noise(self, executor, x, timestep, model_options, *args, **kwargs):
         """PREDICT_NOISE wrapper: opens an evaluation.
@@ -310,7 +288,8 @@ class Run:
         first = next(iter(asked.values()))
         opens = evaluation.history is None and not self._is_tried_again(evaluation, first)
         if opens:
-            self._open(evaluation, first)
+            self._telling.next_evaluation()
+            self._histories.open(evaluation, first)
         history = evaluation.history
         for i, question in asked.items():
             history.absences.note(question, [cond if n == i else None for n, cond in enumerate(conds)])
@@ -387,51 +366,6 @@ class Run:
         of = self._identities.of
         return values_of(model_options, of) | patch_values(model_options, WRAPPER_KEY, of)
 
-    def _open(self, evaluation: Evaluation, tracked: Question) -> None:
-        """Find the history of an evaluation. tracked: the question whose error decides."""
-        self._telling.next_evaluation()
-        evaluation.opened_by = tracked
-        active = self._active_at(evaluation)
-        key = tracked.parts, tracked.switches, tracked.network, evaluation.depth, active
-        alike = {name: history for name, history in self._histories.items() if name[:-1] == key}
-        if not alike:  # some guiders ask the same in another order: it goes on where it was asked along
-            others = {name: one for name, one in self._histories.items() if name[1:-1] == key[1:]}
-            alike = {name: one for name, one in others.items() if one.absences.asked(tracked)}
-        alike = alike or self._before_a_switch(key)
-        history, another = self._history_among(list(alike.values()), evaluation, active)
-        name = next((name for name, one in alike.items() if one is history), (*key, len(self.account.histories)))
-        self._histories.pop(name, None)
-        while len(self._histories) >= self.MAX_HISTORIES:
-            oldest = next(iter(self._histories))
-            self._histories.pop(oldest).close()
-        self._histories[name] = evaluation.history = history
-        history.next_evaluation()
-        evaluation.another = another
-
-    def _active_at(self, evaluation: Evaluation) -> tuple:
-        """What of the conditionings is active there, where that alternates, which waits for the device; () else."""
-        if self._alternation is None:
-            sigmas = self._schedule.levels if self._response is None else self._response.sigmas
-            self._alternation = Alternation(getattr(self._guider, "conds", {}), () if self._exact else sigmas)
-            if not self._alternation.found:
-                self.account.switches = self._alternation.switches
-        if not self._alternation.found:
-            return ()
-        return self._alternation.active_at(float(level_of(evaluation.timestep)))
-
-    def _before_a_switch(self, key: tuple) -> dict:
-        """The history, by its new name, that goes on under this key: a word or switch in the options is another one
-        from this step on. Empty if questions that differ by it are asked in turn.
-        """
-        self._switched = self._switched and key not in self._left
-        others = [name for name in self._histories if (name[0], *name[2:-1]) == (key[0], *key[2:])]
-        if not self._switched or len(others) != 1 or not self._histories[others[0]].steps.called_back:
-            return {}
-        self._left.add(others[0][:-1])
-        name = (*key, others[0][-1])
-        self._histories[name] = self._histories.pop(others[0])
-        return {name: self._histories[name]}
-
     def _decide(self, evaluation: Evaluation, asked: list, changed: bool, missing: bool) -> None:
         """Whether an evaluation is predicted. asked: the conditionings of its first call. changed: whether they, or
         the options, are others than where they were computed last. missing: whether some were not computed then.
@@ -449,37 +383,6 @@ class Run:
         self._latest = [*(one for one in self._latest if one.history is not history), evaluation]
         self._failed = []
         self.account.on_decided(history)
-
-    def _history_among(
-        self, alike: list[QuestionHistory], evaluation: Evaluation, active: tuple
-    ) -> tuple[QuestionHistory, bool]:
-        """(which of them, or a new one, an evaluation goes on with; whether its latent may be another one)."""
-        if self._one_latent or any(history.controller.shared for history in alike):  # ranks might not agree
-            return alike[0] if alike else self._next_history(evaluation, active), False
-        sigma, sample = position_of(evaluation.x, evaluation.timestep)
-        evaluation.level = sigma
-        trail = trail_of([history.trail for history in alike], sigma, sample) if alike else None
-        history = next((one for one in alike if one.trail is trail), None) or self._next_history(evaluation, active)
-        another = history.trail.add(sigma, sample, evaluation.x)
-        if history.trail.turned:
-            self.account.on_elsewhere("the sampler turns its latent, as for pictures without seams,")
-        return history, another
-
-    def _next_history(self, evaluation: Evaluation, active: tuple) -> QuestionHistory:
-        if not self.account.trace and not self._schedule.follow(
-            float(level_of(evaluation.timestep)), self._model_sampling
-        ):
-            if self._unused is not None:
-                self._unused.close()
-            self._unused = None
-            log.info("EasyCache: the sampler follows a schedule of its own; the number of its steps is unknown")
-        if active and self._unused is not None and not self._unused.controller.shared:
-            self._unused.close()
-            self._unused = None
-        history, self._unused = self._unused or self._new_history(active), None
-        history.steps = StepCounter(self.account.callbacks)
-        self.account.histories.append(history)
-        return history
 
     def _network_input(self, x, timestep) -> torch.Tensor:
         """What the engine takes for x."""
@@ -521,7 +424,4 @@ class Run:
         self.repetitions.close()
         self._identities, self._part_ids = Identities(), PartIds({})
         self._weights.close()
-        for history in self.account.histories:
-            history.close()
-        if self._unused is not None:
-            self._unused.close()
+        self._histories.close()

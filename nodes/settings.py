@@ -29,3 +29,8 @@ class Settings:
                 f"start_percent ({self.start_percent}) must not be above end_percent ({self.end_percent}): "
                 "nothing could ever be skipped"
             )
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is to be skipped."""
+        return self.config.threshold == 0 == self.config.target_speedup

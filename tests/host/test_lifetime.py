@@ -196,7 +196,16 @@ def test_tensors_go_even_if_somebody_holds_the_run(comfy, small_scene):
             todo += thing.values()
         elif isinstance(thing, list | tuple):
             todo += thing
-        elif type(thing).__name__ in ("Run", "CacheController", "Trace", "Forecast", "Reuse", "Branch", "Snapshot"):
+        elif type(thing).__name__ in (
+            "Run",
+            "Histories",
+            "CacheController",
+            "Forecast",
+            "Reuse",
+            "Branch",
+            "Snapshot",
+            "Path",
+        ):
             todo += vars(thing).values()
     assert not tensors
 

@@ -1,0 +1,142 @@
+"""Which history an evaluation goes on with. Prompts that take turns have one each, and so have latents."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..easycache_core import Response
+from .account import Account
+from .alternation import Alternation
+from .evaluation import Evaluation, Question
+from .latents import TRAIL, level_of, position_of, trail_of
+from .question_history import QuestionHistory
+from .settings import Settings
+from .steps import Schedule, StepCounter
+
+log = logging.getLogger("easycache")
+
+MAX_HISTORIES = TRAIL  # each holds tensors
+
+
+class Histories:
+    """Those of one run: found by the question that opens an evaluation, and by its latent.
+
+    response, supposed, one_latent, steps_before, levels: as Run takes them. controller_options: as CacheController
+    takes them, but for these.
+    """
+
+    def __init__(
+        self, settings: Settings, schedule: Schedule, guider, account: Account, *, response: Response | None,
+        supposed: Response | None, one_latent: bool, steps_before: int, levels: Sequence[float], **controller_options,
+    ):  # fmt: skip
+        self._settings, self._schedule, self._guider, self._account = settings, schedule, guider, account
+        self._response, self._supposed, self._one_latent = response, supposed, one_latent
+        self._steps_before, self._levels, self._controller_options = steps_before, levels, controller_options
+        self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
+        self._alternation: Alternation | None = None  # known once the conditionings are prepared
+        self._by_name: dict = {}  # by the question that opens their evaluations, the one asked last at the end
+        self._left: set[tuple] = set()  # names under which no history goes on
+        self._switched = True  # whether switches were for good so far
+        # Other ranks wait for this one from here on.
+        self._unused = self._new() if controller_options["ranks"] is not None else None
+
+    def open(self, evaluation: Evaluation, tracked: Question) -> None:
+        """Find the history of an evaluation. tracked: the question that is asked first, whose error decides."""
+        evaluation.opened_by = tracked
+        active = self._active_at(evaluation)
+        key = tracked.parts, tracked.switches, tracked.network, evaluation.depth, active
+        alike = {name: history for name, history in self._by_name.items() if name[:-1] == key}
+        if not alike:  # some guiders ask the same in another order: it goes on where it was asked along
+            others = {name: one for name, one in self._by_name.items() if name[1:-1] == key[1:]}
+            alike = {name: one for name, one in others.items() if one.absences.asked(tracked)}
+        alike = alike or self._before_a_switch(key)
+        history, another = self._among(list(alike.values()), evaluation, active)
+        name = next((name for name, one in alike.items() if one is history), (*key, len(self._account.histories)))
+        self._by_name.pop(name, None)
+        while len(self._by_name) >= MAX_HISTORIES:
+            oldest = next(iter(self._by_name))
+            self._by_name.pop(oldest).close()
+        self._by_name[name] = evaluation.history = history
+        history.next_evaluation()
+        evaluation.another = another
+
+    def _active_at(self, evaluation: Evaluation) -> tuple:
+        """What of the conditionings is active there, where that alternates, which waits for the device; () else."""
+        if self._alternation is None:
+            sigmas = self._schedule.levels if self._response is None else self._response.sigmas
+            self._alternation = Alternation(getattr(self._guider, "conds", {}), () if self._settings.exact else sigmas)
+            if not self._alternation.found:
+                self._account.switches = self._alternation.switches
+        if not self._alternation.found:
+            return ()
+        return self._alternation.active_at(float(level_of(evaluation.timestep)))
+
+    def _before_a_switch(self, key: tuple) -> dict:
+        """The history, by its new name, that goes on under this key: a word or switch in the options is another one
+        from this step on. Empty if questions that differ by it are asked in turn.
+        """
+        self._switched = self._switched and key not in self._left
+        others = [name for name in self._by_name if (name[0], *name[2:-1]) == (key[0], *key[2:])]
+        if not self._switched or len(others) != 1 or not self._by_name[others[0]].steps.called_back:
+            return {}
+        self._left.add(others[0][:-1])
+        name = (*key, others[0][-1])
+        self._by_name[name] = self._by_name.pop(others[0])
+        return {name: self._by_name[name]}
+
+    def _among(
+        self, alike: list[QuestionHistory], evaluation: Evaluation, active: tuple
+    ) -> tuple[QuestionHistory, bool]:
+        """(which of them, or a new one, an evaluation goes on with; whether its latent may be another one)."""
+        if self._one_latent or any(history.controller.shared for history in alike):  # ranks might not agree
+            return alike[0] if alike else self._next(evaluation, active), False
+        sigma, sample = position_of(evaluation.x, evaluation.timestep)
+        evaluation.level = sigma
+        trail = trail_of([history.trail for history in alike], sigma, sample) if alike else None
+        history = next((one for one in alike if one.trail is trail), None) or self._next(evaluation, active)
+        another = history.trail.add(sigma, sample, evaluation.x)
+        if history.trail.turned:
+            self._account.on_elsewhere("the sampler turns its latent, as for pictures without seams,")
+        return history, another
+
+    def _next(self, evaluation: Evaluation, active: tuple) -> QuestionHistory:
+        """Another one. active: as from `_active_at`."""
+        first, sigma = not self._account.trace, level_of(evaluation.timestep)
+        own_schedule = first and not self._schedule.follow(float(sigma), self._model_sampling)
+        if own_schedule:
+            log.info("EasyCache: the sampler follows a schedule of its own; the number of its steps is unknown")
+        shared = self._unused is not None and self._unused.controller.shared
+        if own_schedule or (active and not shared):
+            self._close_unused()
+        history, self._unused = self._unused or self._new(active), None
+        history.steps = StepCounter(self._account.callbacks)
+        self._account.histories.append(history)
+        return history
+
+    def _new(self, active: tuple = ()) -> QuestionHistory:
+        settings, response = self._settings, self._response or self._supposed
+        which = self._alternation.evaluations(active) if active else []
+        if which:
+            response, target = response and response.of(which), settings.config.target_speedup
+            config = replace(settings.config, target_speedup=target and self._alternation.share(active, target))
+            settings = replace(settings, config=config)
+        responses = dict(response=response) if self._response else dict(supposed=response)
+        about = settings, self._schedule, self._steps_before, self._levels, bool(which)
+        return QuestionHistory(*about, **self._controller_options, **responses)
+
+    def on_callback(self) -> None:
+        """The sampler has called back."""
+        for history in self._by_name.values():
+            history.steps.on_callback()
+
+    def close(self) -> None:
+        """Free every tensor."""
+        self._guider = None
+        for history in self._account.histories:
+            history.close()
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        if self._unused is not None:
+            self._unused.close()
+        self._unused = None
