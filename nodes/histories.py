@@ -131,7 +131,7 @@ class Histories:
 
     def close(self) -> None:
         """Free every tensor."""
-        self._guider = None
+        self._guider = self._alternation = None
         for history in self._account.histories:
             history.close()
         self._close_unused()
