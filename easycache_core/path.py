@@ -5,6 +5,7 @@ asks about next can be told from another one, and from the same one turned: roll
 videos without seams. What was answered before a turn is of a picture that lies another way.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -73,8 +74,8 @@ class Path:
         """Whether x is where a sampler that adds no noise may go from here. Waits for the device, as is_turned does."""
         if len(self._views) < 2 or self._shapes != [one.shape for one in x]:
             return False
-        elements = sample_of(x)
-        return _unexplained(elements, [one.elements for one in self._views]) < ASTRAY * _mean_square(elements)
+        left, square = _unexplained(sample_of(x), [one.elements for one in self._views])
+        return left < ASTRAY * square
 
     def is_turned(self, x: Sequence[torch.Tensor]) -> bool:
         """Whether x is where a sampler may go but for the order of its elements. That noise was added to it would be
@@ -83,30 +84,28 @@ class Path:
         if len(self._views) < 2 or x[0].ndim < 4 or self._shapes != [one.shape for one in x]:
             return False
         view = _View.of(x)
-        noise = _unexplained(view.elements, [one.elements for one in self._views])
-        if noise < TURNED * _mean_square(view.elements):
+        noise, square = _unexplained(view.elements, [one.elements for one in self._views])
+        if noise < TURNED * square:
             return False
         for means, length, *ours in zip(view.means, x[0].shape[2:], *(one.means for one in self._views), strict=True):
-            if _unexplained(means, ours) < UNCHANGED * noise / length:
+            if _unexplained(means, ours)[0] < UNCHANGED * noise / length:
                 return True
         spectra = [one.spectrum for one in self._views]
         pairs = [(one * other.conj()).real for n, one in enumerate(spectra) for other in spectra[n:]]
-        return _unexplained(view.spectrum.abs() ** 2, pairs) < UNCHANGED * noise**2
+        return _unexplained(view.spectrum.abs() ** 2, pairs)[0] < UNCHANGED * noise**2
 
 
-def _mean_square(sample: torch.Tensor) -> float:
-    return float(sample.square().mean())
-
-
-def _unexplained(sample: torch.Tensor, by: Sequence[torch.Tensor]) -> float:
-    """The mean square of what no linear combination of others has of a sample; inf where that says nothing: there are
-    too few elements, or they are not finite.
+def _unexplained(sample: torch.Tensor, by: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """(mean square of what no linear combination of others has of a sample, that of the sample). The first is inf where
+    it says nothing: there are too few elements, or they are not finite.
     """
     if any(one.shape != sample.shape or one.device != sample.device for one in by) or len(sample) < 4 * len(by):
-        return np.inf
+        return math.inf, 0.0
     rows = torch.stack([*by, sample])
-    products = (rows @ rows.mT / len(sample)).cpu().double().numpy()
+    # No matrix product, which may be computed with ten bits.
+    products = (rows[:, None] * rows).mean(-1).cpu().double().numpy()
     if not np.isfinite(products).all():
-        return np.inf
-    among, with_it, square = products[:-1, :-1], products[:-1, -1], products[-1, -1]
-    return max(0.0, float(square - with_it @ np.linalg.pinv(among, rcond=1e-6, hermitian=True) @ with_it))
+        return math.inf, 0.0
+    among, with_it, square = products[:-1, :-1], products[:-1, -1], float(products[-1, -1])
+    explained = float(with_it @ np.linalg.pinv(among, rcond=1e-6, hermitian=True) @ with_it)
+    return max(0.0, square - explained), square

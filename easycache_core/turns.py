@@ -162,7 +162,7 @@ def choose(
     """
 
     def nearest(among):
-        return min(among, key=lambda one: one.distance(sample))
+        return among[0] if len(among) == 1 else min(among, key=lambda one: one.distance(sample))
 
     ours = [one for one in histories if one.line == line]
     if not ours:
