@@ -1,0 +1,81 @@
+"""Whether a latent is where its answers lead it, is turned, or has new noise."""
+
+import pytest
+import torch
+
+from easycache_core.path import Path
+
+STEPS = 12
+SHAPES = [(1, 4, 24, 24), (2, 4, 20, 28), (1, 8, 12, 8, 10)]
+TURNS = {
+    "rolled": lambda x: x.roll(3, -1),
+    "rolled along both sides": lambda x: x.roll((3, 5), (-1, -2)),
+    "flipped": lambda x: x.flip(-2),
+    "rotated": lambda x: x.flip((-1, -2)),
+    "rolled in time": lambda x: x.roll(1, 2),
+}
+
+
+def smooth(shape, generator):
+    x = torch.randn(shape, generator=generator)
+    for axis in range(2, len(shape)):
+        x = sum(x.roll(by, axis) for by in range(-2, 3))
+    return x / x.std()
+
+
+def seen(sampler, shape, turn=None):
+    """(leads to it, is turned) at each evaluation but the first. turn: of the latent, after each step."""
+    generator = torch.Generator().manual_seed(1)
+    x, picture, before = torch.randn(shape, generator=generator), smooth(shape, generator), None
+    levels, path, found = torch.linspace(1, 0, STEPS + 1), Path(), []
+    for sigma, following in zip(levels[:-1], levels[1:], strict=True):
+        if path:
+            found.append((path.leads_to([x]), path.is_turned([x])))
+        path.begin([x])
+        picture = 0.97 * picture + 0.15 * smooth(shape, generator)
+        path.answer([(x - picture) / sigma])
+        noise = torch.randn(shape, generator=generator)
+        denoised = picture if before is None or sampler != "multistep" else 1.5 * picture - 0.5 * before
+        before, x = picture, denoised + following / sigma * (x - denoised)
+        if sampler == "renews the noise":
+            x = (1 - following) * denoised + following * noise
+        elif sampler == "adds noise of mean 0":
+            x = 0.8 * x + 0.6 * following * (noise - noise.mean(list(range(2, noise.ndim)), keepdim=True))
+        if turn is not None:
+            x, picture, before = turn(x), turn(picture), turn(before)
+    return found
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("sampler", ["euler", "multistep"])
+def test_where_a_sampler_goes(sampler, shape):
+    """Catches a latent that is taken for another one, or a turned one, though its answers led it there."""
+    assert seen(sampler, shape) == [(True, False)] * (STEPS - 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("turned", TURNS)
+@pytest.mark.parametrize("sampler", ["euler", "multistep"])
+def test_a_latent_that_is_turned(sampler, turned, shape):
+    """Catches a turn that is not seen: what is cached is then of a picture that lies another way."""
+    assert all(is_turned for _, is_turned in seen(sampler, shape, TURNS[turned]))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("sampler", ["renews the noise", "adds noise of mean 0"])
+def test_new_noise_is_no_turn(sampler, shape):
+    """Catches a sampler whose noise is taken for a turn: nothing would be skipped with it."""
+    assert not any(is_turned for _, is_turned in seen(sampler, shape))
+
+
+def test_another_latent_is_no_turn():
+    """Nor does the path lead there."""
+    generator = torch.Generator().manual_seed(2)
+    path = Path()
+    path.begin([torch.randn(1, 4, 24, 24, generator=generator)])
+    path.answer([torch.randn(1, 4, 24, 24, generator=generator)])
+    other = torch.randn(1, 4, 24, 24, generator=generator)
+    assert not path.leads_to([other]) and not path.is_turned([other])
+    for shape in [(1, 4, 24, 20), (1, 96, 24)]:  # a part of it, or tokens
+        assert not path.leads_to([torch.zeros(shape)]) and not path.is_turned([torch.zeros(shape)])
+    assert not path.leads_to([other * torch.nan]) and not path.is_turned([other * torch.nan])
