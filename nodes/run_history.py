@@ -72,9 +72,18 @@ def finished_runs(node: str) -> list[FinishedRun]:
     return [run for history in alive for run in tuple(history._runs) if run.prompt_id]
 
 
+def own_wrappers(model) -> list:
+    """What an EasyCache (Adaptive) node has put around the sampling runs of a MODEL (a ModelPatcher): the same in two
+    places, as some packs replace all that is in one of them.
+    """
+    options = model.model_options.get("transformer_options", {}).get("wrappers", {})
+    in_options = options.get(WrappersMP.OUTER_SAMPLE, {}).get(WRAPPER_KEY, [])
+    return [*in_options, *model.get_wrappers(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY)]
+
+
 def history_of(model) -> RunHistory | None:
     """The history of a MODEL (a ModelPatcher), None if it has not been through an EasyCache (Adaptive) node."""
-    wrappers = model.get_wrappers(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY)
+    wrappers = own_wrappers(model)
     return wrappers[-1].history if wrappers else None
 
 

@@ -8,10 +8,11 @@ FOLDER = "FreeU_Advanced"
 
 
 def cases(host):
-    scene = common.video(host)
-    for name, widgets in {
-        "all steps": {}, "eight steps": dict(steps=8), "eight steps, Fourier": dict(steps=8, apply_fourier=True),
-    }.items():  # fmt: skip
+    video, unet = common.video(host), common.answering(common.tiny("SD15"))
+    for name, scene, widgets in (
+        ("all steps", video, {}), ("eight steps", video, dict(steps=8)),
+        ("SD15, eight steps, Fourier", unet, dict(steps=8, apply_fourier=True)),
+    ):  # fmt: skip
         def patch(model, widgets=widgets):
             kind = host.node_class("WAS_PostCFGShift")
             required = kind.INPUT_TYPES()["required"]

@@ -24,11 +24,11 @@ def cases(host):
     }  # fmt: skip
     seen, unseen = drawn(1, 32) / 0.3, torch.zeros(1, 32)
 
-    def adapted(model, weight=1.5, weight_type="linear", embeds_scaling="V only", **widgets):
-        return host.node(
-            "IPAdapterEmbeds", model=model, ipadapter=adapter, pos_embed=seen, neg_embed=unseen, weight=weight,
-            weight_type=weight_type, embeds_scaling=embeds_scaling, **widgets,
-        )[0]  # fmt: skip
+    @torch.no_grad()  # torch 2.14 refuses layers that were made in inference mode
+    def adapted(model, weight=1.5, weight_type="linear", embeds_scaling="V only", start_at=0.0, end_at=1.0):
+        return host.node_class("IPAdapterEmbeds")().apply_ipadapter(
+            model, adapter, seen, weight, weight_type, start_at, end_at, unseen, embeds_scaling=embeds_scaling
+        )[0]
 
     _, sample = common.ksampler(host, scene)
     yield Case("all of the schedule", adapted(scene.model), sample)

@@ -190,3 +190,26 @@ def test_a_flipped_schedule_with_a_level_that_repeats(tiny, run, widgets):
     if widgets == BUDGET:
         assert len(computed) == STEPS / 2
     assert psnr(cached, latent) > 10
+
+
+def own_wrapper(executor, *args, **kwargs):
+    return executor(*args, **kwargs)
+
+
+@pytest.mark.parametrize("place", ["the model's", "the options'"])
+def test_a_pack_that_puts_its_wrappers_in_place_of_others(comfy, tiny, place):
+    """Catches a cache that is gone once a node behind ours has replaced all wrappers of its kind, and a run that is
+    cached twice where it has not.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    scene = tiny("SD15")
+    model, foreign = comfy.cached(scene.model, **BUDGET).clone(), {WrappersMP.OUTER_SAMPLE: {None: [own_wrapper]}}
+    if place == "the model's":
+        model.wrappers.update(foreign)
+    else:
+        model.model_options["transformer_options"]["wrappers"] = foreign
+    samples, computed = scene.counting(lambda: comfy.sample(scene, model, steps=STEPS))
+    assert len(computed) == STEPS / 2
+    report = json.loads(comfy.node("EasyCacheReport", model, {"samples": samples})[2])
+    assert report["evaluations"] == STEPS and report["computed"] == STEPS / 2
