@@ -253,19 +253,28 @@ def by_noise_level(kind, at):
             def __call__(self, q, k, v, extra):
                 return q, k, v * 3.0 if extra["sigmas"][0] >= self.sigma_end else v
 
+        class Attentions:  # of several pictures, say
+            def __init__(self):
+                self.arguments = [{"sigma_end": 0.0, "weight": 1.0}, {"sigma_end": at, "weight": 3.0}]
+
+            def __call__(self, q, k, v, extra):
+                weights = [one["weight"] for one in self.arguments if extra["sigmas"][0] >= one["sigma_end"]]
+                return q, k, v * math.prod(weights)
+
         if kind == "a wrapper":
             model.set_model_unet_function_wrapper(wrapper)
         elif kind == "a wrapper around another one":
             model.set_model_unet_function_wrapper(lambda network, given: wrapper(network, given))
         else:
-            model.set_model_attn1_patch(Attention())
+            model.set_model_attn1_patch(Attentions() if kind == "attention patches in one" else Attention())
         return model
 
     return patch
 
 
 @pytest.mark.parametrize("at", [5, 8, 11])
-@pytest.mark.parametrize("kind", ["a wrapper", "a wrapper around another one", "an attention patch"])
+@pytest.mark.parametrize("kind", ["a wrapper", "a wrapper around another one", "an attention patch",
+                                  "attention patches in one"])  # fmt: skip
 def test_a_patch_that_acts_by_noise_level(comfy, tiny, run, kind, at):
     """Catches the step after it, predicted from before."""
     scene = tiny("SD15")
