@@ -1,6 +1,6 @@
 """ComfyUI-layerdiffuse: pictures in layers, whose attentions share what they see. All of its weights are random ones.
 
-Needs cv2.
+ComfyUI hands on an argument that its shared attentions do not take; here it is left out. Needs cv2.
 """
 
 import sys
@@ -21,6 +21,10 @@ def cases(host):
     pack.load_file_from_url = lambda **_: ""
     pack.load_layer_model_state_dict = lambda path: weights
     pack.AttentionSharingPatcher.load_state_dict = lambda self, weights, strict: tiny_models.fill(self, rng)
+
+    unit = sys.modules[pack.AttentionSharingPatcher.__module__].AttentionSharingUnit
+    forward = unit.forward
+    unit.forward = lambda self, h, context=None, value=None, **_: forward(self, h, context, value)
 
     scene = common.full_unet()
     picture = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(1))
