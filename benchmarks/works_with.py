@@ -4,9 +4,9 @@
     python benchmarks/works_with.py --table
 
 FOLDER holds clones of the packs, each in a folder named as its repository. packs/ has a file per pack, and in it which
-others that one NEEDS, and prepare(), where something has to be done before it can be loaded. Its cases are sampled uncached, with threshold 0, and as SETTINGS say. Each pack has a process of
-its own, as some change ComfyUI. Its rows in benchmarks/results/works_with.csv are replaced as they come; those of other
-packs stay.
+others that one NEEDS, and prepare(), where something has to be done before it can be loaded. Its cases are sampled
+uncached, with threshold 0, and as SETTINGS say. Each pack has a process of its own, as some change ComfyUI. Its rows in
+benchmarks/results/works_with.csv are replaced as they come; those of other packs stay.
 """
 
 import argparse

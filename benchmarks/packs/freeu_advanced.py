@@ -13,6 +13,7 @@ def cases(host):
         ("all steps", video, {}), ("eight steps", video, dict(steps=8)),
         ("SD15, eight steps, Fourier", unet, dict(steps=8, apply_fourier=True)),
     ):  # fmt: skip
+
         def patch(model, widgets=widgets):
             kind = host.node_class("WAS_PostCFGShift")
             required = kind.INPUT_TYPES()["required"]

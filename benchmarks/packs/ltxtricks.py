@@ -1,7 +1,7 @@
 """ComfyUI-LTXTricks: edits and controlled flows, on LTXV.
 
-Its own forward of LTXV needs a ComfyUI of January 2025, as do the nodes that change attentions; so that the others load,
-a function that ComfyUI has no more is put back as a name.
+Its own forward of LTXV needs a ComfyUI of January 2025, as do the nodes that change attentions. So that the others can
+be loaded, a function that ComfyUI has no more is put back as a name.
 """
 
 import torch
@@ -67,6 +67,7 @@ def cases(host):
         )[0]  # fmt: skip
 
     for steps in (0, 5):
+
         def edit(steps=steps):
             return host.node("LTXFlowEditSampler", skip_steps=4, refine_steps=steps, seed=3)[0]
 
