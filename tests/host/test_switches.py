@@ -289,6 +289,32 @@ def test_a_patch_that_acts_by_noise_level(comfy, tiny, run, kind, at):
     assert len(cached.levels) < STEPS
 
 
+@pytest.mark.parametrize("widgets", [THRESHOLD, BUDGET], ids=["threshold", "budget"])
+def test_a_patch_that_keeps_a_number_from_its_first_call_on(tiny, run, widgets):
+    """Catches a change at the second evaluation, of which nothing can be learnt then."""
+    scene = tiny("SD15")
+
+    class Attention:
+        def __init__(self, scale):
+            if scale is not None:
+                self.scale = scale
+
+        def __call__(self, q, k, v, extra):
+            self.scale = 0.25
+            return q, k, v * (1 + self.scale)
+
+    def sample(scale):
+        def patch(model):
+            model = model.clone()
+            model.set_model_attn1_patch(Attention(scale))
+            return model
+
+        return run(scene, functools.partial(guiding, conds=pair(scene), predict=both), patch=patch, **widgets)
+
+    late, early = sample(None), sample(0.25)
+    assert late.calls == early.calls and torch.equal(late.latent, early.latent)
+
+
 def in_ranges(comfy, scene, prompts):
     """A conditioning that has these prompts one after the other, each in its part of the schedule."""
     sampling, sigmas = scene.model.get_model_object("model_sampling"), schedule(comfy, scene)
