@@ -83,7 +83,7 @@ def sample_with_cache(
         set_own_wrapper(level, wrapper, guider.model_options)
     set_own_wrapper(WrappersMP.APPLY_MODEL, None, guider.model_options)  # which warns of calls outside of a run
     try:
-        with wrapped_along(guider.model_options, run.calc_cond_batch):
+        with wrapped_along(guider.model_options, run.calc_cond_batch_within):
             samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
         log.info(run.finish())
         if not others:

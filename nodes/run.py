@@ -221,6 +221,14 @@ class Run:
                 self._evaluation = Evaluation(x, timestep, direct=True)
         return self.predict_or_compute(compute, model, conds, x, timestep, model_options)
 
+    def calc_cond_batch_within(self, executor, model, conds, x, timestep, model_options):
+        """As `calc_cond_batch`, for options that others than this run may ask with, too: whatever is asked while no
+        evaluation is open is computed.
+        """
+        if self._evaluation is None or self._evaluation.direct:
+            return executor(model, conds, x, timestep, model_options)
+        return self.calc_cond_batch(executor, model, conds, x, timestep, model_options)
+
     def _on_failure(self) -> None:
         """Whoever catches the error may try again."""
         with contextlib.suppress(RuntimeError):  # it takes some memory

@@ -58,7 +58,7 @@ def summarise(
     if noise_added and did["skipped"] and settings.config.target_speedup:
         line += (
             "; the sampler adds noise, or moves the latent as noise does, which nothing forecasts: with target_speedup "
-            "the result drifts, under a threshold less is skipped"
+            "the result may drift, under a threshold less is skipped"
         )
     if steps_before:
         line += f"; it goes on from an earlier run, at step {steps_before + 1} of the schedule"

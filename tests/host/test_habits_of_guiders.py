@@ -10,6 +10,7 @@ import threading
 import uuid
 
 import pytest
+import tiny_models
 import torch
 from closeness import psnr
 from sampling import (
@@ -866,3 +867,39 @@ def test_options_that_a_patch_copied_before_the_run(comfy, tiny, caplog, held, o
     assert psnr(cached, plain) > 25
     assert not any("past" in line for line in log_of(caplog))
     assert "calc_cond_batch" not in model.model_options["transformer_options"]["wrappers"], "the run has ended"
+
+
+def test_options_that_a_patch_holds_are_used_for_another_run(comfy, tiny, run):
+    """A patch holds a second model, and somebody samples with that one between two evaluations. Catches an answer to
+    one run that is given to the other.
+    """
+    scene, second, others = tiny("SD15"), tiny_models.build("SD15", seed=1), []
+
+    def patch(model):
+        held = second.model
+
+        def guide(given):
+            assert held is second.model
+            return given["input"] - (given["cond_denoised"] + 3 * (given["cond_denoised"] - given["uncond_denoised"]))
+
+        model = model.clone()
+        model.set_model_sampler_cfg_function(guide)
+        return model
+
+    @torch.no_grad()
+    def sampler(network, x, sigmas, extra_args=None, callback=None, disable=None):
+        one = x.new_ones([len(x)])
+        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            denoised = network(x, sigma * one, **extra_args)
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            others.append(comfy.sample(second, steps=2, seed=i))
+            x = x + (following - sigma) * (x - denoised) / sigma
+        return x
+
+    make_guider = functools.partial(direct, scene=scene, past_predict_noise=False)
+    plain = run(scene, make_guider, sampler, patch=patch)
+    alone = [*others]
+    others.clear()
+    cached = run(scene, make_guider, sampler, patch=patch, **HALF)
+    assert all(map(torch.equal, others, alone)) and cached.report["evaluations"] == STEPS
+    assert psnr(cached.latent, plain.latent) > 15
