@@ -4,9 +4,9 @@
     python benchmarks/works_with.py --table
 
 FOLDER holds clones of the packs, each in a folder named as its repository. packs/ has a file per pack, and in it which
-others that one NEEDS. Its cases are sampled uncached, with threshold 0, and as SETTINGS say. Each pack has a process of
-its own, as some change ComfyUI. Its rows in benchmarks/results/works_with.csv are replaced as they come; those of other
-packs stay.
+others that one NEEDS, and prepare(), where something has to be done before it can be loaded. Its cases are sampled
+uncached, with threshold 0, and as SETTINGS say. Each pack has a process of its own, as some change ComfyUI. Its rows in
+benchmarks/results/works_with.csv are replaced as they come; those of other packs stay.
 """
 
 import argparse
@@ -103,6 +103,7 @@ def measure_pack(name: str, packs: Path):
     pack = import_module(f"packs.{name}")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
         host = Host(Path(base))
+        getattr(pack, "prepare", lambda: None)()
         for folder in (*getattr(pack, "NEEDS", ()), pack.FOLDER):
             if folder is not None:
                 host.load(packs / folder)

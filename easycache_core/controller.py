@@ -88,6 +88,7 @@ class CacheController(contextlib.AbstractContextManager):
             lengths = lengths if step_count_known else []
             self._budget = Budget(config.target_speedup, lengths, response or supposed, window)
         self._response, self._planned = response, response or supposed
+        self._adds_noise = response is not None and response.adds_noise
         self._records: list[Record] = []
         self._warnings: set[str] = set()
         self._final_error: float | None = None  # once the run is over
@@ -421,6 +422,11 @@ class CacheController(contextlib.AbstractContextManager):
             self._learn_at_once()
         error = self._predictor.final_error if self._final_error is None else self._final_error
         return decibels(error, extent, guidance)
+
+    @property
+    def noise_added(self) -> bool:
+        """Whether the sampler adds noise at its steps, or moves the latent as noise does, as far as that is known."""
+        return self._adds_noise or self._predictor.noise_added
 
     shared = property(lambda self: self._ranks is not None, doc="Whether other ranks decide, and compute, along.")
     holds_tensors = property(lambda self: self._x is not None, doc="Whether there is anything to free.")

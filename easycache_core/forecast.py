@@ -83,6 +83,7 @@ class Gains:
     def __init__(self, noise_added: bool = False):
         self.noise_added = noise_added
         self.theta = 0.0
+        self.looks = self.noises = 0  # for noise, and how often there was some
         self._learnt = 0.0 if noise_added else 1.0  # the gain without its limit
         self.distance = 1  # over how many evaluations the last change of D was
         self._xy = self._xx = 0.0  # sums of the regression for theta
@@ -110,6 +111,7 @@ class Gains:
     def look_for_noise(self, part: float) -> bool:
         """part: of noise, in x's last move. Returns whether it is the first noise."""
         found = part > NOISE_PART
+        self.looks, self.noises = self.looks + 1, self.noises + found
         first = found and not self.noise_added
         if first:
             self._learnt = self._pq = self._pp = 0.0
@@ -195,6 +197,10 @@ class Forecast(Predictor):
         gain, gap_ratio = self._gap_closed
         ratios = self._ratios_at_i.step_ratio, gap_ratio or 0.0
         self._seen[b] = seen(products, gain, ratios, (times[j], times[i], times[b]))
+
+    @property
+    def noise_added(self) -> bool:
+        return 2 * self._gains.noises > self._gains.looks
 
     @property
     def final_error(self) -> float | None:

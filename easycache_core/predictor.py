@@ -21,13 +21,15 @@ class Predictor(abc.ABC):
     rate, output_norm: k and ||v_i|| of the tracked branch, one number per part of the latent; None until known.
     measured: of the evaluation before, not read yet. miss: how far off a forecast of v_i would have been, as a part of
     it, per evaluation since the computed one before; None if unknown. jumped: whether noise was added before n, so that
-    it had better be computed. final_error: of the final latent, at the end (closeness.py); None if unknown.
+    it had better be computed. noise_added: whether x was seen to move as with noise at most steps. final_error: of the
+    final latent, at the end (closeness.py); None if unknown.
     """
 
     follows_denoised: ClassVar[bool]
 
     miss: float | None = None
     jumped = False
+    noise_added = False
     final_error: float | None = None
 
     def __init__(self, cache_device: str, norms: Norms, response: Response | None = None):

@@ -102,7 +102,8 @@ class Account:
         about = self._settings, self.callbacks or self._steps, self._steps_before, self._reason
         self._nothing_skipped = nothing_skipped(self._totals(), *about)
         counts = self.parts, self._beyond_budget, self.gradients, self.along
-        return summarise(self._totals(), *about, *counts, self._end_unseen)
+        noise_added = any(controller.noise_added for controller in self.controllers)
+        return summarise(self._totals(), *about, *counts, self._end_unseen, noise_added)
 
     def snapshot(self) -> tuple[dict, list, int]:
         """(report without trace, trace so far, how many of its first records have all their numbers).

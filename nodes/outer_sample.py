@@ -13,12 +13,13 @@ from ..easycache_core import CacheConfig
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
 from .continuation import Piece
+from .held_options import wrapped_along
 from .other_caches import warn_of_other_caches
-from .own_wrappers import set_own_wrapper
+from .own_wrappers import WRAPPER_KEY, set_own_wrapper
 from .patch_switches import patch_levels
 from .progress_events import ProgressEvents
 from .run import Run
-from .run_history import WRAPPER_KEY, RunHistory
+from .run_history import RunHistory
 from .sampler_response import is_own, response_of, supposed_response
 from .settings import Settings
 from .steps import Schedule
@@ -82,7 +83,8 @@ def sample_with_cache(
         set_own_wrapper(level, wrapper, guider.model_options)
     set_own_wrapper(WrappersMP.APPLY_MODEL, None, guider.model_options)  # which warns of calls outside of a run
     try:
-        samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
+        with wrapped_along(guider.model_options, run.calc_cond_batch_within):
+            samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
         log.info(run.finish())
         if not others:
             run.repetitions.warn()

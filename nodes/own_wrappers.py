@@ -1,6 +1,8 @@
-"""Our wrappers in a model's options."""
+"""Our wrappers in a MODEL and in its options."""
 
-from .run_history import WRAPPER_KEY
+from comfy.patcher_extension import WrappersMP
+
+WRAPPER_KEY = "easycache_adaptive"
 
 
 def set_own_wrapper(level: str, wrapper, model_options: dict) -> None:
@@ -21,3 +23,12 @@ def with_own_wrapper(level: str, wrapper, model_options: dict) -> dict:
     copied = {**model_options, "transformer_options": {**options, "wrappers": {**wrappers}}}
     set_own_wrapper(level, wrapper, copied)
     return copied
+
+
+def own_wrappers(model) -> list:
+    """What an EasyCache (Adaptive) node has put around the sampling runs of a MODEL (a ModelPatcher): the same in two
+    places, as some packs replace all that is in one of them.
+    """
+    options = model.model_options.get("transformer_options", {}).get("wrappers", {})
+    in_options = options.get(WrappersMP.OUTER_SAMPLE, {}).get(WRAPPER_KEY, [])
+    return [*in_options, *model.get_wrappers(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY)]

@@ -5,8 +5,8 @@ import logging
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from .outer_sample import sample_with_cache
-from .own_wrappers import set_own_wrapper
-from .run_history import WRAPPER_KEY, RunHistory
+from .own_wrappers import WRAPPER_KEY, own_wrappers, set_own_wrapper
+from .run_history import RunHistory
 from .settings import Settings
 
 log = logging.getLogger("easycache")
@@ -24,8 +24,8 @@ class CachedSampling:
 
     def __call__(self, executor, *args, **kwargs):
         inner = executor.wrappers[executor.idx + 1 :]
-        if inner:  # Some sample several times in one call, and each time is a run: so this one goes innermost.
-            wrappers = [*inner, self]
+        if inner:  # Some sample several times in one call, and each time is a run: so this one goes innermost, once.
+            wrappers = [*(one for one in inner if one is not self), self]
             executor = WrapperExecutor.new_class_executor(executor.original, executor.class_obj, wrappers)
             return executor.execute(*args, **kwargs)
         return sample_with_cache(self.settings, self.history, executor, *args, **kwargs)
@@ -49,16 +49,24 @@ def warning_outside_of_runs():
     return wrapper
 
 
+def remove_cache(model) -> None:
+    """From a ModelPatcher that is nobody else's."""
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY)
+    set_own_wrapper(WrappersMP.OUTER_SAMPLE, None, model.model_options)
+
+
 def with_cache(model, settings: Settings, node: str | None = None):
     """A clone of a ModelPatcher whose sampling runs use the cache; the original is not changed.
 
     node: as in RunHistory.
     """
     patched = model.clone()
-    if patched.get_wrappers(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY):
+    if own_wrappers(patched):
         log.warning("EasyCache: the model has been through an EasyCache (Adaptive) node already; the last one counts")
-        patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, CachedSampling(settings, RunHistory(node)))
+        remove_cache(patched)
+    wrapper = CachedSampling(settings, RunHistory(node))
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, wrapper)
+    set_own_wrapper(WrappersMP.OUTER_SAMPLE, wrapper, patched.model_options)
     if settings.config.threshold or settings.config.target_speedup:
         set_own_wrapper(WrappersMP.APPLY_MODEL, warning_outside_of_runs(), patched.model_options)
     return patched

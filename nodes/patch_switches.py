@@ -11,7 +11,8 @@ import torch
 
 from .call_options import INSIDE, unknown_options, variables_of
 
-_DEPTH = 3  # of functions that call functions
+_DEPTH = 3  # of functions that call functions, and of what they hold
+_MAX_ITEMS = 64  # of a list
 
 
 def patch_levels(model_options: dict, own_key: str, model_sampling, sigmas: torch.Tensor) -> list[float]:
@@ -74,14 +75,24 @@ def _patches(model_options: dict, own_key: str) -> Iterator:
 
 
 def _numbers(values, depth: int, seen: set[int]) -> Iterator[tuple[str, float]]:
-    """(name, value) of the numbers in the variables of functions and objects, named after a noise level or percent."""
+    """(name, value) of the numbers in the variables of functions and objects, and in the dicts and lists that these
+    hold, named after a noise level or percent.
+    """
     for value in values:
         if value is None or id(value) in seen:
             continue
         seen.add(id(value))
-        variables = variables_of(value)
+        variables = _parts(value)
         for name, number in variables.items():
-            if isinstance(number, int | float) and ("sigma" in name.lower() or "percent" in name.lower()):
+            named = isinstance(name, str) and ("sigma" in name.lower() or "percent" in name.lower())
+            if named and isinstance(number, int | float):
                 yield name.lower(), number
         if depth:
-            yield from _numbers((one for one in variables.values() if callable(one)), depth - 1, seen)
+            held = [one for one in variables.values() if callable(one) or isinstance(one, dict | list | tuple)]
+            yield from _numbers(held, depth - 1, seen)
+
+
+def _parts(value) -> dict:
+    if isinstance(value, list | tuple):
+        return dict(enumerate(value[:_MAX_ITEMS]))
+    return value if isinstance(value, dict) else variables_of(value)

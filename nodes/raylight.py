@@ -10,12 +10,11 @@ import logging
 from pathlib import Path
 
 import folder_paths
-from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..easycache_core import Ranks
 from .adaptive import EasyCacheAdaptive
-from .run_history import WRAPPER_KEY
+from .patch import remove_cache
 
 log = logging.getLogger("easycache")
 PACK = Path(__file__).resolve().parents[1]
@@ -109,7 +108,7 @@ def with_cache_here(model, widgets: dict, replicas: list[list[int]]):
     """In a worker: its model with the cache. replicas: as from there."""
     _log_from_here()
     model = model.clone()
-    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY)  # the node may have been here before
+    remove_cache(model)  # the node may have been here before
     cached = EasyCacheAdaptive.execute(model, **widgets).result[0]
     options = dict(cached.model_options["transformer_options"])
     options.pop("easycache_ranks", None)

@@ -27,11 +27,10 @@ from .histories import Histories
 from .latents import level_of
 from .network_memory import NetworkMemory
 from .other_caches import Repetitions
-from .own_wrappers import with_own_wrapper
+from .own_wrappers import WRAPPER_KEY, with_own_wrapper
 from .parametrisation import Parametrisation
 from .patch_switches import keeps_latents, patch_values
 from .question_history import QuestionHistory
-from .run_history import WRAPPER_KEY
 from .schedule_switches import self_switching
 from .settings import Settings
 from .steps import Schedule
@@ -206,6 +205,14 @@ class Run:
             for answer in answers:
                 evaluation.history.trail.answer(answer)
         return answers
+
+    def calc_cond_batch_within(self, executor, model, conds, x, timestep, model_options):
+        """As `calc_cond_batch`, for options that others than this run may ask with, too: whatever is asked while no
+        evaluation is open is computed.
+        """
+        if self._evaluation is None or self._evaluation.direct:
+            return executor(model, conds, x, timestep, model_options)
+        return self.calc_cond_batch(executor, model, conds, x, timestep, model_options)
 
     def _on_failure(self) -> None:
         """Whoever catches the error may try again."""

@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 import comfy.model_management
 import torch
-from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 
 from .continuation import UnfinishedRuns
+from .own_wrappers import own_wrappers
 
-WRAPPER_KEY = "easycache_adaptive"
 MAX_RUNS = 16
 _histories: deque[weakref.ref] = deque(maxlen=256)  # the newest ones; each is alive as long as its MODEL is
 
@@ -74,7 +73,7 @@ def finished_runs(node: str) -> list[FinishedRun]:
 
 def history_of(model) -> RunHistory | None:
     """The history of a MODEL (a ModelPatcher), None if it has not been through an EasyCache (Adaptive) node."""
-    wrappers = model.get_wrappers(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY)
+    wrappers = own_wrappers(model)
     return wrappers[-1].history if wrappers else None
 
 

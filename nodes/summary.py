@@ -24,7 +24,7 @@ def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
 
 def summarise(
     did: dict, settings: Settings, steps: int, steps_before: int, reason: str | None, parts: int,
-    beyond_budget: str | None, gradients: int, along: int, end_unseen: bool,
+    beyond_budget: str | None, gradients: int, along: int, end_unseen: bool, noise_added: bool,
 ) -> str:  # fmt: skip
     """The line for the log, with the reason if nothing was skipped.
 
@@ -33,7 +33,8 @@ def summarise(
     could be skipped, where the settings are not to blame. parts, gradients: calls about a part of the latent, and
     differentiated ones, which are not among the evaluations. beyond_budget: why more was computed than target_speedup
     allows, None if it was not. along: how often the network was asked what the guider leaves out at times. end_unseen:
-    whether the last evaluation was predicted, though the last one should be computed.
+    whether the last evaluation was predicted, though the last one should be computed. noise_added: whether the latent
+    is moved by more than answers, as by a sampler's noise.
     """
     if did["evaluations"] == 0 and steps == 0:
         return "EasyCache: nothing was sampled, the run had no steps"
@@ -54,6 +55,11 @@ def summarise(
         line += f"; besides, what the guider leaves out at times was asked along {along} times"
     if end_unseen:
         line += "; the last evaluation was predicted, as nothing told that it was the last"
+    if noise_added and did["skipped"] and settings.config.target_speedup:
+        line += (
+            "; the sampler adds noise, or moves the latent as noise does, which nothing forecasts: with target_speedup "
+            "the result may drift, under a threshold less is skipped"
+        )
     if steps_before:
         line += f"; it goes on from an earlier run, at step {steps_before + 1} of the schedule"
     if did["closeness"] is not None:

@@ -32,6 +32,24 @@ def tiny(family: str) -> Scene:
     return Scene(built.model, built.positive, built.negative, built.latent)
 
 
+def full_unet() -> Scene:
+    """SD15 with as many blocks as in full size, for packs that name them; 32 channels in each."""
+    import tiny_models
+
+    known = tiny_models.RECIPES["SD15"]
+    sizes = dict(
+        num_res_blocks=[2] * 4, channel_mult=[1] * 4, transformer_depth=[1] * 6 + [0] * 2,
+        transformer_depth_output=[1] * 9 + [0] * 3,
+    )  # fmt: skip
+    tiny_models.RECIPES["SD15"] = known.__class__(**{**vars(known), "sizes": known.sizes | sizes})
+    scene = answering(tiny("SD15"))
+    tiny_models.RECIPES["SD15"] = known
+    for weight in scene.model.model.diffusion_model.parameters():
+        if weight.ndim > 1:
+            weight.data.mul_(2)  # else attention has next to no effect
+    return scene._replace(latent={"samples": torch.zeros(1, 4, 16, 16)})
+
+
 def ksampler(host, scene: Scene, sampler="euler", patch=lambda model: model, **widgets):
     """(model, sample) of a Case: the node KSampler."""
     widgets = dict(seed=SEED, steps=STEPS, cfg=CFG, scheduler="simple", denoise=1.0) | widgets

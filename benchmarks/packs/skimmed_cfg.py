@@ -17,11 +17,8 @@ def cases(host):
         " - linear interpolation": dict(Skimming_CFG=4.0),
         " - linear interpolation dual scales": {},
         " - Difference CFG": dict(method="linear_distance"),
-        " - Clean Skim": dict(full_skim_negative=False, disable_flipping_filter=False),
+        " - Clean Skim": {},
     }
     for name, widgets in nodes.items():
-        try:
-            model = host.node(f"Skimmed CFG{name}", model=scene.model, **widgets)[0]
-        except TypeError:
-            model = host.node(f"Skimmed CFG{name}", model=scene.model)[0]
+        model = host.node(f"Skimmed CFG{name}", model=scene.model, **widgets)[0]
         yield Case(f"CFG 8, Skimmed CFG{name}", model, sample)

@@ -10,6 +10,7 @@ import threading
 import uuid
 
 import pytest
+import tiny_models
 import torch
 from closeness import psnr
 from sampling import (
@@ -859,3 +860,86 @@ def test_a_callback_that_writes_to_what_it_is_given(comfy, tiny):
         reports.append(json.loads(comfy.node("EasyCacheReport", model, {"samples": latent})[2]))
     assert reports[0]["closeness"] is not None
     assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize("widgets", [dict(threshold=0.15, warmup_steps=2), HALF], ids=["threshold", "budget"])
+@pytest.mark.parametrize("ours", ["after it", "before it"])
+@pytest.mark.parametrize("held", ["options", "model"])
+def test_options_that_a_patch_copied_before_the_run(comfy, tiny, caplog, held, ours, widgets):
+    """It asks the positive once more with them, in another way, and guidance amplifies the difference. Catches an
+    answer that is computed beside one that is predicted, without a word where our node comes after the patch.
+    """
+    from comfy.model_patcher import set_model_options_patch_replace
+
+    scene = tiny("SD15")
+
+    def patch(model):
+        model = model.clone()
+        options = copy.deepcopy(model.model_options)
+
+        def double(q, k, v, extra):
+            from comfy.ldm.modules.attention import optimized_attention
+
+            return 2 * optimized_attention(q, k, v, extra["n_heads"])
+
+        def again(given):
+            from comfy.samplers import calc_cond_batch
+
+            asked = copy.deepcopy(options if held == "options" else model.model_options)
+            asked = set_model_options_patch_replace(asked, double, "attn1", "middle", 0)
+            (more,) = calc_cond_batch(given["model"], [given["input_cond"]], given["input"], given["timestep"], asked)
+            return given["input"] - (given["cond_denoised"] + 12 * (given["cond_denoised"] - more))
+
+        model.set_model_sampler_cfg_function(again)
+        return model
+
+    def sample(**widgets):
+        model = comfy.cached(scene.model, **widgets) if widgets and ours == "before it" else scene.model
+        model = patch(model)
+        model = comfy.cached(model, **widgets) if widgets and ours == "after it" else model
+        return scene.counting(lambda: comfy.sample(scene, model, steps=STEPS)), model
+
+    ((plain, everywhere), _), asked = sample(), len(scene.calls)
+    assert torch.equal(sample(threshold=0.0)[0][0], plain)
+    (cached, computed), model = sample(**widgets)
+    assert asked == 2 * STEPS == 2 * len(everywhere)
+    assert len(scene.calls) == 2 * len(computed) < 2 * STEPS
+    assert psnr(cached, plain) > 25
+    assert not any("past" in line for line in log_of(caplog))
+    assert "calc_cond_batch" not in model.model_options["transformer_options"]["wrappers"], "the run has ended"
+
+
+def test_options_that_a_patch_holds_are_used_for_another_run(comfy, tiny, run):
+    """A patch holds a second model, and somebody samples with that one between two evaluations. Catches an answer to
+    one run that is given to the other.
+    """
+    scene, second, others = tiny("SD15"), tiny_models.build("SD15", seed=1), []
+
+    def patch(model):
+        held = second.model
+
+        def guide(given):
+            assert held is second.model
+            return given["input"] - (given["cond_denoised"] + 3 * (given["cond_denoised"] - given["uncond_denoised"]))
+
+        model = model.clone()
+        model.set_model_sampler_cfg_function(guide)
+        return model
+
+    @torch.no_grad()
+    def sampler(network, x, sigmas, extra_args=None, callback=None, disable=None):
+        one = x.new_ones([len(x)])
+        for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            denoised = network(x, sigma * one, **extra_args)
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            others.append(comfy.sample(second, steps=2, seed=i))
+            x = x + (following - sigma) * (x - denoised) / sigma
+        return x
+
+    make_guider = functools.partial(direct, scene=scene, past_predict_noise=False)
+    plain = run(scene, make_guider, sampler, patch=patch)
+    alone = [*others]
+    others.clear()
+    cached = run(scene, make_guider, sampler, patch=patch, **HALF)
+    assert all(map(torch.equal, others, alone)) and cached.report["evaluations"] == STEPS
+    assert psnr(cached.latent, plain.latent) > 15

@@ -253,19 +253,28 @@ def by_noise_level(kind, at):
             def __call__(self, q, k, v, extra):
                 return q, k, v * 3.0 if extra["sigmas"][0] >= self.sigma_end else v
 
+        class Attentions:  # of several pictures, say
+            def __init__(self):
+                self.arguments = [{"sigma_end": 0.0, "weight": 1.0}, {"sigma_end": at, "weight": 3.0}]
+
+            def __call__(self, q, k, v, extra):
+                weights = [one["weight"] for one in self.arguments if extra["sigmas"][0] >= one["sigma_end"]]
+                return q, k, v * math.prod(weights)
+
         if kind == "a wrapper":
             model.set_model_unet_function_wrapper(wrapper)
         elif kind == "a wrapper around another one":
             model.set_model_unet_function_wrapper(lambda network, given: wrapper(network, given))
         else:
-            model.set_model_attn1_patch(Attention())
+            model.set_model_attn1_patch(Attentions() if kind == "attention patches in one" else Attention())
         return model
 
     return patch
 
 
 @pytest.mark.parametrize("at", [5, 8, 11])
-@pytest.mark.parametrize("kind", ["a wrapper", "a wrapper around another one", "an attention patch"])
+@pytest.mark.parametrize("kind", ["a wrapper", "a wrapper around another one", "an attention patch",
+                                  "attention patches in one"])  # fmt: skip
 def test_a_patch_that_acts_by_noise_level(comfy, tiny, run, kind, at):
     """Catches the step after it, predicted from before."""
     scene = tiny("SD15")
@@ -278,6 +287,32 @@ def test_a_patch_that_acts_by_noise_level(comfy, tiny, run, kind, at):
     cached = run(scene, make_guider, patch=patch, **THRESHOLD)
     assert max(level for level in plain.levels if level < switch) in cached.levels
     assert len(cached.levels) < STEPS
+
+
+@pytest.mark.parametrize("widgets", [THRESHOLD, BUDGET], ids=["threshold", "budget"])
+def test_a_patch_that_keeps_a_number_from_its_first_call_on(tiny, run, widgets):
+    """Catches a change at the second evaluation, of which nothing can be learnt then."""
+    scene = tiny("SD15")
+
+    class Attention:
+        def __init__(self, scale):
+            if scale is not None:
+                self.scale = scale
+
+        def __call__(self, q, k, v, extra):
+            self.scale = 0.25
+            return q, k, v * (1 + self.scale)
+
+    def sample(scale):
+        def patch(model):
+            model = model.clone()
+            model.set_model_attn1_patch(Attention(scale))
+            return model
+
+        return run(scene, functools.partial(guiding, conds=pair(scene), predict=both), patch=patch, **widgets)
+
+    late, early = sample(None), sample(0.25)
+    assert late.calls == early.calls and torch.equal(late.latent, early.latent)
 
 
 def in_ranges(comfy, scene, prompts):
