@@ -556,6 +556,20 @@ def test_what_is_asked_at_some_steps_only_is_placed_by_these(comfy, demo_scene, 
     assert closeness["forecast"] > max(dB, closeness["reuse"] - 1), closeness
 
 
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_budgets_of_prompts_that_take_turns(tiny, run, caplog, prompts):
+    """From step to step. Catches parts of a budget that are rounded up each, of which the log says nothing."""
+    conds = {**pair(tiny("Flux")), **{str(n): plain_prompt(n) for n in range(prompts)}}
+
+    def predict(guider, step, x, timestep, options):
+        return guided(guider, x, timestep, options, {**guider.conds, "positive": guider.conds[str(step % prompts)]})
+
+    with caplog.at_level(logging.INFO):
+        cached = run(tiny("Flux"), counting(predict, conds), patch=answering_by_prompt, target_speedup=4.0)
+    said = "more than it allows, as prompts or latents that take turns have a budget each" in log_of(caplog)[-1]
+    assert said == (prompts == 3) == (cached.report["computed"] > STEPS / 4)
+
+
 def turned(how):
     """The guider's own way to look at the latent: (there, back), by step."""
 
