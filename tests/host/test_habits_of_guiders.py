@@ -748,6 +748,55 @@ def test_weights_that_are_there_only_while_the_network_runs(tiny, run):
             hook.remove()
 
 
+class Packed(torch.Tensor):
+    """Quantised weights as packs hold them: bytes, under the shape of what they stand for."""
+
+    @property
+    def shape(self):
+        return self.stands_for
+
+
+def test_weights_that_are_packed(tiny, run):
+    """And are unpacked for each call. Catches an error where somebody looks at them, and a change of weights that is
+    none, as they lie elsewhere each time.
+    """
+    scene = tiny("Flux")
+    owners = [(one, name) for one in scene.model.model.diffusion_model.modules()
+              for name, weight in one.named_parameters(recurse=False) if weight.ndim > 1]  # fmt: skip
+    kept = [owner._parameters[name] for owner, name in owners]
+
+    def pack():
+        for (owner, name), one in zip(owners, kept, strict=True):
+            packed = one.detach().clone().view(-1).view(torch.uint8).as_subclass(Packed)
+            packed.stands_for = one.shape
+            owner._parameters[name] = torch.nn.Parameter(packed, requires_grad=False)
+
+    def unpack():
+        for (owner, name), one in zip(owners, kept, strict=True):
+            owner._parameters[name] = one
+
+    def patch(model):
+        def wrapper(network, given):
+            unpack()
+            answer = inner(network, given)
+            pack()
+            return answer
+
+        model = answering_by_prompt(model)
+        inner = model.model_options["model_function_wrapper"]
+        model.set_model_unet_function_wrapper(wrapper)
+        return model
+
+    make_guider = counting(lambda guider, step, *call: guided(guider, *call))
+    plain = run(scene, make_guider, patch=answering_by_prompt, **HALF)
+    try:
+        pack()
+        packed = run(scene, make_guider, patch=patch, **HALF)
+    finally:
+        unpack()
+    assert packed.report["skipped"] and packed.calls == plain.calls and torch.equal(packed.latent, plain.latent)
+
+
 def test_a_guider_that_asks_from_threads(tiny, run):
     """One for the positive, one for the negative, at once. Catches a run that fails as each finds what the other one
     has half done.

@@ -270,8 +270,31 @@ def test_the_log_says_why_nothing_was_skipped(comfy, small_scene, caplog, widget
     assert "Nothing was skipped" in line and reason in line
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_a_preview_at_each_step(comfy, tiny, one_thread, sampler):
+    """Catches previews that come at the end only, that stand still, or that are left out where a step is skipped."""
+    scene = tiny("WAN21_T2V")
+    sigmas = comfy.node("BasicScheduler", scene.model, "simple", 16, 1.0)[0]
+
+    def previews(model):
+        shown, latent = [], scene.latent["samples"]
+        guider = comfy.node("CFGGuider", model, scene.positive, scene.negative, 4.0)[0]
+        noise = comfy.node("RandomNoise", 5)[0].generate_noise({"samples": latent})
+        with torch.no_grad():
+            guider.sample(
+                noise, latent, comfy.node("KSamplerSelect", sampler)[0], sigmas,
+                callback=lambda step, denoised, x, total: shown.append((step, total, denoised.clone())), seed=5,
+            )  # fmt: skip
+        return shown
+
+    plain, cached = previews(scene.model), previews(comfy.cached(scene.model, target_speedup=1.5))
+    assert [one[:2] for one in cached] == [one[:2] for one in plain] == [(step, 16) for step in range(16)]
+    for (*_, before), (*_, now), (*_, expected) in zip(cached[:-1], cached[1:], plain[1:], strict=True):
+        assert psnr(now, expected) > 20 and not torch.equal(now, before)
+
+
 @pytest.mark.parametrize("steps", [2, 5, 10, 16])
-def test_a_budget_for_less_than_the_first_and_the_last_step(comfy, small_scene, caplog, steps):
+def test_a_budget_for_less_than_the_first_and_the_last_step(comfy, small_scene, one_thread, caplog, steps):
     """Catches a log that gives another reason for what is computed beyond it, or none, or one where nothing is."""
     with caplog.at_level(logging.INFO):
         _, levels = small_scene.counting(
