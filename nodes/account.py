@@ -168,15 +168,21 @@ class Account:
 
     @property
     def _beyond_budget(self) -> str | None:
-        """Why more was computed than target_speedup allows for the questions of each history; None: it was not."""
+        """Why more was computed than target_speedup allows; None: it was not."""
         target = self._settings.config.target_speedup
-        allowed = (budget_of(one.computed + one.skipped, target) for one in self.controllers if target)
-        if not target or sum(one.computed for one in self.controllers) <= sum(allowed):
+        counts = [(one.computed, one.computed + one.skipped) for one in self.controllers if target]
+        computed, evaluations = map(sum, zip(*counts, strict=True)) if counts else (0, 0)
+        if not target or computed <= budget_of(evaluations, target):
             return None
+        allowed = [budget_of(own, target) for _, own in counts]
+        if computed <= sum(allowed):
+            return "as prompts or latents that take turns have a budget each"
         if any(controller.not_finite for controller in self.controllers):
             return "as nothing can be predicted from NaN or inf"
         if self.elsewhere or any(history.unpredictable or history.cache_miss for history in self.histories):
             return "as what was asked could not be predicted from what was asked before"
+        if computed <= sum(max(2, own) for own in allowed):
+            return "as the first and the last one are computed"
         if len(self.trace) < self._schedule.steps:
             return "as the sampler took fewer evaluations than its schedule has steps"
         return "as the last one is computed, and nothing told how many there would be"

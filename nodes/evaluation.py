@@ -113,9 +113,12 @@ class Identities:
 
     Functions that are made anew with the same code and variables are the same one: some packs make their patches for
     each call.
+
+    unversioned: tensors that were met and have no version, by number; nothing here tells whether they are overwritten.
     """
 
     def __init__(self):
+        self.unversioned: dict[int, torch.Tensor] = {}
         self._known: dict[int, tuple] = {}  # (weak reference, number) by id
         self._made: dict[tuple, int] = {}  # numbers of functions, by code and variables
         self._count = 0
@@ -125,9 +128,13 @@ class Identities:
         return _contents(thing, self._number_and_version)
 
     def _number_and_version(self, thing):
-        if isinstance(thing, torch.Tensor):
-            return self._number(thing), None if thing.is_inference() else thing._version
-        return self._number(thing)
+        number = self._number(thing)
+        if not isinstance(thing, torch.Tensor):
+            return number
+        if thing.is_inference():
+            self.unversioned[number] = thing
+            return number, None
+        return number, thing._version
 
     def _number(self, thing) -> int:
         reference, number = self._known.get(id(thing), (lambda: None, 0))

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 
 import torch
 
+from ..easycache_core.samples import checksums, sample_of
 from .call_options import unknown_options
 
 _NAMES = ("kv_cache", "kvcache", "past_key", "memory", "hidden_state", "recurrent")
 _DEPTH = 5
+_LOOKS = 3  # at what tensors hold that have no version, each of which waits for the device
 
 
 class NetworkMemory:
@@ -22,6 +24,7 @@ class NetworkMemory:
 
     def __init__(self):
         self.found: str | None = None
+        self._looks = 0
 
     def call(self, compute, model_options: dict, network, first: bool):
         """compute(). first: whether this is the first evaluation, in which caches of what never changes are filled."""
@@ -30,11 +33,13 @@ class NetworkMemory:
         places = {f"transformer_options[{key!r}]": value for key, value in unknown_options(model_options)}
         if not first:
             places |= {f"its {name}": value for name, value in _named_attributes(network)}
-        before = {place: _remembered(value, _DEPTH) for place, value in places.items()}
+        look = not first and self._looks < _LOOKS
+        self._looks += look
+        before = {place: _remembered(value, _DEPTH, look) for place, value in places.items()}
         result = compute()
         if not first:  # where the attribute may have another value by now
             places |= {f"its {name}": value for name, value in _named_attributes(network)}
-        changed = (place for place, value in places.items() if before.get(place) != _remembered(value, _DEPTH))
+        changed = (place for place, value in places.items() if before.get(place) != _remembered(value, _DEPTH, look))
         self.found = next(changed, None)
         return result
 
@@ -44,15 +49,18 @@ def _named_attributes(network) -> Iterator[tuple[str, object]]:
     return ((name, value) for name, value in attributes.items() if any(word in name.lower() for word in _NAMES))
 
 
-def _remembered(value, depth: int) -> list:
-    """The tensors that it holds, and the numbers beside them: equal as long as nobody has put in others.
+def _remembered(value, depth: int, look: bool) -> list:
+    """The tensors that it holds, and the numbers beside them: equal as long as nobody has put in others. look: whether
+    at what tensors hold that have no version (torch.inference_mode), which waits for the device.
 
     Numbers alone are no memory: packs note there which frames or which prompt a call is about.
     """
     if isinstance(value, torch.Tensor):
-        return [(id(value), None if value.is_inference() else value._version)]
+        if not value.is_inference():
+            return [(id(value), value._version)]
+        return [(id(value), *(checksums(sample_of([value])).tolist() if look else ()))]
     parts = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list | tuple) else []
-    held = [one for part in parts if depth for one in _remembered(part, depth - 1)]
+    held = [one for part in parts if depth for one in _remembered(part, depth - 1, look)]
     if any(isinstance(part, torch.Tensor) for part in parts):
         held += [part for part in parts if isinstance(part, int | float)]
     return held

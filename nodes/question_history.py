@@ -13,6 +13,7 @@ from ..easycache_core import CacheController
 from ..easycache_core.absences import Absences
 from ..easycache_core.weights import differ
 from .latents import OwnLatents, Trail, level_of
+from .overwrites import Overwrites
 from .schedule_switches import Switches
 from .settings import Settings
 from .steps import UNKNOWN, Schedule, StepCounter, Strides
@@ -59,6 +60,7 @@ class QuestionHistory:
         self._asked_at: list[int] = []  # steps
         self.expected = 0  # evaluations, where it has not all of them
         self._values: dict[str, SettledValues] = {}  # by branch
+        self.overwrites = Overwrites()  # of tensors that the network is given
         self.absences = Absences()  # of questions; with them, the conditionings of the calls that asked them last
         self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
         self._rows_done: torch.Tensor | int = 0  # of the batch, at the last noise level
@@ -89,7 +91,7 @@ class QuestionHistory:
         if self._misses > 1 or another:
             self.controller.reset_cache()
         forced, changed = self._force_and_changed(step, sigma, conds, changed, force)
-        changed = changed | differ(self._weights, weights)
+        changed = changed | differ(self._weights, weights) | self.overwrites.changed(sigma.device)
         last = self._at_last_level(timestep, sigma)
         if not self.controller.ends_as_planned(level):  # the last evaluation draws the detail
             force = force | last
@@ -102,6 +104,7 @@ class QuestionHistory:
         computing = self.controller.begin(network_x, sigma=sigma, step=step, force=force, changed=changed)
         if computing:
             self._computed_sigma, self._weights = sigma.clone(), weights
+            self.overwrites.on_computed()
             self._switches.on_computed()
         return computing
 
@@ -179,5 +182,6 @@ class QuestionHistory:
         """Free every tensor."""
         self._computed_sigma = self._switches = self._weights = None
         self._values, self.absences, self._rows_done = {}, Absences(), 0
+        self.overwrites = Overwrites()
         self.trail, self._own_latents = Trail(), OwnLatents()
         self.controller.release()

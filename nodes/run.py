@@ -298,6 +298,9 @@ class Run:
             self._telling.next_evaluation()
             self._histories.open(evaluation, first)
         history = evaluation.history
+        if not self._exact:
+            history.overwrites.note(self._identities.unversioned)
+        self._identities.unversioned = {}
         for i, question in asked.items():
             history.absences.note(question, [cond if n == i else None for n, cond in enumerate(conds)])
         branches = {i: evaluation.branch(asked[i], values[i], self._telling) for i in asked}

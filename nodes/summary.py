@@ -1,5 +1,6 @@
 """The totals of a run, as numbers and as one line of the log."""
 
+from ..easycache_core.budget import budget_of
 from .settings import Settings
 
 
@@ -101,6 +102,8 @@ def _reason(settings: Settings, steps: int, steps_before: int) -> str:
             f"each run starts with an empty cache, so its first {first} always computed; sample in fewer, longer runs "
             "to skip some"
         )
+    if config.target_speedup and steps == 2 > budget_of(steps, config.target_speedup):
+        return "the run has two steps, and the first and the last one are always computed"
     if config.target_speedup:
         return f"target_speedup {config.target_speedup:g} allows each of them to be computed"
     if steps_before and steps_before + steps <= config.warmup_steps:

@@ -1,6 +1,7 @@
 """attach: the cache on any module, called as samplers of all kinds call theirs."""
 
 import dataclasses
+import functools
 import gc
 import types
 import weakref
@@ -380,6 +381,95 @@ def test_a_latent_changed_in_place_at_the_same_timestep():
                 distilled(network, x, t)
                 x.mul_(0.9)
         assert len(cache.trace) == 4
+
+
+FORECAST = dict(config=CacheConfig(target_speedup=2), sigma_of=float)
+
+
+def test_requests_of_all_kinds_one_after_another():
+    """A service attaches once: a warm-up of one step, then requests with other numbers of steps, sizes and batches.
+    Catches a request that goes on with another one's state, or that is not cached since.
+    """
+    requests = {steps: noise() for steps in (1, STEPS, 20)} | {40: noise(2), 29: noise()[..., :3]}
+
+    def sample(network, steps, x):
+        return euler(network, distilled_in_rows, x, torch.linspace(1, 0, steps + 1))
+
+    with attach(shared := Network(), total_steps=STEPS, **FORECAST) as cache:
+        for steps, x in requests.items():
+            together, computed = sample(shared, steps, x), cache.computed
+            with attach(alone := Network(), total_steps=STEPS, **FORECAST) as own:
+                assert torch.equal(together, sample(alone, steps, x)) and computed == own.computed, steps
+            assert steps == 1 or computed <= 0.6 * steps
+
+
+def distilled_in_rows(network, x, t):
+    return network(x, t.expand(len(x)), COND.expand(len(x), -1))
+
+
+class Prefilled(Network):
+    """As models that keep keys and values of a prefix: the first call answers for that, too."""
+
+    prefilled = False
+
+    def forward(self, x, t, text, prefill=False):
+        answer = super().forward(x, t, text)
+        return torch.cat([torch.full_like(answer[:, :, :1], 9.0), answer], 2) if prefill else answer
+
+
+def test_a_prefix_in_the_first_answer():
+    """Catches an error, or a prefix that decides, where outputs have another shape from the second step on."""
+
+    def ask(network, x, t):
+        answers = [network(x, t, text, prefill=t == 1)[:, :, -2:] for text in (COND, UNCOND)]
+        return guided(*answers)
+
+    plain = euler(Prefilled(), ask)
+    with attach(exact := Prefilled(), EXACT, STEPS):
+        assert torch.equal(euler(exact, ask), plain)
+    with attach(network := Prefilled(), total_steps=STEPS, **FORECAST) as cache:
+        got = euler(network, ask)
+    assert cache.computed <= STEPS / 2 and (got - plain).abs().mean() < 0.02 * plain.abs().mean()
+
+
+@pytest.mark.parametrize("order", ["before", "within", "beyond"])
+def test_weights_that_are_fetched_for_each_call(order):
+    """Offloading replaces the module's forward, before attach, while it is entered, or until after it. Catches a cache
+    that is never asked, one that looks at weights that are away, and a forward that is not put back.
+    """
+    network = Network()
+    places = [(owner, name) for owner in network.modules() for name in dict(owner.named_parameters(recurse=False))]
+    kept = [getattr(owner, name) for owner, name in places]
+
+    def put(there):
+        for (owner, name), one in zip(places, kept, strict=True):
+            setattr(owner, name, one if there else nn.Parameter(torch.empty(one.shape, device="meta"), False))
+
+    def offload():
+        forward = network.forward
+
+        def fetching(*args, **kwargs):
+            put(True)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                put(False)
+
+        network.forward = functools.update_wrapper(fetching, forward)
+        put(False)
+
+    plain = euler(Network(), two_calls)
+    if order == "before":
+        offload()
+    with attach(network, total_steps=STEPS, **FORECAST) as cache:
+        if order != "before":
+            offload()
+        got = euler(network, two_calls)
+        if order == "within":
+            network.forward = network.forward.__wrapped__
+    assert cache.computed == STEPS / 2 and (got - plain).abs().mean() < 0.02 * plain.abs().mean()
+    put(True)
+    assert torch.equal(euler(network, two_calls), plain) and cache.computed == STEPS / 2
 
 
 def test_runs_after_one_another():

@@ -308,6 +308,35 @@ def test_questions_in_turn_have_a_history_each(turn, config):
     assert off[0] < limit and cache.skipped >= STEPS / 4
 
 
+SHORT_GAPS = CacheConfig(threshold=0.1, warmup_steps=3, max_consecutive_skips=2)
+THIRD = {"at high noise": range(8), "at low noise": range(22, STEPS), "in between": range(8, 20)}
+
+
+@pytest.mark.parametrize("when", THIRD)
+@pytest.mark.parametrize("config", [BUDGET, SHORT_GAPS], ids=["budget", "threshold"])
+def test_a_third_branch_in_a_part_of_the_steps(when, config):
+    """Guidance by sound or text whose scale is 1 elsewhere, asked between cond and uncond. Catches branches that are
+    known by their number in a step: uncond is then answered with the third one's past.
+    """
+    third, seen = torch.tensor([[-1.0, 1.0, 3.0]]), []
+
+    def sample(network):
+        x = noise(0)
+        for n, (t, following) in steps():
+            texts = [A, third, B] if n in THIRD[when] else [A, B]
+            answers = [network(x, t, text) for text in texts]
+            seen.append((answers, [Network()(x, t, text) for text in texts]))
+            x = x + (following - t) * (answers[-1] + sum(answers[0] - one for one in answers[1:]))
+        return [x]
+
+    cache, off = compare(sample, config)
+    assert off[0] < 0.03 and cache.skipped >= STEPS / 3
+    for answers, truths in seen:
+        for i, answer in enumerate(answers):
+            errors = [float((answer - truth).abs().mean()) for truth in truths]
+            assert min(errors) == errors[i]
+
+
 STEADY = {
     "tensors made anew": lambda network, x, t, n: network(x, t, A.clone(), strength=torch.ones(1)),
     "a ControlNet": lambda network, x, t, n: network(x, t, A, control=residual(x)),

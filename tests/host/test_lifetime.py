@@ -1,5 +1,6 @@
 """Nothing of a run outlives it, and runs do not disturb each other."""
 
+import contextlib
 import copy
 import gc
 import logging
@@ -269,6 +270,94 @@ def test_the_latent_may_change_shape_between_runs(comfy, small_scene):
     result, levels = small_scene.counting(lambda: comfy.sample(small_scene, model, latent_image=larger))
     assert result.shape == larger["samples"].shape and result.isfinite().all() and len(levels) < 16
     assert torch.equal(first, comfy.sample(small_scene, model))
+
+
+def test_pieces_of_a_picture_are_drawn_anew_with_one_model(comfy, tiny, one_thread):
+    """As detailers do: of any size and number of steps, from little noise, within a mask. Catches one that is drawn
+    with what is left of another.
+    """
+    scene, widgets = tiny("SD15"), dict(target_speedup=2.0)
+
+    def draw(model, size, steps):
+        latent = {"samples": torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(size))}
+        latent = comfy.node("SetLatentNoiseMask", latent, (torch.arange(size * size) % 5 > 0).view(1, size, size) * 1.0)
+        return scene.counting(lambda: comfy.sample(scene, model, latent_image=latent[0], denoise=0.5, steps=steps))
+
+    shared = comfy.cached(scene.model, **widgets)
+    for size, steps in ((16, 12), (12, 8), (20, 12), (16, 4), (12, 8)):
+        drawn, levels = draw(shared, size, steps)
+        alone, levels_alone = draw(comfy.cached(scene.model, **widgets), size, steps)
+        assert torch.equal(drawn, alone) and levels == levels_alone and len(levels) == steps // 2, (size, steps)
+
+
+def test_nodes_with_other_settings_on_one_model(comfy, tiny, one_thread):
+    """Catches settings of one that hold for all of them, as they are kept on the model that they share."""
+    scene, settings = tiny("SD15"), [dict(threshold=1.0), dict(target_speedup=4.0), dict(threshold=0.0)]
+
+    def sample(model):
+        return scene.counting(lambda: comfy.sample(scene, model))
+
+    alone = [sample(comfy.cached(scene.model, **widgets)) for widgets in settings]
+    models = [comfy.cached(scene.model, **widgets) for widgets in settings]
+    for i in (1, 0, 2, 0, 1):
+        latent, levels = sample(models[i])
+        assert levels == alone[i][1] and torch.equal(latent, alone[i][0]), settings[i]
+    assert len({len(levels) for _, levels in alone}) == 3 and torch.equal(alone[2][0], comfy.sample(scene))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_network_is_what_it_was(comfy, small_scene, one_thread, fails):
+    """Catches a cache that goes on without its node, as it is built into the network, or hides another pack's forward
+    for good.
+    """
+    scene, calls = small_scene, []
+    network = scene.model.model.diffusion_model
+    forward = network.forward
+
+    def anothers(*args, **kwargs):
+        calls.append(1)
+        if fails and len(calls) == 12:
+            raise ZeroDivisionError
+        return forward(*args, **kwargs)
+
+    def held():
+        return [
+            (name, id(value) if callable(value) else len(value) if isinstance(value, dict) else None)
+            for module in (*network.modules(), scene.model.model, scene.model)
+            for name, value in vars(module).items()
+        ]
+
+    comfy.sample(scene)  # some things are made at the first run
+    try:
+        network.forward = anothers
+        before = held()
+        with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+            comfy.sample(scene, comfy.cached(scene.model, target_speedup=1.5), steps=20)
+        assert held() == before and network.forward is anothers and calls
+    finally:
+        del network.forward
+
+
+def test_an_error_that_the_latent_is_to_blame_for(comfy, small_scene, one_thread, no_run_left):
+    """Packs that draw a second time try, and keep the first picture where noise and latent do not fit. Catches another
+    error than the uncached run's, and a next run that goes on with the failed one.
+    """
+    scene, model = small_scene, comfy.cached(small_scene.model, target_speedup=2.0)
+    first, levels = scene.counting(lambda: comfy.sample(scene, model))
+    sampler, sigmas = (
+        comfy.node("KSamplerSelect", "euler")[0],
+        comfy.node("BasicScheduler", model, "simple", 16, 1.0)[0],
+    )
+    errors = []
+    for failing in (scene.model, model):
+        guider = comfy.node("CFGGuider", failing, scene.positive, scene.negative, 4.0)[0]
+        with pytest.raises(RuntimeError) as caught:
+            guider.sample(torch.zeros(1, 16, 2, 8, 6), scene.latent["samples"], sampler, sigmas)
+        errors.append(str(caught.value))
+        del caught  # which holds all that was alive
+    assert errors[0] == errors[1] and not no_run_left()
+    again, levels_again = scene.counting(lambda: comfy.sample(scene, model))
+    assert torch.equal(again, first) and levels_again == levels
 
 
 def test_two_nodes_in_a_row_the_last_one_counts(comfy, small_scene, caplog):

@@ -256,6 +256,8 @@ def test_verbose_writes_a_line_an_evaluation(comfy, small_scene, caplog):
         (dict(warmup_steps=20), 10, "the run has 10 steps, of which the first 20 (warmup_steps)"),
         (dict(threshold=1e-6), 10, "raise threshold"),
         (dict(threshold=1.0, start_percent=1.0), 10, "start_percent"),
+        (dict(target_speedup=2.0), 2, "the first and the last one are always computed"),
+        (dict(target_speedup=2.0), 1, "allows each of them to be computed"),
     ],
 )
 def test_the_log_says_why_nothing_was_skipped(comfy, small_scene, caplog, widgets, steps, reason):
@@ -266,6 +268,42 @@ def test_the_log_says_why_nothing_was_skipped(comfy, small_scene, caplog, widget
     assert len(levels) == steps
     (line,) = [message for message in caplog.messages if message.startswith("EasyCache: computed")]
     assert "Nothing was skipped" in line and reason in line
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_a_preview_at_each_step(comfy, tiny, one_thread, sampler):
+    """Catches previews that come at the end only, that stand still, or that are left out where a step is skipped."""
+    scene = tiny("WAN21_T2V")
+    sigmas = comfy.node("BasicScheduler", scene.model, "simple", 16, 1.0)[0]
+
+    def previews(model):
+        shown, latent = [], scene.latent["samples"]
+        guider = comfy.node("CFGGuider", model, scene.positive, scene.negative, 4.0)[0]
+        noise = comfy.node("RandomNoise", 5)[0].generate_noise({"samples": latent})
+        with torch.no_grad():
+            guider.sample(
+                noise, latent, comfy.node("KSamplerSelect", sampler)[0], sigmas,
+                callback=lambda step, denoised, x, total: shown.append((step, total, denoised.clone())), seed=5,
+            )  # fmt: skip
+        return shown
+
+    plain, cached = previews(scene.model), previews(comfy.cached(scene.model, target_speedup=1.5))
+    assert [one[:2] for one in cached] == [one[:2] for one in plain] == [(step, 16) for step in range(16)]
+    for (*_, before), (*_, now), (*_, expected) in zip(cached[:-1], cached[1:], plain[1:], strict=True):
+        assert psnr(now, expected) > 20 and not torch.equal(now, before)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 10, 16])
+def test_a_budget_for_less_than_the_first_and_the_last_step(comfy, small_scene, one_thread, caplog, steps):
+    """Catches a log that gives another reason for what is computed beyond it, or none, or one where nothing is."""
+    with caplog.at_level(logging.INFO):
+        _, levels = small_scene.counting(
+            lambda: comfy.sample(small_scene, comfy.cached(small_scene.model, target_speedup=8.0), steps=steps)
+        )
+    (line,) = [message for message in caplog.messages if message.startswith("EasyCache: computed")]
+    assert len(levels) == 2
+    assert ("more than it allows, as the first and the last one are computed" in line) == (steps <= 8)
+    assert "nothing told" not in line
 
 
 @pytest.mark.parametrize("schedule", ["standard_static", "standard_uniform"])

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch.overrides import TorchFunctionMode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,8 +39,9 @@ SETTINGS = {
 }
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_one_wait_per_evaluation(comfy, tiny, settings):
+def test_one_wait_per_evaluation(comfy, tiny, settings, mode):
     """From one of the sampler's callbacks to the next. Catches a comparison of tensors that is taken for a flag, and
     anything else that lets the GPU run dry in each step.
     """
@@ -62,7 +64,7 @@ def test_one_wait_per_evaluation(comfy, tiny, settings):
 
     model = comfy.cached(scene.model, **SETTINGS[settings])
     model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "count", count)
-    with reads:
+    with reads, mode():
         comfy.sample(scene, model, steps=STEPS)
     first, *others = since_the_last_callback
     assert len(first) <= 2, f"the schedule is looked at once per run: {first}"

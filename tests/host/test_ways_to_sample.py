@@ -89,6 +89,54 @@ def test_a_batch(comfy, tiny, compare):
     compare(lambda cache: comfy.sample(scene, cache(scene.model), latent_image=latent), scene)
 
 
+def test_a_batch_of_prompts(comfy, demo_scene):
+    """A prompt for each row. Catches rows that are answered by the first one's, or decided by it: each is as near to
+    what it is uncached as by itself.
+    """
+    rows = [
+        comfy.node("EasyCacheDemoModel", *words, "zoom-out", 1)[1] for words in (("rocket", "night"), ("owl", "meadow"))
+    ]
+    both = [[torch.cat([row[0][0] for row in rows]), rows[0][0][1]]]
+    noise = torch.randn(2, *demo_scene.latent["samples"].shape[1:], generator=torch.Generator().manual_seed(3))
+
+    def sample(positive, noise, **widgets):
+        model = comfy.cached(demo_scene.model, **widgets) if widgets else demo_scene.model
+        guider = comfy.node("CFGGuider", model, positive, demo_scene.negative, 4.0)[0]
+        sampler, sigmas = (
+            comfy.node("KSamplerSelect", "euler")[0],
+            comfy.node("BasicScheduler", model, "simple", 12, 1.0)[0],
+        )
+        with torch.no_grad():
+            return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=5)
+
+    together = sample(both, noise, target_speedup=2.0)
+    for i, row in enumerate(rows):
+        plain, alone = sample(row, noise[i : i + 1]), sample(row, noise[i : i + 1], target_speedup=2.0)
+        assert psnr(together[i : i + 1], plain) > psnr(alone, plain) - 3
+
+
+def test_another_picture_at_the_next_run(comfy, tiny):
+    """To animate, of the same size, with the same MODEL. Catches what is kept of the first one."""
+    scene = tiny("WAN21_I2V")
+    shared = comfy.cached(scene.model, target_speedup=2.0)
+
+    def about(seed):
+        rng, new = torch.Generator().manual_seed(seed), {}
+        for name, value in scene.positive[0][1].items():
+            new[name] = torch.randn(value.shape, generator=rng) if isinstance(value, torch.Tensor) else value
+        return {name: [[one[0][0], {**one[0][1], **new}]] for name, one in
+                (("positive", scene.positive), ("negative", scene.negative))}  # fmt: skip
+
+    latents = []
+    for seed in (1, 2, 1):
+        latents.append(comfy.sample(scene, shared, **about(seed)))
+        assert torch.equal(
+            latents[-1], comfy.sample(scene, comfy.cached(scene.model, target_speedup=2.0), **about(seed))
+        )
+        assert psnr(latents[-1], comfy.sample(scene, **about(seed))) > 30
+    assert torch.equal(latents[0], latents[2]) and not torch.equal(latents[0], latents[1])
+
+
 @pytest.mark.parametrize("name", ["Flux", "SD15", "WAN21_T2V"])
 def test_without_guidance(comfy, tiny, compare, name):
     """Catches a cache that waits for a negative: at CFG 1 ComfyUI leaves it out."""
