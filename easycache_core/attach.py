@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils._pytree import tree_leaves
 
+from .asked_at import AskedAt
 from .config import CacheConfig, require_integer
 from .controller import CacheController
 from .gradients import are_differentiated
@@ -286,7 +287,7 @@ class Attachment:
                 self._say("several latents or questions take turns; each is cached by itself")
             history = self._new_history(line, timestep)
         step = max(history.step + 1, self._steps.setdefault(timestep, self._step + 1))
-        if history.evaluations and step - history.step > 2 * history.gap:
+        if history.evaluations and step - history.step > max(4, 2 * history.gap):
             doubt = "something after a long time"
         if doubt:  # a budget would predict what it cannot afford
             self._say(f"the network is asked about {doubt}: nothing of the steps before is used")
@@ -320,7 +321,7 @@ class Attachment:
             if self._unused is not None:
                 self._unused.release()
             self._unused = self._new_controller()
-        history, self._unused = History(self._unused, line), None
+        history, self._unused = History(self._unused, line, AskedAt(self._response)), None
         self._histories.append(history)
         return history
 
@@ -371,6 +372,7 @@ class Attachment:
         self._say(f"only {start} to {stop} along axis {axis} of the input moves; the rest is taken for a reference")
         history.controller.release()
         history.controller, history.records = self._new_controller(), 0
+        history.asked_at = AskedAt(self._response)
         self._evaluations.remove((history, 0))
         self._begin(history)
         for branch, output in first:
@@ -388,6 +390,9 @@ class Attachment:
         (_, x), *_ = self._inputs(history)
         step, weights = history.step, self._weights.sample()
         changed = differ(history.weights, weights)
+        response = history.asked_at.response_at(step)
+        if response is not None:  # it takes turns with others
+            history.controller.follow(response)
         history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force, changed=changed)
         history.decided = True
         self._evaluations.append((history, history.records))

@@ -10,6 +10,7 @@ from collections import Counter
 import torch
 
 from .absences import Absences
+from .asked_at import AskedAt
 from .controller import CacheController
 from .interface import Layout
 from .path import Path
@@ -32,8 +33,8 @@ class History:
     out.
     """
 
-    def __init__(self, controller: CacheController, line: int):
-        self.controller, self.line = controller, line
+    def __init__(self, controller: CacheController, line: int, asked_at: AskedAt):
+        self.controller, self.line, self.asked_at = controller, line, asked_at
         self.layout: Layout | None = None  # from the first output on
         self.x: list[torch.Tensor] | None = None  # copies
         self.timestep: float | None = None

@@ -11,6 +11,7 @@ import torch
 
 from ..easycache_core import CacheController
 from ..easycache_core.absences import Absences
+from ..easycache_core.asked_at import AskedAt
 from ..easycache_core.weights import differ
 from .latents import OwnLatents, Trail, level_of
 from .overwrites import Overwrites
@@ -56,9 +57,7 @@ class QuestionHistory:
         self._switches: Switches | None = None
         response = controller_options.get("response") or controller_options.get("supposed")
         one_per_step = response is not None and len(response.sigmas) == schedule.steps and not alternates
-        self._response = response if one_per_step else None  # of all steps
-        self._asked_at: list[int] = []  # steps
-        self.expected = 0  # evaluations, where it has not all of them
+        self.asked_at = AskedAt(response if one_per_step else None)
         self._values: dict[str, SettledValues] = {}  # by branch
         self.overwrites = Overwrites()  # of tensors that the network is given
         self.absences = Absences()  # of questions; with them, the conditionings of the calls that asked them last
@@ -84,7 +83,10 @@ class QuestionHistory:
         step, sigma = self.steps.next_evaluation(), level_of(timestep)
         if step >= self.controller.total_steps:  # a sampler that does not take the schedule's steps
             self.controller.total_steps = UNKNOWN
-        self._follow(step, before)
+        # Guiders that ask prompts in turn, or answer by themselves, ask this at some steps only.
+        response = self.asked_at.response_at(step)
+        if response is not None:
+            self.controller.follow(response, before)
         self._misses = self._misses + 1 if self.cache_miss else 0
         self.unpredictable = self.unpredictable or self.cache_miss or another
         # A budget that is spent would not compute it, and so never again have all that is asked.
@@ -107,20 +109,6 @@ class QuestionHistory:
             self.overwrites.on_computed()
             self._switches.on_computed()
         return computing
-
-    def _follow(self, step: int, before: int) -> None:
-        """Guiders that ask prompts in turn, or answer by themselves, ask this at some steps only."""
-        asked = self._asked_at
-        last = asked[-1] if asked else -1
-        if self._response is None or not last < step < len(self._response.sigmas):
-            self._response = None
-            return
-        stride = asked[-1] - asked[-2] if len(asked) > 1 else 1
-        if step != last + stride:
-            steps = [*asked, *range(step, len(self._response.sigmas), step - last if asked else 1)]
-            self.expected = len(steps)
-            self.controller.follow(self._response.of(steps), before)
-        asked.append(step)
 
     def observe(self, branch: str, values: dict) -> bool:
         """A branch, the answer to a question, is asked for with these values; whether they are others than where it

@@ -384,7 +384,7 @@ class Run:
         network_x = self._network_input(evaluation.x, evaluation.timestep)
         conds = getattr(self._guider, "conds", None) or dict(enumerate(asked))
         others = self.account.histories[: self.account.histories.index(history)]
-        before = sum(one.expected for one in others)
+        before = sum(one.asked_at.expected for one in others)
         evaluation.predicting = not history.begin(
             network_x, evaluation.timestep, conds, changed, evaluation.another, evaluation.level,
             self._weights.sample(), missing, before,

@@ -308,6 +308,32 @@ def test_questions_in_turn_have_a_history_each(turn, config):
     assert off[0] < limit and cache.skipped >= STEPS / 4
 
 
+PROMPTS = A, B, torch.tensor([[-0.7, 0.2, 0.4]])
+ROTATIONS = {
+    "two": (lambda n: n % 2, 0.003),
+    "three": (lambda n: n % 3, 0.005),
+    "two by two": (lambda n: n // 2 % 2, 0.006),
+}
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_questions_in_turn_are_placed_among_their_own_steps(rotation):
+    """Where the scheduler is known. Catches budgets that count on all of its steps for each question: they are spent
+    on the first half, and the last answers are predicted (0.009, 0.013 and 0.007 off).
+    """
+    which, limit = ROTATIONS[rotation]
+    ask = one_latent(lambda network, x, t, n: network(x, t, PROMPTS[which(n)]))
+    cache, off = compare(ask, BUDGET, response=euler_response(TIMES.tolist()))
+    assert off[0] < limit and cache.computed <= STEPS / 2 + len(set(map(which, range(STEPS)))) - 1
+    assert cache.trace[-1]["computed"]
+
+
+def test_questions_in_turn_two_by_two_are_skipped():
+    """Catches the first half of each pair of steps being taken for something that was not asked for long."""
+    cache, off = compare(one_latent(lambda network, x, t, n: network(x, t, PROMPTS[n // 2 % 2])), THRESHOLD)
+    assert off[0] < 0.01 and cache.skipped >= STEPS / 3
+
+
 SHORT_GAPS = CacheConfig(threshold=0.1, warmup_steps=3, max_consecutive_skips=2)
 THIRD = {"at high noise": range(8), "at low noise": range(22, STEPS), "in between": range(8, 20)}
 
