@@ -17,6 +17,7 @@ docs/method.md derives all of it, with an example in numbers and with what each 
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -154,6 +155,7 @@ class Forecast(Predictor):
         self._offset_at_i = 0.0
         self._gap_closed: tuple[float, float | None] = 0.0, None  # gain and r of the gap between the two
         self._comparable = True
+        self._times: Counter[str] = Counter()  # how often each branch was computed
         self._another_x = False  # whether noise was added since i: no line leads on from there
         self._seen: dict[int, Seen] | None = {}  # at computed evaluations; None once something else made a difference
 
@@ -233,9 +235,12 @@ class Forecast(Predictor):
     @property
     def ready(self) -> bool:
         """After a gap of m evaluations, the next may be m + 1 at most: D hardly moves at high noise, which does not say
-        that it will not. The last evaluations are not skipped: nothing makes up for them.
+        that it will not. The last evaluations are not skipped: nothing makes up for them. Of a branch that was computed
+        once, as guidance that begins on the way, nobody knows how it moves.
         """
         if self._error_rate is None or self._gap_length >= self._max_gap or self.jumped:
+            return False
+        if any(self._times[branch] < 2 for branch in self._branches):
             return False
         return len(self._steps.sigmas) - 1 < self._end
 
@@ -277,6 +282,7 @@ class Forecast(Predictor):
         if tracked:
             self.measured = self._measure(before if branch == self._tracked else None, output, x)
             self._tracked = branch
+        self._times[branch] += 1
         if before is not None and self._comparable:
             here = here._replace(**changes(before, output, *self._gap_closed, self._noise(x, before, output.device)))
         self._branches[branch] = here
