@@ -642,7 +642,8 @@ def test_a_sampler_that_rolls_its_latent(comfy, demo_scene, run, caplog, axes, f
     """
     make_guider = functools.partial(direct, scene=demo_scene, predict=guided, past_predict_noise=past_predict_noise)
     sampler, sigmas = rolling(axes, for_good), schedule(comfy, demo_scene)
-    latent = {"samples": torch.zeros(1, demo_scene.latent["samples"].shape[1], STEPS + 1, 8, STEPS + 2)}
+    frames, width = (STEPS + 1, 8) if axes == [-3] else (1, STEPS + 2)  # so that it is not back within the run
+    latent = {"samples": torch.zeros(1, demo_scene.latent["samples"].shape[1], frames, 8, width)}
     plain = run(demo_scene, make_guider, sampler, sigmas, latent)
     for widgets in (HALF, dict(threshold=1.0, warmup_steps=2)):
         caplog.clear()
