@@ -57,15 +57,15 @@ class Path:
         return bool(self._views)
 
     def clear(self) -> None:
-        self._views = []
+        self._views, self._shapes = [], []
 
     def begin(self, x: Sequence[torch.Tensor]) -> None:
         """An evaluation is about this latent, in one piece or several, of which the first is looked at for turns."""
         self._views, self._shapes = [_View.of(x)], [one.shape for one in x]
 
     def answer(self, output: Sequence[torch.Tensor]) -> None:
-        """This was answered there, noise, velocity or what is denoised; without effect where it is no answer to all of
-        the latent, in pieces like its own.
+        """This was answered there, noise, velocity or what is denoised; without effect where there is no evaluation, or
+        it is no answer to all of its latent, in pieces like its own.
         """
         if len(self._views) <= MAX_ANSWERS and self._shapes == [one.shape for one in output]:
             self._views.append(_View.of(output))

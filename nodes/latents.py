@@ -62,8 +62,7 @@ class Trail:
 
     def answer(self, denoised: torch.Tensor) -> None:
         """What was answered at the last evaluation that was added; nothing of others counts."""
-        if self._path:
-            self._path.answer([denoised])
+        self._path.answer([denoised])
 
 
 def trail_of(trails: Sequence[Trail], sigma: float, sample: torch.Tensor) -> Trail | None:

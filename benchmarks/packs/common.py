@@ -81,6 +81,21 @@ def custom(host, scene: Scene, make_guider=None, sampler="euler", sigmas=None, l
     return scene.model, sample
 
 
+def edited(host, model, make_sampler, sigmas, make_guider, *, latent, noise=False):
+    """(model, sample) of a Case: the node SamplerCustomAdvanced on a latent, with noise or without.
+
+    make_sampler(): a new SAMPLER each time, as some keep a generator. make_guider(model).
+    """
+
+    def sample(model):
+        given = host.node("RandomNoise", SEED)[0] if noise else host.node("DisableNoise")[0]
+        return host.node("SamplerCustomAdvanced", given, make_guider(model), make_sampler(), sigmas, dict(latent))[0][
+            "samples"
+        ]
+
+    return model, sample
+
+
 def answering(scene: Scene, share: float = 0.3) -> Scene:
     """The same with a network whose answer follows its input, as a trained one's does, and says this share itself."""
 

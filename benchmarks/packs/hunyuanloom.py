@@ -1,5 +1,7 @@
 """ComfyUI-HunyuanLoom: FlowEdit and controlled flows, on the video model."""
 
+import functools
+
 from works_with import Case
 
 from . import common
@@ -14,16 +16,7 @@ def cases(host):
     sigmas = host.node("BasicScheduler", scene.model, "simple", common.STEPS, 1.0)[0]
     flipped = host.node("FlipSigmas", sigmas)[0]
 
-    def runs(make_sampler, levels, guider, noise=False, latent=picture):
-        """Each time a new sampler, as some keep a generator."""
-
-        def sample(model):
-            given = host.node("RandomNoise", common.SEED)[0] if noise else host.node("DisableNoise")[0]
-            return host.node("SamplerCustomAdvanced", given, guider(model), make_sampler(), levels, dict(latent))[0][
-                "samples"
-            ]
-
-        return scene.model, sample
+    runs = functools.partial(common.edited, host, scene.model, latent=picture)
 
     def sampling(kind):
         return lambda model: host.node(

@@ -4,6 +4,8 @@ Its own forward of LTXV needs a ComfyUI of January 2025, as do the nodes that ch
 be loaded, a function that ComfyUI has no more is put back as a name.
 """
 
+import functools
+
 import torch
 from works_with import Case
 
@@ -29,16 +31,7 @@ def cases(host):
     sigmas = host.node("BasicScheduler", scene.model, "simple", common.STEPS, 1.0)[0]
     flipped = host.node("FlipSigmas", sigmas)[0]
 
-    def runs(make_sampler, levels, guider, noise=False):
-        """Each time a new sampler, as some keep a generator."""
-
-        def sample(model):
-            given = host.node("RandomNoise", common.SEED)[0] if noise else host.node("DisableNoise")[0]
-            return host.node("SamplerCustomAdvanced", given, guider(model), make_sampler(), levels, dict(picture))[0][
-                "samples"
-            ]
-
-        return scene.model, sample
+    runs = functools.partial(common.edited, host, scene.model, latent=picture)
 
     def guided(kind):
         return lambda model: host.node(
@@ -54,10 +47,9 @@ def cases(host):
         )[0]  # fmt: skip
 
     for order in ("first", "second"):
-        yield Case(f"LTXRFForwardODESampler, {order}", *runs(forward(order=order), flipped,
-                                                             guided("LTXForwardModelSamplingPred")))  # fmt: skip
-        yield Case(f"LTXRFReverseODESampler, {order}", *runs(reverse(order=order), sigmas,
-                                                             guided("LTXReverseModelSamplingPred"), True))  # fmt: skip
+        there, back = guided("LTXForwardModelSamplingPred"), guided("LTXReverseModelSamplingPred")
+        yield Case(f"LTXRFForwardODESampler, {order}", *runs(forward(order=order), flipped, there))
+        yield Case(f"LTXRFReverseODESampler, {order}", *runs(reverse(order=order), sigmas, back, noise=True))
 
     def editing(model):
         return host.node(

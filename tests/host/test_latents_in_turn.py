@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from closeness import psnr
-from sampling import BUDGET, STEPS, ask, both, guiding, log_of, pair, schedule
+from sampling import BUDGET, STEPS, ask, both, guiding, log_of, pair, renewing_the_noise, schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -157,18 +157,6 @@ def test_an_original_and_its_edit(tiny, run, name, dB, share, target_speedup):
     assert cached.report["computed"] <= 2 * STEPS / target_speedup + 2
     if target_speedup == 2:
         assert run(scene, make_guider, sampler, threshold=0.1).report["computed"] < 0.75 * 2 * STEPS
-
-
-@torch.no_grad()
-def renewing_the_noise(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """As consistency models are sampled."""
-    rng, one = torch.Generator().manual_seed(3), x.new_ones([len(x)])
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        denoised = model(x, sigma * one, **extra_args)
-        if callback is not None:
-            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-        x = (1 - following) * denoised + following * torch.randn(x.shape, generator=rng)
-    return x
 
 
 def test_a_latent_with_new_noise_is_the_same_one(comfy, tiny, run):

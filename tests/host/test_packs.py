@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from closeness import psnr
+from sampling import renewing_the_noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -215,27 +216,15 @@ def test_a_pack_that_puts_its_wrappers_in_place_of_others(comfy, tiny, place):
     assert report["evaluations"] == STEPS and report["computed"] == STEPS / 2
 
 
-@torch.no_grad()
-def all_noise_anew(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """Each step draws the noise of its latent anew: to and fro between data and noise."""
-    rng, one = torch.Generator().manual_seed(4), x.new_ones([len(x)])
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        denoised = model(x, sigma * one, **extra_args)
-        if callback is not None:
-            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-        x = (1 - following) * denoised + following * torch.randn(x.shape, generator=rng)
-    return x
-
-
 def test_the_log_says_that_noise_cannot_be_forecast(tiny, run, caplog):
     """With a budget; under a threshold nothing is skipped there. Catches a picture that drifts away without a word, and
     such a word where a sampler adds no noise.
     """
     scene, says = tiny("Flux"), "adds noise, or moves the latent as noise does"
     with caplog.at_level("INFO", logger="easycache"):
-        _, computed, _ = run(scene, all_noise_anew, **BUDGET)
+        _, computed, _ = run(scene, renewing_the_noise, **BUDGET)
         assert len(computed) == STEPS / 2 and says in caplog.text
         caplog.clear()
-        run(scene, all_noise_anew, **THRESHOLD)
+        run(scene, renewing_the_noise, **THRESHOLD)
         run(scene, telling_another_level(1.05), **BUDGET)
     assert "skipped" in caplog.text and says not in caplog.text

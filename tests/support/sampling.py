@@ -67,6 +67,18 @@ def away_from(answer, others):
     return answer + sum(0.1 * (answer - other) for other in others)
 
 
+@torch.no_grad()
+def renewing_the_noise(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """As consistency models are sampled."""
+    rng, one = torch.Generator().manual_seed(3), x.new_ones([len(x)])
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = model(x, sigma * one, **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = (1 - following) * denoised + following * torch.randn(x.shape, generator=rng)
+    return x
+
+
 def pair(scene):
     return {"positive": scene.positive, "negative": scene.negative}
 
