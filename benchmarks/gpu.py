@@ -6,7 +6,8 @@
 Weights are random: what is measured is time and memory, not pictures. Fidelity is measured with the bundled video
 model, which is trained, and with an image model of emoji (emoji/), which is trained first if there is time, or alone by
 `--networks emoji`. Everything goes through ComfyUI's own sampler. Results go to benchmarks/results/gpu.csv and gpu.md,
-which name the card, and gpu_emoji.csv; a rehearsal's go to output/rehearsal.
+which name the card, and gpu_emoji.csv; a rehearsal's go to output/rehearsal. What was measured there before on the same
+card, with the same torch and ComfyUI, stays in the files, so that networks can be measured one by one.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,8 +47,10 @@ WAYS: dict[str, dict | None] = {  # widgets of the node; None: without it
 SCENES = (0, 1)  # of the bundled model: the place of the words in its lists
 ALL_COMPUTED, HALF = dict(threshold=1e-6), dict(target_speedup=2.0)  # for the node's own work
 MIB = 2**20
+BUNDLED = "bundled"
 EMOJI, SHOWN_EMOJI = "emoji", "the image model of emoji, 98 M"
 TRAINING = 170  # seconds
+LONG = 6.0  # seconds of a run that is not repeated
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Device:
         self.cuda = not rehearse
         if self.cuda and not torch.cuda.is_available():
             raise SystemExit("no GPU that torch can use; `--rehearse` runs all of it on the CPU, with tiny networks")
-        self.torch_device = torch.device("cuda" if self.cuda else "cpu")
+        self.torch_device = torch.device(*("cuda", torch.cuda.current_device()) if self.cuda else ["cpu"])
         self.name = torch.cuda.get_device_name() if self.cuda else "a CPU (a rehearsal)"
         self.weights = torch.bfloat16 if self.cuda else torch.float32
 
@@ -255,11 +259,24 @@ class Benchmark:
         self.host, self.device, self._repeats = host, device, repeats
         self.about = dict(card=device.name, torch=torch.__version__, comfyui=comfyui_version.__version__)
         self._end, self.rows, self.left_out, self.runs = time.monotonic() + limit, [], [], []
+        self.failed = False
 
     def row(self, network: str, way: str, **measured) -> None:
         self.rows.append(Row(**self.about, network=network, way=way, **measured))
         shown = ", ".join(f"{key} {_short(value)}" for key, value in measured.items() if value is not None)
         print(f"{network}: {way}: {shown}", flush=True)
+
+    def attempt(self, what: str, measure: Callable, *args) -> None:
+        """measure(*args). If it fails, the rest is still measured."""
+        try:
+            measure(*args)
+        except Exception:
+            traceback.print_exc()
+            self.failed = True
+            self.left_out.append(f"{what} (it failed)")
+        gc.collect()
+        if self.device.cuda:
+            torch.cuda.empty_cache()
 
     def time_for(self, what: str, seconds: float) -> bool:
         """Whether that long is left; what there is no time for is named in the results."""
@@ -271,9 +288,6 @@ class Benchmark:
     def case(self, case: Case, compiled: bool) -> None:
         if self.time_for(case.shown, 60):
             self._ways(self._sampling(case), compiled)
-            gc.collect()
-            if self.device.cuda:
-                torch.cuda.empty_cache()
 
     def _sampling(self, case: Case) -> Sampling:
         return Sampling(self.host, self.device, case, build(case, self.device.torch_device, self.device.weights))
@@ -283,12 +297,12 @@ class Benchmark:
         sampling.run(sampling.model)  # warms up
         plain = None
         for way in WAYS:
-            takes = plain.seconds * (self._repeats + 1) if plain else 0
+            takes = plain.seconds * (self._repeats_of(plain) + 1) if plain else 0
             if not self.time_for(f"{case.shown}: {way}", takes):
                 continue
             model = sampling.model_for(way)
             memory = self.device.peak(lambda model=model: sampling.run(model))
-            timed = min((sampling.run(model) for _ in range(self._repeats)), key=lambda one: one.seconds)
+            timed = self._fastest(sampling, model, plain)
             if plain is None:
                 plain, plain_memory = timed, memory
             speedup = plain.seconds / timed.seconds
@@ -306,6 +320,13 @@ class Benchmark:
         self.own_work(sampling)
         if compiled and plain is not None:
             self.compiled(sampling, plain)
+
+    def _repeats_of(self, plain: Timed | None) -> int:
+        return 1 if plain is not None and plain.seconds > LONG else self._repeats
+
+    def _fastest(self, sampling: Sampling, model, plain: Timed | None) -> Timed:
+        """plain: an uncached run, if there was one; long ones are not repeated."""
+        return min((sampling.run(model) for _ in range(self._repeats_of(plain))), key=lambda one: one.seconds)
 
     def own_work(self, sampling: Sampling) -> None:
         """What is done beside a network that answers at once: without the node, and with it."""
@@ -345,19 +366,19 @@ class Benchmark:
         """The network compiled, without the node and with it: both gains should multiply."""
         from torch._dynamo.utils import counters
 
-        if not self.time_for(f"{sampling.case.shown}, compiled", 150 + 4 * plain.seconds):
+        if not self.time_for(f"{sampling.case.shown}, compiled", 90 + 4 * plain.seconds):
             return
         from comfy_api.torch_helpers import set_torch_compile_wrapper
 
         model = sampling.model.clone()
         set_torch_compile_wrapper(model, backend="inductor" if self.device.cuda else "eager")
         sampling.run(model)  # compiles
-        compiled = min((sampling.run(model) for _ in range(self._repeats)), key=lambda one: one.seconds)
+        compiled = self._fastest(sampling, model, plain)
         way = f"target_speedup {SPEEDUPS[0]:g}"
         cached = sampling.model_for(way, model)
         sampling.run(cached)  # what is wrapped is part of what was compiled: the first run with the node compiles anew
         graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
-        timed = min((sampling.run(cached) for _ in range(self._repeats)), key=lambda one: one.seconds)
+        timed = self._fastest(sampling, cached, plain)
         graphs = counters["stats"]["unique_graphs"] - graphs
         breaks = sum(counters["graph_break"].values()) - breaks
         network, steps = f"{sampling.case.shown}, compiled", sampling.case.steps
@@ -459,11 +480,9 @@ HEADINGS = {
 }  # fmt: skip
 
 
-def page(benchmark: Benchmark, seconds: float) -> str:
+def page(about: dict, rows: list[Row], runs: list[records.Run], left_out: list[str]) -> str:
     """A table for each network, with the columns that were measured there."""
-    about, rows = benchmark.about, benchmark.rows
-    versions = f"torch {about['torch']} and ComfyUI {about['comfyui']}"
-    how = f"Written by `python benchmarks/gpu.py` in {seconds:.0f} s, with {versions}."
+    how = f"Written by `python benchmarks/gpu.py`, with torch {about['torch']} and ComfyUI {about['comfyui']}."
     lines = [f"# Measured on {about['card']}", "", f"{how} Weights are random but where a model is called trained."]
     for network in dict.fromkeys(row.network for row in rows):
         here = [row for row in rows if row.network == network]
@@ -473,18 +492,26 @@ def page(benchmark: Benchmark, seconds: float) -> str:
         for row in here:
             values = [getattr(row, name) for name in columns]
             lines.append(f"| {row.way} | {' | '.join('' if v is None else _short(v) for v in values)} |")
-    if benchmark.runs:
+    if runs:
         import tables
 
-        lines += ["", f"## {SHOWN_EMOJI}, trained", "", tables.everything(benchmark.runs)]
-    if benchmark.left_out:
-        lines += ["", f"Left out for want of time, or as is said: {'; '.join(benchmark.left_out)}."]
+        lines += ["", f"## {SHOWN_EMOJI}, trained", "", tables.everything(runs)]
+    if left_out:
+        lines += ["", f"Left out for want of time, or as is said: {'; '.join(left_out)}."]
     return "\n".join(lines) + "\n"
 
 
-def write(folder: Path, benchmark: Benchmark, seconds: float) -> None:
-    records.write(folder / "gpu.csv", Row, benchmark.rows)
-    (folder / "gpu.md").write_text(page(benchmark, seconds), encoding="utf-8")
+def write(folder: Path, benchmark: Benchmark) -> None:
+    """The results, with those of before about other networks."""
+    about, path = benchmark.about, folder / "gpu.csv"
+    measured = {row.network for row in benchmark.rows}
+    kept = [
+        row for row in records.read(path, Row) if row.network not in measured and about.items() <= vars(row).items()
+    ]
+    rows = [*kept, *benchmark.rows]
+    records.write(path, Row, rows)
+    runs = benchmark.runs or (records.read(folder / "gpu_emoji.csv") if kept else [])
+    (folder / "gpu.md").write_text(page(about, rows, runs, benchmark.left_out), encoding="utf-8")
 
 
 def main() -> None:
@@ -492,7 +519,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny networks")
     parser.add_argument("--limit", type=float, default=540, help="seconds; what there is no time for is left out")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each way, of which the fastest counts")
-    names = [*(case.name for case in CASES), EMOJI]
+    names = [*(case.name for case in (*CASES, LARGE_LATENT)), BUNDLED, EMOJI]
     parser.add_argument("--networks", nargs="+", choices=names, help="only these")
     parser.add_argument(
         "--pictures", type=Path, help="of emoji, as emoji/pictures.py writes them; else npm fetches them"
@@ -500,7 +527,7 @@ def main() -> None:
     parser.add_argument("--compiled", choices=[case.name for case in CASES], default="wan", help="compile this one")
     parser.add_argument("--results", type=Path, help="folder; else benchmarks/results, or output/rehearsal")
     args = parser.parse_args()
-    started, device = time.monotonic(), Device(args.rehearse)
+    device = Device(args.rehearse)
     usual = ROOT / "output" / "rehearsal" if args.rehearse else Path(__file__).resolve().parent / "results"
     folder = args.results or usual
     folder.mkdir(parents=True, exist_ok=True)
@@ -509,18 +536,22 @@ def main() -> None:
         fit = small if args.rehearse else lambda case: case
         chosen = args.networks or names
         try:
+            if LARGE_LATENT.name in chosen:
+                benchmark.attempt(LARGE_LATENT.shown, benchmark.large_latent, fit(LARGE_LATENT))
             for case in CASES:
                 if case.name in chosen:
-                    benchmark.case(fit(case), compiled=case.name == args.compiled)
-                if case is CASES[1] and chosen != [EMOJI]:  # what is short comes before what may run out of time
-                    benchmark.large_latent(fit(LARGE_LATENT))
-                    benchmark.fidelity((20,) if args.rehearse else (20, 28, 50))
+                    benchmark.attempt(case.shown, benchmark.case, fit(case), case.name == args.compiled)
+            if BUNDLED in chosen:
+                lengths = (20,) if args.rehearse else (20, 28, 50)
+                benchmark.attempt("the bundled video model", benchmark.fidelity, lengths)
             if EMOJI in chosen:
-                benchmark.emoji(folder, args.pictures)
+                benchmark.attempt(SHOWN_EMOJI, benchmark.emoji, folder, args.pictures)
         finally:
             if benchmark.rows or benchmark.runs:
-                write(folder, benchmark, time.monotonic() - started)
+                write(folder, benchmark)
     print(f"written to {folder}", flush=True)
+    if benchmark.failed:
+        sys.exit("something failed; what was measured is written")
 
 
 if __name__ == "__main__":

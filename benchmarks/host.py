@@ -13,7 +13,7 @@ class Host:
     """Runs ComfyUI's nodes. base: an empty folder for ComfyUI's own files. cpu: or else the GPU, all of it."""
 
     def __init__(self, base: Path, cpu: bool = True):
-        folder = comfy_host.import_comfy(base, cpu)
+        folder = comfy_host.import_comfy(base, ["--cpu"] if cpu else ["--gpu-only"])
         import comfy.utils
         import torch
 

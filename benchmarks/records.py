@@ -37,17 +37,18 @@ class Run:
         return self.subject, self.configuration, self.method, self.setting, self.seed
 
 
-def read(path: Path) -> list[Run]:
+def read(path: Path, kind: type = Run) -> list:
+    """The file's rows, of the dataclass `kind`; none where there is no file."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [Run(**{f.name: _value(f.type, row[f.name]) for f in fields(Run)}) for row in csv.DictReader(file)]
+        return [kind(**{f.name: _value(f.type, row[f.name]) for f in fields(kind)}) for row in csv.DictReader(file)]
 
 
 def _value(kind, text: str):
     if text == "":
         return None
-    return float(text) if kind == float | None else kind(text)
+    return float(text) if kind == float | None else int(text) if kind == int | None else kind(text)
 
 
 def write(path: Path, kind: type, rows: list) -> None:

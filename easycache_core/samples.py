@@ -8,10 +8,10 @@ import torch
 SAMPLE_SIZE = 1 << 12  # elements
 
 
-def sample_of(x: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Some elements of a latent, by which to tell it from others; a copy."""
+def sample_of(x: Sequence[torch.Tensor], size: int = SAMPLE_SIZE) -> torch.Tensor:
+    """Some elements of a latent, by which to tell it from others; a copy. size: about how many."""
     flat = [one.detach().flatten() for one in x]  # views, mostly
-    every = max(1, sum(map(len, flat)) // SAMPLE_SIZE) | 1
+    every = max(1, sum(map(len, flat)) // size) | 1
     return torch.cat([one[::every].to(torch.float32) for one in flat])
 
 

@@ -2,6 +2,8 @@
 
 import logging
 import re
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 
@@ -41,7 +43,7 @@ NAMES = {
 }
 # The same answer at two noise levels, as a part of its size: networks, and rounding, are further apart.
 REPEATED = 1e-6
-SPARSER = 16  # than samples.sample_of takes elements
+SAMPLE_SIZE = 256  # elements
 
 
 def other_caches(patcher, model_options: dict, own_key: str) -> list[str]:
@@ -91,48 +93,64 @@ def warn_of_other_caches(patcher, model_options: dict, own_key: str) -> list[str
 class Repetitions:
     """Looks for answers that were those at another noise level: what a cache repeats that lies anywhere between the
     sampler and the network. Some repeat the network's output, some denoised latents, some distances of these from x.
+
+    Samples are compared once the sampler is through, all at once: on a GPU each comparison is a dozen kernels.
     """
 
     def __init__(self, conversion: Parametrisation):
         self._conversion = conversion
-        self._last: dict[str, tuple[torch.Tensor, ...]] = {}  # by branch: some of D and of x, and sigma
-        self._looks: list[torch.Tensor] = []  # the noise levels where there was one; -1 for others
-        self._first: float | None = None  # of these, once they are read
+        self._samples: dict[str, list[_Sample]] = {}  # by branch
+        self._level: float | None = None  # at which one was found
 
-    def look(self, branch: str, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> None:
+    def note(self, branch: str, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> None:
         """The answer was computed. sigma: a scalar tensor. Does not wait for the device."""
-        now = *(sample_of([tensor])[::SPARSER].clone() for tensor in (denoised, x)), sigma.clone()
-        before, self._last[branch] = self._last.get(branch), now
-        if before is None or before[0].shape != now[0].shape:
-            return
         try:
-            pairs = zip(self._forms(*before), self._forms(*now), strict=True)
-            same = [(a - b).abs().max() <= REPEATED * b.abs().max() for a, b in pairs]
-            found = torch.stack(same).any() & now[0].any() & (before[-1] != sigma)
-            self._looks.append(torch.where(found, sigma, -1.0))
+            sample = _Sample(sample_of([denoised], SAMPLE_SIZE), sample_of([x], SAMPLE_SIZE), sigma.clone())
+            self._samples.setdefault(branch, []).append(sample)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
 
-    def _forms(self, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What a cache may keep of an answer."""
-        output = self._conversion.network_output(denoised[None], x[None], sigma.reshape(1))
-        return denoised, denoised - x, output
-
     def found(self) -> bool:
         """Whether there was any, once the sampler is through. Waits for the device."""
-        levels = torch.stack(self._looks).tolist() if self._looks else []
-        self._first = next((level for level in levels if level >= 0), None)
-        return self._first is not None
+        try:
+            for samples in self._samples.values():
+                for _, alike in groupby(samples, lambda one: one.denoised.shape):
+                    self._level = self._first_level(_Sample(*map(torch.stack, zip(*alike, strict=True))))
+                    if self._level is not None:
+                        return True
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        return False
+
+    def _first_level(self, samples: "_Sample") -> float | None:
+        """The first noise level whose answer is the one before. samples: of one branch, stacked."""
+        denoised, x, sigma = samples
+        same = torch.zeros_like(sigma[1:], dtype=torch.bool)
+        # What a cache may keep of an answer.
+        for kept in denoised, denoised - x, self._conversion.network_output(denoised, x, sigma):
+            change, size = kept.diff(dim=0).abs(), kept[1:].abs()
+            same |= change.amax(1) <= REPEATED * size.amax(1)
+        same &= denoised[1:].any(1) & (sigma.diff() != 0)
+        return next(iter(sigma[1:][same].tolist()), None)
 
     def warn(self) -> None:
-        """Say where the first one was, if any was found."""
-        if self._first is not None:
+        """Say where one was, if any was found."""
+        if self._level is not None:
             log.warning(
-                f"EasyCache: at noise level {self._first:.4g} the network's answer is the one before: another cache "
+                f"EasyCache: at noise level {self._level:.4g} the network's answer is the one before: another cache "
                 "repeats it, whose errors and ours add up; use one of them"
             )
 
     def close(self) -> None:
         """Free every tensor."""
-        self._last, self._looks = {}, []
+        self._samples = {}
+
+
+class _Sample(NamedTuple):
+    """Of one answer: some of D and of x, and sigma; or of several, stacked."""
+
+    denoised: torch.Tensor
+    x: torch.Tensor
+    sigma: torch.Tensor

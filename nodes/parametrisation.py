@@ -33,4 +33,4 @@ class Parametrisation:
         slope = self._sampling.calculate_denoised(sigma, one, zero)
         without = self._sampling.calculate_denoised(sigma, zero, x)
         # At sigma 0 the result does not depend on the output, and any finite value will do.
-        return (denoised - without).div_(torch.where(slope.abs() < 1e-6, torch.ones_like(slope), slope))
+        return (denoised - without).div_(torch.where(slope.abs() < 1e-6, 1.0, slope))

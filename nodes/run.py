@@ -341,7 +341,7 @@ class Run:
             controller.store(branch, output.to(self._dtype), answers.own_x)
             history.on_computed(branch)
             if not self._exact:
-                self.repetitions.look(branch, denoised[i], x, level_of(timestep))
+                self.repetitions.note(branch, denoised[i], x, level_of(timestep))
         if self._conversion is not None:
             return {i: denoised[i] for i in answers.branches}
         return {i: controller.corrected(branch, denoised[i]) for i, branch in answers.branches.items()}

@@ -34,12 +34,15 @@ MARKERS = [
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run whole products of parameters")
+    parser.addoption("--gpu", action="store_true", help="let ComfyUI sample on the GPU")
     parser.addoption("--verified", metavar="FOLDER", type=Path, help="write tables of what was verified")
 
 
 def pytest_configure(config):
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    if config.option.gpu:
+        os.environ["EASYCACHE_GPU"] = "1"  # for comfy_host.py, here and in what tests start
     if hasattr(config, "workerinput"):  # one process of several: with what it starts it has its share of the processors
         share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))

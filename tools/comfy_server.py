@@ -52,7 +52,7 @@ class ComfyServer:
 
     async def __aenter__(self):
         host = comfy_host.find()
-        command = [sys.executable, str(host / "main.py"), "--cpu", "--use-pytorch-cross-attention",
+        command = [sys.executable, str(host / "main.py"), *comfy_host.usual_device(), "--use-pytorch-cross-attention",
                    "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base),
                    "--disable-auto-launch", *self.arguments]  # fmt: skip
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}

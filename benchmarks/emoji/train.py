@@ -98,7 +98,7 @@ def main():
     args.batch = args.batch or (256 if torch.cuda.is_available() else 32)
     args.work.mkdir(parents=True, exist_ok=True)
     pictures.ensure(args.pictures)
-    comfy_host.import_comfy(args.work / "comfyui", cpu=not torch.cuda.is_available())
+    comfy_host.import_comfy(args.work / "comfyui", ["--gpu-only"] if torch.cuda.is_available() else ["--cpu"])
     import comfy.model_management
 
     comfy.model_management.in_training = True  # newer ComfyUIs have kernels that know no gradients

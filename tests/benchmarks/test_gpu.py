@@ -11,8 +11,8 @@ import pytest
 @pytest.mark.timeout(600)
 def test_a_rehearsal_measures_everything(tmp_path):
     """Catches a column that stays empty, a way that fails, and a table that does not name where it was measured."""
-    command = [sys.executable, "benchmarks/gpu.py", "--rehearse", "--networks", "flux", "--compiled", "flux",
-               "--repeats", "1", "--results", str(tmp_path)]  # fmt: skip
+    command = [sys.executable, "benchmarks/gpu.py", "--rehearse", "--networks", "flux", "hunyuan", "bundled",
+               "--compiled", "flux", "--repeats", "1", "--results", str(tmp_path)]  # fmt: skip
     done = subprocess.run(command, cwd=comfy_host.PACK, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     with (tmp_path / "gpu.csv").open(newline="") as file:
