@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from paper_rule import Recorder, assert_the_papers, predictions_of_the_rule
+from pretended_gpu import GPU, PretendedGpu, by_the_cpu
 from text_network import TextNetwork
 from torch import nn
 
@@ -72,6 +73,35 @@ def euler(network, ask, x=None, times=TIMES):
 
 def recorded(network, **options):
     return Recorder(network, network.mix, **options)
+
+
+class NetworkOnGpu(Network):
+    def forward(self, x, t, text):
+        return by_the_cpu(super().forward, x, t, text)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["its response is known", "nothing is known"])
+@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("ask", [two_calls, one_batch, distilled])
+def test_on_a_gpu(ask, predictor, known):
+    """As far as can be told without one. Catches tensors of the CPU among those of the GPU, and waits that add up: some
+    are made at the beginning of an evaluation, one after the other, and none elsewhere.
+    """
+    config = CacheConfig(threshold=0.05, warmup_steps=5, predictor=predictor)
+    options = dict(sigma_of=float, response=euler_response(TIMES.tolist()) if known else None)
+
+    def sampled(kind, **placed):
+        network = kind()
+        with attach(network, config, STEPS, **options) as cache:
+            x = euler(network, ask, noise().to(**placed), TIMES.to(**placed))
+        return x, cache
+
+    expected, here = sampled(Network, device="cpu")
+    with PretendedGpu() as gpu:
+        x, there = sampled(NetworkOnGpu, device=GPU)
+    assert (there.computed, there.skipped) == (here.computed, here.skipped) and there.skipped
+    torch.testing.assert_close(x.held, expected)
+    assert len(gpu.reads) <= 7 * STEPS
 
 
 @pytest.mark.parametrize(("ask", "calls"), [(two_calls, 2), (one_batch, 1), (distilled, 1)])

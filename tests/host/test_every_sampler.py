@@ -1,6 +1,5 @@
 """Every sampler of the host: they differ in evaluations a step, in when they call back, and some inject noise."""
 
-import ast
 import functools
 import importlib
 import math
@@ -10,23 +9,13 @@ import comfy_host
 import pytest
 import torch
 from closeness import psnr
-from host_source import assigned
+from host_source import assigned, sampler_names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 8
 MODELS = {"Flux": 1.0, "SD15": 2.5}  # CFG; flow matching without guidance, and eps with it
 CALLS_BACK_AFTER_THE_STEP = "dpm_adaptive"  # all others do so after its first evaluation
-
-
-def sampler_names(host):
-    """KSampler.SAMPLERS from the host's source."""
-    lists = [
-        value
-        for name in ("KSAMPLER_NAMES", "SAMPLER_NAMES")
-        for value in assigned(host / "comfy" / "samplers.py", name)
-    ]
-    return [node.value for names in lists for node in ast.walk(names) if isinstance(node, ast.Constant)]
 
 
 SAMPLERS = sampler_names(comfy_host.find())

@@ -13,6 +13,13 @@ def assigned(file: Path, name: str) -> Iterator[ast.expr]:
             yield statement.value
 
 
+def sampler_names(host: Path) -> list[str]:
+    """KSampler.SAMPLERS."""
+    file, lists = host / "comfy" / "samplers.py", ("KSAMPLER_NAMES", "SAMPLER_NAMES")
+    values = [value for name in lists for value in assigned(file, name)]
+    return [node.value for names in values for node in ast.walk(names) if isinstance(node, ast.Constant)]
+
+
 def node_ids(host: Path) -> set[str]:
     """Of the nodes in its comfy_extras, whether they are written with a schema or with a table of classes."""
     found = set()
