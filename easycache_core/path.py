@@ -25,7 +25,7 @@ PLANES = 16  # of a latent, whose spectra are looked at
 
 class _View(NamedTuple):
     """Samples of a latent: of its elements, of its means along each axis but those of rows and channels, and of its
-    spectrum over the last two axes, if it has them.
+    spectrum over the last two axes, if it has them and the device can tell.
 
     Of these, a flip along an axis, or any order of the places there, keeps the means along it; rolling along the last
     two keeps the power of the spectrum.
@@ -41,8 +41,11 @@ class _View(NamedTuple):
         if whole.ndim < 4:
             return cls(sample_of(x), [], None)
         means = [sample_of([whole.mean(axis)]) for axis in range(2, whole.ndim)]
-        planes = whole.flatten(0, -3)[:PLANES]
-        return cls(sample_of(x), means, torch.fft.rfft2(planes, norm="ortho").flatten()[:SAMPLE_SIZE])
+        try:
+            spectrum = torch.fft.rfft2(whole.flatten(0, -3)[:PLANES], norm="ortho").flatten()[:SAMPLE_SIZE]
+        except RuntimeError:  # not every kind of device has it
+            spectrum = None
+        return cls(sample_of(x), means, spectrum)
 
 
 class Path:
@@ -90,6 +93,8 @@ class Path:
         for means, length, *ours in zip(view.means, x[0].shape[2:], *(one.means for one in self._views), strict=True):
             if _unexplained(means, ours)[0] < UNCHANGED * noise / length:
                 return True
+        if view.spectrum is None:
+            return False
         spectra = [one.spectrum for one in self._views]
         pairs = [(one * other.conj()).real for n, one in enumerate(spectra) for other in spectra[n:]]
         return _unexplained(view.spectrum.abs() ** 2, pairs)[0] < UNCHANGED * noise**2

@@ -31,7 +31,7 @@ def step_lengths(scheduler, count: int) -> list[float] | None:
     if _is_flow(scheduler):
         times = _without_shift(_flow_sigmas(scheduler), _shift(scheduler))
     else:
-        times = torch.cat([timesteps.double().cpu(), torch.zeros(1)]) / config.num_train_timesteps
+        times = torch.cat([timesteps.cpu().double(), torch.zeros(1)]) / config.num_train_timesteps
     lengths = times.diff().abs().tolist()
     # The second of two evaluations at one timestep belongs to the step that led there.
     for n, length in enumerate(lengths):
@@ -130,7 +130,7 @@ def _is_flow(scheduler) -> bool:
 
 def _flow_sigmas(scheduler) -> torch.Tensor:
     """From 1, of noise, to 0, with their shift."""
-    sigmas = scheduler.sigmas.double().cpu()
+    sigmas = scheduler.sigmas.cpu().double()
     return 1 - sigmas if scheduler.config.get("invert_sigmas") else sigmas
 
 

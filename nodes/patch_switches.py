@@ -17,7 +17,7 @@ _MAX_ITEMS = 64  # of a list
 
 def patch_levels(model_options: dict, own_key: str, model_sampling, sigmas: torch.Tensor) -> list[float]:
     """Sigmas. A percent counts both as ComfyUI means it and as a part of the steps. own_key: of our wrappers."""
-    levels, steps = [], sigmas.detach().double().cpu().tolist()
+    levels, steps = [], sigmas.detach().cpu().double().tolist()
     for name, value in _numbers(_patches(model_options, own_key), _DEPTH, set()):
         if "sigma" in name:
             levels.append(float(value))

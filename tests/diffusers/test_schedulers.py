@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from pipelines import build
+from pretended_gpu import GPU, PretendedGpu
 
 from easycache_core import CacheConfig, attach
 from easycache_core.prediction import Prediction
@@ -104,6 +105,26 @@ def test_what_a_scheduler_makes_of_its_answers(name):
     whole = sample(answers) - sample(torch.zeros_like(answers))
     expected = torch.tensordot(torch.from_numpy(response.weights[-1]), answers, 1)
     torch.testing.assert_close(whole.double(), expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_timesteps_on_a_gpu(name):
+    """Catches timesteps that become float64 there, which Apple's GPUs do not have."""
+    scheduler, prediction = SCHEDULERS[name]
+    sigma_of = flow_sigma if "flow" in prediction else noise_over_signal(scheduler)
+
+    def learnt():
+        first = sigma_of(float(scheduler.timesteps[0]))
+        response = response_of(scheduler, len(scheduler.timesteps), Prediction(prediction), sigma_of, first)
+        return response and response.weights, step_lengths(scheduler, len(scheduler.timesteps))
+
+    set_up(scheduler)
+    expected = learnt()
+    with PretendedGpu():
+        set_up(scheduler, device=GPU)
+        weights, lengths = learnt()
+    set_up(scheduler)
+    assert np.array_equal(weights, expected[0]) and lengths == expected[1]
 
 
 def test_eulers_method_has_eulers_weights():

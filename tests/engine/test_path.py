@@ -79,3 +79,15 @@ def test_another_latent_is_no_turn():
     for shape in [(1, 4, 24, 20), (1, 96, 24)]:  # a part of it, or tokens
         assert not path.leads_to([torch.zeros(shape)]) and not path.is_turned([torch.zeros(shape)])
     assert not path.leads_to([other * torch.nan]) and not path.is_turned([other * torch.nan])
+
+
+def test_a_device_without_fourier_transforms(monkeypatch):
+    """Catches an error in the middle of a run. What is flipped is still seen."""
+
+    def missing(*args, **options):
+        raise NotImplementedError("not on this device")
+
+    monkeypatch.setattr(torch.fft, "rfft2", missing)
+    shape = SHAPES[0]
+    assert seen("euler", shape) == [(True, False)] * (STEPS - 1)
+    assert all(is_turned for _, is_turned in seen("euler", shape, TURNS["flipped"]))

@@ -1,6 +1,7 @@
 """A GPU for tests on a machine that has none: tensors that say they are on one, and are computed on the CPU.
 
-What a GPU would refuse is refused: operations between its tensors and the CPU's. What costs time there is noted:
+What a GPU would refuse is refused: operations between its tensors and the CPU's, and float64, which not every kind of
+GPU has. What costs time there is noted:
 operations that the host gives it to do, each a kernel or two, and reads of values, for which the host waits.
 """
 
@@ -100,6 +101,8 @@ class PretendedGpu(TorchDispatchMode):
         to_cpu = asked == "cpu" or (packet is aten.copy_ and not isinstance(tensors[0], OnGpu))
         storages = {_storage(_held(one)) for one in tensors}
         new = [one for one in tree_flatten(result)[0] if isinstance(one, torch.Tensor)]
+        if not to_cpu and any(one.dtype == torch.float64 for one in new):
+            raise RuntimeError(f"{packet}: float64 on a GPU")
         if packet in READING or (to_cpu and crosses):
             self._note(self.reads)
         elif function._schema.is_mutable or not storages.issuperset(map(_storage, new)):
