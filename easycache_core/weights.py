@@ -30,10 +30,10 @@ class Weights:
     def _look(self) -> torch.Tensor | None:
         by_device = {}
         for one in (getattr(*where, None) for where in self._weights):
-            plain = isinstance(one, torch.Tensor) and type(one.data) is torch.Tensor and one.device.type != "meta"
-            if plain and one.is_contiguous():
-                bits = one.detach().view(-1)[:ELEMENTS].view(torch.uint8)
-                by_device.setdefault(one.device, []).append(bits)
+            plain = one.data if isinstance(one, torch.Tensor) else None
+            if type(plain) is torch.Tensor and not plain.is_meta and plain.is_contiguous():
+                bits = plain.as_strided((min(ELEMENTS, plain.numel()),), (1,)).view(torch.uint8)
+                by_device.setdefault(plain.device, []).append(bits)
         if not by_device:
             return None
         now = torch.cat(max(by_device.values(), key=len))

@@ -4,6 +4,7 @@ Video networks that draw block after block keep the keys and values of earlier b
 transformer_options, which their sampler hands to each call, or in an attribute that is named after them.
 """
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from ..easycache_core.samples import checksums, sample_of
 from .call_options import unknown_options
 
-_NAMES = ("kv_cache", "kvcache", "past_key", "memory", "hidden_state", "recurrent")
+_NAMED = re.compile("kv_cache|kvcache|past_key|memory|hidden_state|recurrent", re.IGNORECASE)
 _DEPTH = 5
 _LOOKS = 3  # at what tensors hold that have no version, each of which waits for the device
 
@@ -46,7 +47,7 @@ class NetworkMemory:
 
 def _named_attributes(network) -> Iterator[tuple[str, object]]:
     attributes = getattr(network, "__dict__", {})
-    return ((name, value) for name, value in attributes.items() if any(word in name.lower() for word in _NAMES))
+    return ((name, value) for name, value in attributes.items() if _NAMED.search(name))
 
 
 def _remembered(value, depth: int, look: bool) -> list:
