@@ -32,6 +32,7 @@ class Comfy:
             return await nodes.load_custom_node(str(self.pack_folder), ignore=set(nodes.NODE_CLASS_MAPPINGS))
 
         self.pack_loaded = asyncio.run(load())
+        gc.collect()  # what earlier tests left would stay for good
         gc.freeze()  # many runs start with a collection, which need not look through all of ComfyUI each time
         self.classes = nodes.NODE_CLASS_MAPPINGS
         self.display_names = nodes.NODE_DISPLAY_NAME_MAPPINGS

@@ -143,10 +143,12 @@ def test_out_of_memory_between_sampler_and_network_costs_the_cache_not_the_run(
 @pytest.mark.parametrize(("cfg", "branches"), [(4.0, 2), (1.0, 1)])
 def test_memory_is_pinned(comfy, tiny, one_thread, monkeypatch, cfg, branches, predictor, of_a_branch):
     """What the node takes while the network runs, when memory is short, and at the run's worst moment; beside samples
-    of some 65,000 elements, which are next to nothing of a large latent, and a few of the network's weights.
+    of some 65,000 elements and of 256 of each answer, which are next to nothing of a large latent, and a few of the
+    network's weights.
     """
-    engine = comfy.classes["EasyCacheAdaptive"].__module__.replace("nodes.adaptive", "easycache_core")
-    monkeypatch.setattr(sys.modules[f"{engine}.norms"], "SAMPLE_SIZE", 1)
+    pack = comfy.classes["EasyCacheAdaptive"].__module__.removesuffix(".nodes.adaptive")
+    for module in ("easycache_core.norms", "nodes.other_caches"):
+        monkeypatch.setattr(sys.modules[f"{pack}.{module}"], "SAMPLE_SIZE", 1)
     scene = tiny("WAN21_T2V")
     memory, live = Allocations(), {}
 
