@@ -1,6 +1,10 @@
 """The node on a GPU, as far as can be told without one (support/pretended_gpu.py)."""
 
+import copy
+import importlib
+
 import comfy_host
+import numpy as np
 import pytest
 import torch
 from host_source import sampler_names
@@ -75,6 +79,29 @@ def test_models_on_a_gpu(comfy, tiny, gpu, name, way):
 def test_samplers_on_a_gpu(comfy, tiny, gpu, sampler, way):
     """As above, in what is learnt about samplers."""
     check_both(comfy, tiny("Flux"), gpu, WAYS[way], steps=6, sampler_name=sampler)
+
+
+@pytest.mark.parametrize("name", ["SD15", "Flux"])
+def test_levels_of_a_model_on_a_gpu(tiny, name):
+    """Catches samplers of which nothing is learnt where the model's noise levels are on the GPU, as they are once it
+    is loaded: budgets would be placed worse there, and nobody told.
+    """
+    import comfy.samplers as samplers
+
+    response_of = importlib.import_module(f"{comfy_host.load_pack().__name__}.nodes.sampler_response").response_of
+    sampling = tiny(name).model.get_model_object("model_sampling")
+    sigmas, known = samplers.calculate_sigmas(sampling, "simple", 8), 0
+    with PretendedGpu():
+        loaded = copy.deepcopy(sampling)
+        for module in loaded.modules():
+            module._buffers.update({key: one.to(GPU) for key, one in module._buffers.items()})
+        for sampler in map(samplers.sampler_object, samplers.SAMPLER_NAMES):
+            here, there = (response_of(sampler, sigmas, one) for one in (sampling, loaded))
+            assert (here is None) == (there is None)
+            if here is not None:
+                assert there.lengths == here.lengths and np.array_equal(there.weights, here.weights)
+                known += 1
+    assert known > len(samplers.SAMPLER_NAMES) / 2
 
 
 @pytest.fixture
