@@ -4,6 +4,8 @@ import torch
 
 TENSORS, ELEMENTS = 64, 16  # of the network's weights, and of each of them; a LoRA changes all elements
 
+_PLAIN = torch.nn.Parameter, torch.Tensor  # others may keep something else than values
+
 
 class Weights:
     """Looks at some of a network's weights; of what is no module at none.
@@ -15,7 +17,8 @@ class Weights:
         found = []
         if isinstance(network, torch.nn.Module):
             for owner in network.modules():
-                found += [(owner, name) for name, one in owner.named_parameters(recurse=False) if one.ndim > 1]
+                own = owner.named_parameters(recurse=False)
+                found += [(owner, name, min(ELEMENTS, one.numel())) for name, one in own if one.ndim > 1]
         self._weights = found[:: max(1, -(-len(found) // TENSORS))]  # by name, as others may put in another tensor
         self._before: torch.Tensor | None = None
         self._changes: torch.Tensor | int = 0
@@ -27,13 +30,15 @@ class Weights:
         except RuntimeError:  # memory that is there only while the network runs, say: changes are not noticed then
             return None
 
+    @torch.no_grad()
     def _look(self) -> torch.Tensor | None:
         by_device = {}
-        for one in (getattr(*where, None) for where in self._weights):
-            plain = one.data if isinstance(one, torch.Tensor) else None
-            if type(plain) is torch.Tensor and not plain.is_meta and plain.is_contiguous():
-                bits = plain.as_strided((min(ELEMENTS, plain.numel()),), (1,)).view(torch.uint8)
-                by_device.setdefault(plain.device, []).append(bits)
+        for owner, name, size in self._weights:
+            one = owner._parameters.get(name)
+            one = getattr(owner, name, None) if one is None else one  # that way alone takes longer
+            if type(one) in _PLAIN and not one.is_meta and one.is_contiguous():
+                bits = one.as_strided((size,), (1,)).view(torch.uint8)
+                by_device.setdefault(one.device, []).append(bits)
         if not by_device:
             return None
         now = torch.cat(max(by_device.values(), key=len))
