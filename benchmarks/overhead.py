@@ -143,6 +143,7 @@ class Laboratory:
 
 
 def _held() -> int:
+    gc.collect()  # what is left of earlier runs may go at any time
     storages = {
         t.untyped_storage().data_ptr(): t.untyped_storage() for t in gc.get_objects() if type(t) is torch.Tensor
     }
