@@ -48,7 +48,7 @@ def read(path: Path, kind: type = Run) -> list:
 def _value(kind, text: str):
     if text == "":
         return None
-    return float(text) if kind == float | None else int(text) if kind == int | None else kind(text)
+    return {float | None: float, int | None: int}.get(kind, kind)(text)
 
 
 def write(path: Path, kind: type, rows: list) -> None:

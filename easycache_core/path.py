@@ -43,7 +43,7 @@ class _View(NamedTuple):
         means = [sample_of([whole.mean(axis)]) for axis in range(2, whole.ndim)]
         try:
             spectrum = torch.fft.rfft2(whole.flatten(0, -3)[:PLANES], norm="ortho").flatten()[:SAMPLE_SIZE]
-        except RuntimeError:  # not every kind of device has it
+        except RuntimeError:  # not every kind of device has it, nor always the memory
             spectrum = None
         return cls(sample_of(x), means, spectrum)
 
@@ -93,9 +93,9 @@ class Path:
         for means, length, *ours in zip(view.means, x[0].shape[2:], *(one.means for one in self._views), strict=True):
             if _unexplained(means, ours)[0] < UNCHANGED * noise / length:
                 return True
-        if view.spectrum is None:
-            return False
         spectra = [one.spectrum for one in self._views]
+        if any(one is None for one in (view.spectrum, *spectra)):
+            return False
         pairs = [(one * other.conj()).real for n, one in enumerate(spectra) for other in spectra[n:]]
         return _unexplained(view.spectrum.abs() ** 2, pairs)[0] < UNCHANGED * noise**2
 

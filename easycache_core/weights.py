@@ -17,8 +17,7 @@ class Weights:
         found = []
         if isinstance(network, torch.nn.Module):
             for owner in network.modules():
-                own = owner.named_parameters(recurse=False)
-                found += [(owner, name, min(ELEMENTS, one.numel())) for name, one in own if one.ndim > 1]
+                found += [(owner, name) for name, one in owner.named_parameters(recurse=False) if one.ndim > 1]
         self._weights = found[:: max(1, -(-len(found) // TENSORS))]  # by name, as others may put in another tensor
         self._before: torch.Tensor | None = None
         self._changes: torch.Tensor | int = 0
@@ -33,11 +32,12 @@ class Weights:
     @torch.no_grad()
     def _look(self) -> torch.Tensor | None:
         by_device = {}
-        for owner, name, size in self._weights:
+        for owner, name in self._weights:
             one = owner._parameters.get(name)
             one = getattr(owner, name, None) if one is None else one  # that way alone takes longer
+            one = one if type(one) in _PLAIN else getattr(one, "data", None)
             if type(one) in _PLAIN and not one.is_meta and one.is_contiguous():
-                bits = one.as_strided((size,), (1,)).view(torch.uint8)
+                bits = one.as_strided((min(ELEMENTS, one.numel()),), (1,)).view(torch.uint8)
                 by_device.setdefault(one.device, []).append(bits)
         if not by_device:
             return None

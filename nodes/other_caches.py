@@ -90,6 +90,14 @@ def warn_of_other_caches(patcher, model_options: dict, own_key: str) -> list[str
     return found
 
 
+class _Sample(NamedTuple):
+    """Of one answer: some of D and of x, and sigma; or of several, stacked."""
+
+    denoised: torch.Tensor
+    x: torch.Tensor
+    sigma: torch.Tensor
+
+
 class Repetitions:
     """Looks for answers that were those at another noise level: what a cache repeats that lies anywhere between the
     sampler and the network. Some repeat the network's output, some denoised latents, some distances of these from x.
@@ -123,7 +131,7 @@ class Repetitions:
             log.debug(f"EasyCache: answers cannot be compared: {type(error).__name__}: {error}")
         return False
 
-    def _first_level(self, samples: "_Sample") -> float | None:
+    def _first_level(self, samples: _Sample) -> float | None:
         """The first noise level whose answer is the one before. samples: of one branch, stacked."""
         denoised, x, sigma = samples
         same = torch.zeros_like(sigma[1:], dtype=torch.bool)
@@ -145,11 +153,3 @@ class Repetitions:
     def close(self) -> None:
         """Free every tensor."""
         self._samples = {}
-
-
-class _Sample(NamedTuple):
-    """Of one answer: some of D and of x, and sigma; or of several, stacked."""
-
-    denoised: torch.Tensor
-    x: torch.Tensor
-    sigma: torch.Tensor

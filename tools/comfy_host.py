@@ -89,9 +89,14 @@ def make_base(folder: Path) -> Path:
     return folder
 
 
+def on_gpu() -> bool:
+    """Whether the environment variable EASYCACHE_GPU is set."""
+    return bool(os.environ.get("EASYCACHE_GPU"))
+
+
 def usual_device() -> list[str]:
-    """ComfyUI's arguments: for the CPU, or none if the environment variable EASYCACHE_GPU is set."""
-    return [] if os.environ.get("EASYCACHE_GPU") else ["--cpu"]
+    """ComfyUI's arguments for the CPU, or none for a GPU."""
+    return [] if on_gpu() else ["--cpu"]
 
 
 def import_comfy(base: Path, device: list[str] | None = None) -> Path:

@@ -1,9 +1,9 @@
 """Tiny diffusers pipelines with random weights. They take encoded prompts and return latents."""
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+import comfy_host
 import diffusers
 import torch
 
@@ -39,7 +39,7 @@ def build(family: str, seed: int = 0) -> Subject:
         subject = _MAKERS[family]()
     subject.pipe.set_progress_bar_config(disable=True)
     calm(subject.pipe.transformer.eval().requires_grad_(False))
-    if not os.environ.get("EASYCACHE_GPU"):
+    if not comfy_host.on_gpu():
         return subject
     moved = {name: one.cuda() if isinstance(one, torch.Tensor) else one for name, one in subject.arguments.items()}
     return subject._replace(pipe=subject.pipe.to("cuda"), arguments=moved)

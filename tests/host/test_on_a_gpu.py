@@ -162,5 +162,4 @@ def test_few_operations_per_evaluation(tiny, between_callbacks, way, cfg, comput
     added = {True: [], False: []}
     for ran, _, operations in between_callbacks(tiny("Flux"), WAYS[way], torch.inference_mode, cfg)[2:]:
         added[ran].append(operations - plain)
-    print(added)
     assert 0 < max(added[True]) <= computed and max(added[False]) <= 3
