@@ -3,6 +3,7 @@
     python benchmarks/grid.py --pairwise       91 cells in which every two values meet: a minute of one idle core
     python benchmarks/grid.py                  all 1,638 cells: twenty minutes (0.7 s per cell and seed)
     python benchmarks/grid.py --shard 1/2      half of them, and `--shard 2/2` in another process
+    python benchmarks/grid.py --pairwise --subject video    the 91 cells of a trained model: an hour
     python benchmarks/grid.py --publish        only the page, of what is there, and the rows in the cells' order
 
 In each cell the node is sampled at four target speed-ups with `forecast`, with `reuse`, and without the node in as many
@@ -41,6 +42,15 @@ evaluations. Closeness is the PSNR of the pictures against the uncached run. A c
 forecast is more than {tolerance:g} dB further from the uncached run; the margin is the difference to the better one.
 
 ![How much closer forecasts are than the better of reuse and fewer steps](grid.png)
+
+{summary}
+
+{lost}
+"""
+ANOTHER = """
+## The model `{subject}`
+
+{cells} of {all_cells} cells, in which every two values meet, {seeds} per cell.
 
 {summary}
 
@@ -318,18 +328,33 @@ def run(args) -> None:
             )
 
 
+def of_subject(rows: list[Row], subject: str) -> list[Row]:
+    return [row for row in rows if row.subject == subject]
+
+
+def page(rows: list[Row]) -> str:
+    """Of the first model, with a section for each other one."""
+
+    def filled(text: str, rows: list[Row], **options) -> str:
+        seeds = len({row.seed for row in rows})
+        return text.format(
+            cells=len({row.cell for row in rows}), all_cells=len(product()), seeds=f"{seeds} seed{'s' * (seeds > 1)}",
+            subject=rows[0].subject, tolerance=TOLERANCE, summary=summary(rows, **options),
+            lost=reasons(compared(rows)),
+        )  # fmt: skip
+
+    first, *others = (of_subject(rows, subject) for subject in dict.fromkeys(row.subject for row in rows))
+    return filled(PAGE, first) + "".join(filled(ANOTHER, other, shown=5) for other in others)
+
+
 def publish(rows: list[Row], folder: Path) -> None:
-    """The page and its picture."""
+    """The page, and a picture of the first model."""
     import grid_plot
 
-    seeds = len({row.seed for row in rows})
-    page = PAGE.format(
-        cells=len({row.cell for row in rows}), all_cells=len(product()), seeds=f"{seeds} seed{'s' * (seeds > 1)}",
-        subject=rows[0].subject, tolerance=TOLERANCE, summary=summary(rows), lost=reasons(compared(rows)),
-    )  # fmt: skip
-    (folder / "grid.md").write_text(page, encoding="utf-8")
-    grid_plot.draw(compared(rows), folder / "grid.png")
-    print(page)
+    text = page(rows)
+    (folder / "grid.md").write_text(text, encoding="utf-8")
+    grid_plot.draw(compared(of_subject(rows, rows[0].subject)), folder / "grid.png")
+    print(text)
 
 
 def main():
@@ -338,7 +363,7 @@ def main():
         arrange(args.results)
     else:
         run(args)
-    rows = [row for row in read(args.results) if row.subject == args.subject]
+    rows = read(args.results)
     if rows:
         publish(rows, DOCS if args.results == RESULTS else args.results.parent)
 

@@ -61,3 +61,11 @@ def test_a_margin_is_over_the_better_of_the_others():
     cell = grid.product()[0]
     found = grid.compared([row(cell), row(cell, seed=1, fewer=31.0, forecast=42.0)])
     assert found[cell, 2.0].margin == pytest.approx(41.0 - 36.0)
+
+
+def test_models_are_told_of_apart():
+    """Catches cells of one model in the averages of another."""
+    cell = grid.product()[0]
+    whole, second = grid.page([row(cell), row(cell, subject="video", forecast=45.0)]).split("\n## The model `video`\n")
+    assert "| 2x | 1 | 0 | 1 | -1.0 | -1.0 |" in whole
+    assert "| 2x | 1 | 0 | 0 | +4.0 | +4.0 |" in second

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def published():
-    found = grid.compared(grid.read(grid.RESULTS))
+    found = grid.compared(grid.of_subject(grid.read(grid.RESULTS), "sheet"))
     return {cell: values for (cell, speedup), values in found.items() if speedup == SPEEDUP}
 
 
