@@ -64,7 +64,17 @@ class Path:
 
     def begin(self, x: Sequence[torch.Tensor]) -> None:
         """An evaluation is about this latent, in one piece or several, of which the first is looked at for turns."""
-        self._views, self._shapes = [_View.of(x)], [one.shape for one in x]
+        self._begin(x, _View.of(x))
+
+    def go_on(self, x: Sequence[torch.Tensor]) -> bool:
+        """Begin the next evaluation, about x; whether it is turned, as is_turned has it."""
+        view = _View.of(x)
+        turned = self._may_be_turned(x) and self._is_turned(view, x[0].shape)
+        self._begin(x, view)
+        return turned
+
+    def _begin(self, x: Sequence[torch.Tensor], view: _View) -> None:
+        self._views, self._shapes = [view], [one.shape for one in x]
 
     def answer(self, output: Sequence[torch.Tensor]) -> None:
         """This was answered there, noise, velocity or what is denoised; without effect where there is no evaluation, or
@@ -84,13 +94,16 @@ class Path:
         """Whether x is where a sampler may go but for the order of its elements. That noise was added to it would be
         another thing: then nothing of it is explained.
         """
-        if len(self._views) < 2 or x[0].ndim < 4 or self._shapes != [one.shape for one in x]:
-            return False
-        view = _View.of(x)
+        return self._may_be_turned(x) and self._is_turned(_View.of(x), x[0].shape)
+
+    def _may_be_turned(self, x: Sequence[torch.Tensor]) -> bool:
+        return len(self._views) > 1 and x[0].ndim > 3 and self._shapes == [one.shape for one in x]
+
+    def _is_turned(self, view: _View, shape: torch.Size) -> bool:
         noise, square = _unexplained(view.elements, [one.elements for one in self._views])
         if noise < TURNED * square:
             return False
-        for means, length, *ours in zip(view.means, x[0].shape[2:], *(one.means for one in self._views), strict=True):
+        for means, length, *ours in zip(view.means, shape[2:], *(one.means for one in self._views), strict=True):
             if _unexplained(means, ours)[0] < UNCHANGED * noise / length:
                 return True
         spectra = [one.spectrum for one in self._views]

@@ -53,9 +53,13 @@ class Trail:
         """Go on with it. Whether what is known may be of another latent: at this noise level, it is far from where it
         was, or it lies another way. One that never comes back is one whose noise the sampler renews.
         """
-        far, mixed = self.is_at(sigma) and self.distance(sample) > FAR, self.mixed
-        self.turned = not self.is_at(sigma) and self._path.is_turned([x])
-        self._path.begin([x])
+        stays, mixed = self.is_at(sigma), self.mixed
+        far = stays and self.distance(sample) > FAR
+        self.turned = False
+        if stays:
+            self._path.begin([x])
+        else:
+            self.turned = self._path.go_on([x])
         self.far, self.mixed = self.far + far, False
         self._sigmas, self._samples = [*self._sigmas[1 - TRAIL :], sigma], [*self._samples[1 - TRAIL :], sample]
         return mixed or self.turned or (far and self.far < RENEWALS)
