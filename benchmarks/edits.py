@@ -8,12 +8,16 @@ benchmarks/results/edits.csv, means are printed: ten minutes.
 
 import csv
 import functools
+import sys
 import tempfile
 from pathlib import Path
 from statistics import fmean
 
-from host import Host
+from host import ROOT, Host
 from measures import psnr
+
+sys.path.append(str(ROOT / "tests" / "support"))
+from edits_in_turn import edit_in_turns  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results" / "edits.csv"
 SEEDS, OTHER_NOISE = range(12), 50  # added to the seed
@@ -22,34 +26,13 @@ SPEEDUPS, PREDICTORS = (2.0, 2.5, 3.0), ("forecast", "reuse")
 CFG = {"source": 2.0, "target": 4.5}
 
 
-def edit(model, x, sigmas, seed, extra_args=None, callback=None, disable=None):
-    """A sampler that edits model.latent_image. It asks for the prompt that it names in the options."""
-    import torch
-
-    rng, options = torch.Generator().manual_seed(seed), extra_args["model_options"]["transformer_options"]
-    start, one = model.latent_image.clone(), x.new_ones(len(x))
-    edited = start.clone()
-
-    def velocity(prompt, point, sigma):
-        options["prompt"] = prompt
-        return (point - model(point, sigma * one, **extra_args)) / sigma
-
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        source = (1 - sigma) * start + sigma * torch.randn(x.shape, generator=rng)
-        towards = velocity("target", edited + source - start, sigma) - velocity("source", source, sigma)
-        edited = edited + (following - sigma) * towards
-        if callback is not None:
-            callback({"x": edited, "denoised": edited, "i": i, "sigma": sigma, "sigma_hat": sigma})
-    return edited
-
-
 def guider(model, conditionings: dict):
     """Of "source", "target" and "negative"; it answers to the prompt that the options name."""
     from comfy.samplers import CFGGuider, sampling_function
 
     class Editor(CFGGuider):
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
-            prompt = model_options["transformer_options"]["prompt"]
+            prompt = model_options["transformer_options"]["prompt in turn"]
             conds = self.conds["negative"], self.conds[prompt]
             return sampling_function(self.inner_model, x, timestep, *conds, CFG[prompt], model_options, seed=seed)
 
@@ -68,7 +51,7 @@ def measure(host: Host):
     sigmas = calculate_sigmas(plain.get_model_object("model_sampling"), "simple", STEPS)[LEFT_OUT:]
 
     def edited(model, video, conditionings, seed):
-        sampler = KSAMPLER(functools.partial(edit, seed=seed))
+        sampler = KSAMPLER(functools.partial(edit_in_turns, seed=seed))
         with torch.inference_mode():
             latent = guider(model, conditionings).sample(torch.zeros_like(video), video, sampler, sigmas, seed=seed)
         return subject.decode({"samples": latent})

@@ -50,8 +50,8 @@ forecast is more than {tolerance:g} dB further from the uncached run; the margin
 ANOTHER = """
 ## The model `{subject}`
 
-{cells} of {all_cells} cells, in which every two values meet, {seeds} per cell: `python benchmarks/grid.py --pairwise
---subject {subject}`.
+{cells} of {all_cells} cells, {seeds} per cell: `python benchmarks/grid.py --subject {subject}`, with `--pairwise` those
+in which every two values meet.
 
 {summary}
 

@@ -55,11 +55,9 @@ class Trail:
         """
         stays, mixed = self.is_at(sigma), self.mixed
         far = stays and self.distance(sample) > FAR
-        self.turned = False
         if stays:
             self._path.begin([x])
-        else:
-            self.turned = self._path.go_on([x])
+        self.turned = not stays and self._path.go_on([x])
         self.far, self.mixed = self.far + far, False
         self._sigmas, self._samples = [*self._sigmas[1 - TRAIL :], sigma], [*self._samples[1 - TRAIL :], sample]
         return mixed or self.turned or (far and self.far < RENEWALS)

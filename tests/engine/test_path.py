@@ -23,15 +23,18 @@ def smooth(shape, generator):
     return x / x.std()
 
 
-def seen(sampler, shape, turn=None):
-    """(leads to it, is turned) at each evaluation but the first. turn: of the latent, after each step."""
+def seen(sampler, shape, turn=None, at_once=False):
+    """(leads to it, is turned) at each evaluation but the first. turn: of the latent, after each step. at_once: it is
+    begun with the same look.
+    """
     generator = torch.Generator().manual_seed(1)
     x, picture, before = torch.randn(shape, generator=generator), smooth(shape, generator), None
     levels, path, found = torch.linspace(1, 0, STEPS + 1), Path(), []
     for sigma, following in zip(levels[:-1], levels[1:], strict=True):
         if path:
-            found.append((path.leads_to([x]), path.is_turned([x])))
-        path.begin([x])
+            found.append((path.leads_to([x]), path.go_on([x]) if at_once else path.is_turned([x])))
+        if not at_once or not path:
+            path.begin([x])
         picture = 0.97 * picture + 0.15 * smooth(shape, generator)
         path.answer([(x - picture) / sigma])
         noise = torch.randn(shape, generator=generator)
@@ -79,6 +82,13 @@ def test_another_latent_is_no_turn():
     for shape in [(1, 4, 24, 20), (1, 96, 24)]:  # a part of it, or tokens
         assert not path.leads_to([torch.zeros(shape)]) and not path.is_turned([torch.zeros(shape)])
     assert not path.leads_to([other * torch.nan]) and not path.is_turned([other * torch.nan])
+
+
+@pytest.mark.parametrize("turned", [None, *TURNS])
+def test_an_evaluation_begins_with_the_look_at_it(turned):
+    """Catches a look that says something else, or a beginning that keeps another latent, where both are one."""
+    turn = turned and TURNS[turned]
+    assert seen("euler", SHAPES[0], turn, at_once=True) == seen("euler", SHAPES[0], turn)
 
 
 @pytest.mark.parametrize("every", [1, 2, 5], ids="one in {}".format)
