@@ -178,7 +178,8 @@ def choose(
     others = [one for one in ours if one is not history]
     if history.leads_to(x) or (adds_noise and not others):
         return history, ""
-    if history.takes_turns(sample):
+    turned = history.is_turned(x)  # twice turned, it may be back where it was
+    if not turned and history.takes_turns(sample):
         return None, ""
-    strays = adds_noise is False or history.is_turned(x) or history.may_be_another(sample, others)
+    strays = turned or adds_noise is False or history.may_be_another(sample, others)
     return history, "a latent that may be another" if strays else ""

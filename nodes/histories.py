@@ -92,7 +92,7 @@ class Histories:
             return alike[0] if alike else self._next(evaluation, active), False
         sigma, sample = position_of(evaluation.x, evaluation.timestep)
         evaluation.level = sigma
-        trail = trail_of([history.trail for history in alike], sigma, sample) if alike else None
+        trail = trail_of([one.trail for one in alike], sigma, sample, evaluation.x) if alike else None
         history = next((one for one in alike if one.trail is trail), None) or self._next(evaluation, active)
         another = history.trail.add(sigma, sample, evaluation.x)
         if history.trail.turned:

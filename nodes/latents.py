@@ -49,6 +49,11 @@ class Trail:
         since = itertools.takewhile(lambda one: self.is_at(one[0]), before) if not self.is_at(sigma) else ()
         return any(distance(sample, there) < NEARER * moved for _, there in since)
 
+    def is_turned(self, sigma: float, x: torch.Tensor) -> bool:
+        """Whether x is where its last evaluation leads, but lies another way; twice turned it may be back where it was.
+        """
+        return not self.is_at(sigma) and self._path.is_turned([x])
+
     def add(self, sigma: float, sample: torch.Tensor, x: torch.Tensor) -> bool:
         """Go on with it. Whether what is known may be of another latent: at this noise level, it is far from where it
         was, or it lies another way. One that never comes back is one whose noise the sampler renews.
@@ -67,10 +72,10 @@ class Trail:
         self._path.answer([denoised])
 
 
-def trail_of(trails: Sequence[Trail], sigma: float, sample: torch.Tensor) -> Trail | None:
-    """The trail that leads to this latent; None: none of them. trails: of what is asked the same."""
+def trail_of(trails: Sequence[Trail], sigma: float, sample: torch.Tensor, x: torch.Tensor) -> Trail | None:
+    """The trail that leads to this latent x; None: none of them. trails: of what is asked the same."""
     nearest = min([one for one in trails if not one.is_at(sigma)] or trails, key=lambda one: one.distance(sample))
-    if nearest.takes_turns(sigma, sample):
+    if nearest.takes_turns(sigma, sample) and not nearest.is_turned(sigma, x):
         nearest.mixed = True
         return None
     return nearest

@@ -186,7 +186,8 @@ def test_a_sampler_that_renews_the_noise_keeps_its_budget():
 @pytest.mark.parametrize("turned", ["rolled", "flipped"])
 def test_a_latent_that_is_turned_from_step_to_step(turned, config):
     """Catches a picture that is answered with what it was like before it was turned: where noise could be renewed, a
-    latent that moves far looks the same, and after a correction none was another one.
+    latent that moves far looks the same, and after a correction none was another one. And two latents in turn where it
+    is back at every other step, each at half the rate.
     """
 
     def sample(network):
@@ -199,8 +200,8 @@ def test_a_latent_that_is_turned_from_step_to_step(turned, config):
         return [x]
 
     for known in ({}, dict(response=euler_response(TIMES.tolist()))):
-        _, off = compare(sample, config, **known)
-        assert max(off) < 0.01
+        cache, off = compare(sample, config, **known)
+        assert max(off) < 0.001 and cache.computed >= STEPS - 2, "it is rolled by nothing at times"
 
 
 class Lost(torch.nn.Module):

@@ -8,6 +8,8 @@ import json
 import logging
 import threading
 import uuid
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import tiny_models
@@ -612,38 +614,49 @@ def test_a_guider_that_turns_its_latent(tiny, run, caplog, how, name):
         assert any("could not be predicted" in line for line in log_of(caplog)) == (widgets == HALF)
 
 
-def rolling(axes, for_good):
-    """Euler's method with a latent that is rolled on along axes from step to step, for good or to look at it."""
+class Turning(NamedTuple):
+    """A sampler's way to turn its latent: there(x, step), and back again; None: for good. frames, width: of the latent;
+    in those that it is rolled along it is not back within the run.
+    """
+
+    there: Callable
+    back: Callable | None = None
+    frames: int = 1
+    width: int = STEPS + 2
 
     @torch.no_grad()
-    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    def __call__(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
+        """Euler's method."""
         one = x.new_ones([len(x)])
         for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-            by = [1 if for_good else i] * len(axes)
-            x = x.roll(by, axes)
+            x = self.there(x, i)
             denoised = model(x, sigma * one, **extra_args)
             if callback is not None:
                 callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
             x = x + (following - sigma) * (x - denoised) / sigma
-            x = x if for_good else x.roll([-one for one in by], axes)
+            x = self.back(x, i) if self.back else x
         return x
 
-    return sampler
+
+TURNINGS = {
+    "along the width, to look": Turning(lambda x, i: x.roll(i, -1), lambda x, i: x.roll(-i, -1)),
+    "in time, to look": Turning(lambda x, i: x.roll(i, -3), lambda x, i: x.roll(-i, -3), STEPS + 1, 8),
+    "along both sides, for good": Turning(lambda x, i: x.roll((1, 1), (-2, -1))),
+    "by half of the width, for good": Turning(lambda x, i: x.roll(4, -1), width=8),
+    "flipped, for good": Turning(lambda x, i: x.flip(-1), width=8),
+}
 
 
-@pytest.mark.parametrize(
-    ("axes", "for_good", "past_predict_noise"),
-    [([-1], False, False), ([-3], False, True), ([-2, -1], True, False)],
-    ids=["along the width, to look", "in time, past PREDICT_NOISE", "along both sides, for good"],
-)
-def test_a_sampler_that_rolls_its_latent(comfy, demo_scene, run, caplog, axes, for_good, past_predict_noise):
+@pytest.mark.parametrize("how", TURNINGS)
+def test_a_sampler_that_turns_its_latent(comfy, demo_scene, run, caplog, how):
     """As for panoramas and for videos without an end. Catches answers to the picture as it lay before (1 to 8 dB at a
-    budget), without a word of it.
+    budget), without a word of it; and two latents in turn where it is back at every other step, each at half the rate.
     """
+    past_predict_noise = how == "in time, to look"
     make_guider = functools.partial(direct, scene=demo_scene, predict=guided, past_predict_noise=past_predict_noise)
-    sampler, sigmas = rolling(axes, for_good), schedule(comfy, demo_scene)
-    frames, width = (STEPS + 1, 8) if axes == [-3] else (1, STEPS + 2)  # so that it is not back within the run
-    latent = {"samples": torch.zeros(1, demo_scene.latent["samples"].shape[1], frames, 8, width)}
+    sampler, sigmas = TURNINGS[how], schedule(comfy, demo_scene)
+    channels = demo_scene.latent["samples"].shape[1]
+    latent = {"samples": torch.zeros(1, channels, sampler.frames, 8, sampler.width)}
     plain = run(demo_scene, make_guider, sampler, sigmas, latent)
     for widgets in (HALF, dict(threshold=1.0, warmup_steps=2)):
         caplog.clear()
