@@ -50,8 +50,7 @@ class Trail:
         return any(distance(sample, there) < NEARER * moved for _, there in since)
 
     def is_turned(self, sigma: float, x: torch.Tensor) -> bool:
-        """Whether x is where its last evaluation leads, but lies another way; twice turned it may be back where it was.
-        """
+        """Whether x is where its last evaluation leads, but lies another way; twice turned it may be back where it was."""
         return not self.is_at(sigma) and self._path.is_turned([x])
 
     def add(self, sigma: float, sample: torch.Tensor, x: torch.Tensor) -> bool:
