@@ -175,14 +175,15 @@ class Account:
         if not target or computed <= budget_of(evaluations, target):
             return None
         allowed = [budget_of(own, target) for _, own in counts]
+        in_turn = "as prompts or latents that take turns have a budget each"
         if computed <= sum(allowed):
-            return "as prompts or latents that take turns have a budget each"
+            return in_turn
         if any(controller.not_finite for controller in self.controllers):
             return "as nothing can be predicted from NaN or inf"
         if self.elsewhere or any(history.unpredictable or history.cache_miss for history in self.histories):
             return "as what was asked could not be predicted from what was asked before"
         if computed <= sum(max(2, own) for own in allowed):
-            return "as the first and the last one are computed"
+            return "as the first and the last one are computed" if len(counts) == 1 else in_turn
         if len(self.trace) < self._schedule.steps:
             return "as the sampler took fewer evaluations than its schedule has steps"
         return "as the last one is computed, and nothing told how many there would be"
@@ -214,6 +215,9 @@ class Account:
             return "prompts, options, keyframes or strengths of what is asked change at nearly every step"
         if self.weight_changes > evaluations / 2:
             return "the network's weights change at nearly every step"
+        in_turn, least = len(self.histories), 2 if self._settings.config.target_speedup else 4
+        if in_turn > 1 and evaluations <= in_turn * least:
+            return f"{in_turn} prompts or latents take turns in {evaluations} evaluations, too few for each"
         return None
 
     @property

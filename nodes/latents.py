@@ -50,8 +50,11 @@ class Trail:
         return any(distance(sample, there) < NEARER * moved for _, there in since)
 
     def is_turned(self, sigma: float, x: torch.Tensor) -> bool:
-        """Whether x is where its last evaluation leads, but lies another way; twice turned it may be back where it was."""
-        return not self.is_at(sigma) and self._path.is_turned([x])
+        """Whether x is where its last evaluation leads, but lies another way; twice turned it may be back where it was.
+        Two ways to look at it at one noise level are two latents that take turns.
+        """
+        two_looks = len(self._sigmas) > 1 and same_level(*self._sigmas[-2:])
+        return not two_looks and not self.is_at(sigma) and self._path.is_turned([x])
 
     def add(self, sigma: float, sample: torch.Tensor, x: torch.Tensor) -> bool:
         """Go on with it. Whether what is known may be of another latent: at this noise level, it is far from where it
