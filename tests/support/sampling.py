@@ -1,5 +1,7 @@
 """Guiders, prompts and counts for tests of sampling as other packs do it, on tiny models."""
 
+import copy
+import functools
 from collections import Counter
 from typing import NamedTuple
 
@@ -7,7 +9,9 @@ import pytest
 import torch
 
 STEPS = 16
+MIDWAY = STEPS // 2
 THRESHOLD, BUDGET = dict(threshold=1.0, warmup_steps=3), dict(target_speedup=4.0)
+HALF = dict(target_speedup=2.0)
 SHORT_GAPS = dict(THRESHOLD, max_consecutive_skips=1)
 THRESHOLD_OR_BUDGET = pytest.mark.parametrize("widgets", [THRESHOLD, BUDGET], ids=["threshold", "budget"])
 
@@ -54,12 +58,15 @@ def guiding(model, conds, predict):
     return guider
 
 
-def both(guider, x, timestep, options):
-    """As ComfyUI's own guider, with its conditionings "positive" and "negative"."""
+def both(guider, x, timestep, options, conds=None, cfg=4.0):
+    """As ComfyUI's own guider, with the conditionings "positive" and "negative". conds: in place of the guider's."""
     from comfy.samplers import sampling_function
 
-    conds = guider.conds
-    return sampling_function(guider.inner_model, x, timestep, conds["negative"], conds["positive"], 4.0, options)
+    conds = conds or guider.conds
+    return sampling_function(guider.inner_model, x, timestep, conds["negative"], conds["positive"], cfg, options)
+
+
+guided = functools.partial(both, cfg=2.0)
 
 
 def away_from(answer, others):
@@ -118,6 +125,24 @@ def direct(model, scene, predict=both, past_predict_noise=True):
 def plain_prompt(value):
     """A conditioning that `answering_by_prompt` adds to the denoised latent."""
     return [[torch.full((1, 6, 48), float(value)), {"pooled_output": torch.zeros(1, 32)}]]
+
+
+PROMPTS = {"positive": plain_prompt(0.5), "negative": plain_prompt(-0.5)}
+
+
+def counting(predict, conds=PROMPTS):
+    """make_guider for guiders whose predict(guider, step, x, timestep, options) knows the step, from 0."""
+
+    def make_guider(model):
+        def numbered(guider, x, timestep, options):
+            guider.step += 1
+            return predict(guider, guider.step, x, timestep, options)
+
+        guider = guiding(model, copy.deepcopy(conds), numbered)
+        guider.step = -1
+        return guider
+
+    return make_guider
 
 
 def answering_by_prompt(model):
