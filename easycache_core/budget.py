@@ -14,6 +14,9 @@ from .window import Window
 # makes the evaluations that follow worth more, and the less the further they are, in parts of the run.
 USUAL_MISS = 0.65
 MEMORY = 0.15
+# What changes may take so much of a budget, and noise that is added on the way as much: the rest of the run needs its
+# share.
+FOR_CHANGES = 0.5
 
 
 def budget_of(evaluations: int, target_speedup: float) -> int:
@@ -40,7 +43,7 @@ class Budget:
         """step_lengths: 0 or more, in any unit; empty if nobody knows how many steps there will be."""
         self._target_speedup, self._window = target_speedup, window
         self._spread, self._plan = Spread(step_lengths, window), None
-        self._evaluations = self._spent = self._changes = self._before = 0
+        self._evaluations = self._spent = self._changes = self._noises = self._before = 0
         self._change_waits = False  # for the network to run
         # Where noise is added, every forecast misses by much, which says nothing of the next one.
         self.looks = response is not None and not response.adds_noise
@@ -85,11 +88,20 @@ class Budget:
 
     def change_is_urgent(self) -> bool:
         """Something is another one at the next evaluation than where the network ran last. Whether that is urgent: not
-        where there are many changes, as the rest of the run needs its share as well.
+        where there are many changes.
         """
         self._changes += not self._change_waits
         self._change_waits = True
-        return self._changes <= 1 + budget_of(self._evaluations + 1, self._target_speedup) / 2
+        return self._changes <= self._for_changes
+
+    def noise_is_urgent(self) -> bool:
+        """Noise was added before the next evaluation. Whether that is urgent: not where it is at most steps."""
+        self._noises += 1
+        return self._noises <= self._for_changes
+
+    @property
+    def _for_changes(self) -> float:
+        return 1 + FOR_CHANGES * budget_of(self._evaluations + 1, self._target_speedup)
 
     def spend(self) -> None:
         """The network runs at the evaluation that was asked about."""

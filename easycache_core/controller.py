@@ -158,7 +158,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._comparable = finite and not now.changed
         if self._planned is not None and not self._planned.expects(len(self._records), now.sigma):
             self._forget_response()
-        self._predictor.advance(now.sigma, self._comparable)
+        self._predictor.advance(now.sigma, self._comparable, now.input_change)
         skipping, errors = self._decide(step, now, finite)
         self._gap_length = self._gap_length + 1 if skipping else 0
         if not skipping:
@@ -248,7 +248,7 @@ class CacheController(contextlib.AbstractContextManager):
     def _decide(self, step: int, now: Reading, finite: bool) -> tuple[bool, list[float] | None]:
         """(whether to skip, E per part where it was estimated)."""
         config = self.config
-        forced = now.force or not finite or self._predictor.jumped
+        forced, jumped = now.force or not finite, self._predictor.jumped
         limit = config.max_consecutive_skips
         if limit + 1 >= config.target_speedup:  # a budget could not keep a lower one
             forced = forced or 0 < limit <= self._gap_length
@@ -257,6 +257,7 @@ class CacheController(contextlib.AbstractContextManager):
             # Nothing is predicted from, or for, what is not finite: not even where the budget is spent.
             must = not finite or self._predictor.empty
             urgent = forced or (now.changed and self._budget.change_is_urgent())
+            urgent = urgent or (jumped and self._budget.noise_is_urgent())
             urgent = urgent or (outside and not self._budget.places_window)
             computing = self._budget.should_compute(step, urgent) or must
             if computing:
@@ -266,12 +267,12 @@ class CacheController(contextlib.AbstractContextManager):
                     "target_speedup allows for too few evaluations to compute all that are outside of start_percent "
                     "and end_percent; some are predicted"
                 )
-            elif forced or now.changed:
+            elif forced or now.changed or jumped:
                 self._warn_once(
                     "target_speedup does not suffice: a step that had better be computed is predicted, if it can be"
                 )
             return not computing, None
-        forced = forced or now.changed or outside
+        forced = forced or now.changed or jumped or outside
         in_range = config.warmup_steps <= step < self.total_steps - 1
         if forced or not in_range or config.threshold == 0 or not self._predictor.ready:
             return False, None

@@ -45,6 +45,8 @@ RIDGE = 1e-3
 FORGETTING_FACTOR = 0.5
 # Of x's moves, from which on a sampler of which nothing is known adds noise: those that add none have 0.06 at most.
 NOISE_PART = 0.15
+# By how many times as much x moves where a level rises by noise as along v; by 1 without.
+NOISE_IN_RISE = 1.5
 # The influence on the final latent from which on nothing is skipped under a threshold: of Euler's steps, the last two.
 # It is never more than a part of the run.
 DECISIVE, DECISIVE_PART = 0.35, 0.2
@@ -212,15 +214,25 @@ class Forecast(Predictor):
             return None
         return final_error(response, self._steps.times, self._steps.computed, gaps, self._seen)
 
-    def advance(self, sigma: float | None, comparable: bool) -> None:
+    def advance(self, sigma: float | None, comparable: bool, input_change: Sequence[float] | None) -> None:
         self._steps.advance(sigma)
         self._gains.advance(self._steps.sigmas)
-        self.jumped = self._steps.risen
+        self.jumped = self._steps.risen or self._raised_by_noise(input_change)
         if self.jumped:
             self._correction.forget()
             self._another_x = True
             self._seen = None
         self._comparable = comparable and not self.jumped
+
+    def _raised_by_noise(self, input_change: Sequence[float] | None) -> bool:
+        """Whether noise was added where the level is back at one where it just was. Samplers that looked ahead come
+        back there along v. Of one whose response is known it is known where it adds noise.
+        """
+        rise = self._steps.rise
+        if not rise or self._steps.response is not None or input_change is None or self.output_norm is None:
+            return False
+        moves = zip(input_change, self.output_norm, strict=True)
+        return any(moved > NOISE_IN_RISE * rise * norm for moved, norm in moves)
 
     def forget_response(self) -> None:
         self._steps.response, self._end = None, math.inf

@@ -59,9 +59,9 @@ class Predictor(abc.ABC):
         """Learn from the numbers of the last computed evaluation. comparable: as in `advance` there, and all finite."""
 
     @abc.abstractmethod
-    def advance(self, sigma: float | None, comparable: bool) -> None:
+    def advance(self, sigma: float | None, comparable: bool, input_change: Sequence[float] | None) -> None:
         """Go on to evaluation n at this noise level. comparable: the network is asked the same as at i, and x and the
-        outputs there are finite.
+        outputs there are finite. input_change: ||x_n - x_(n-1)||, None where there was no evaluation before.
         """
 
     def forget_response(self) -> None:
@@ -83,7 +83,7 @@ class Predictor(abc.ABC):
 
     @abc.abstractmethod
     def errors(self, input_change: Sequence[float]) -> list[float]:
-        """E at n if it is skipped, one number per part; NaN if unknown. input_change: ||x_n - x_(n-1)||."""
+        """E at n if it is skipped, one number per part; NaN if unknown. input_change: as in `advance`."""
 
     @abc.abstractmethod
     def commit(self, skipping: bool) -> None:

@@ -68,11 +68,17 @@ class StepHistory:
         return self.response is not None and len(self.sigmas) == len(self.response.sigmas)
 
     @property
-    def risen(self) -> bool:
-        """Whether the noise level went up against the run's direction: noise was added, and x is another one."""
-        before = self.sigmas[-4:-1]
+    def rise(self) -> float:
+        """By how much the noise level went up against the run's direction; 0 if it did not."""
+        if len(self.sigmas) < 3 or self.sigmas[-1] <= self.sigmas[-2] * (1 + SAME_LEVEL):
+            return 0.0
         first = next((after - level for level, after in pairwise(self.sigmas[:-1]) if after != level), 0.0)
-        return first < 0 and self.sigmas[-1] > max(before) * (1 + SAME_LEVEL)
+        return self.sigmas[-1] - self.sigmas[-2] if first < 0 else 0.0
+
+    @property
+    def risen(self) -> bool:
+        """Whether it went up beyond where it just was: noise was added, and x is another one."""
+        return bool(self.rise) and self.sigmas[-1] > max(self.sigmas[-4:-1]) * (1 + SAME_LEVEL)
 
     def weights(self, indices: list[int]) -> list[float]:
         """By how much D at each of these evaluations k < n changes x at n + 1, relative to D at n.

@@ -13,6 +13,7 @@ UNKNOWN = 10_000  # steps
 # Where another run goes on, nothing makes up for the last gap of this one. In shorter ones that would leave no gap.
 SHORT_PIECE = 5  # steps
 STRIDE_MARGIN = 1e-2  # steps
+LOOKS_AHEAD = 4  # evaluations that may lie between a level and the next one that is no further along
 ROUNDED_UP = 1 + ROUNDED
 MAX_CHURN = 1.02 * 2**0.5  # times the level of the schedule, as in k-diffusion, but for rounding
 
@@ -110,11 +111,14 @@ class Schedule:
 class Strides:
     """How far a sampler goes along its schedule from one evaluation to the next, as noise levels tell: some leave
     levels out, or go on between two of them. Others tell the network a level that is not theirs, now further ahead and
-    now less: they take no fewer steps.
+    now less: they take no fewer steps. And where one looks ahead and comes back, the way there is no stride.
     """
 
     def __init__(self, schedule: Schedule):
-        self._schedule, self._position, self._longest = schedule, None, 0.0
+        self._schedule, self._longest = schedule, 0.0
+        self._positions: list[float] = []  # of its last evaluations
+        self._stride = 0.0  # to the last one; it is one once the sampler goes on from there
+        self._comes_back = False  # whether it was seen to look ahead
 
     def may_end(self, sigma: float, step: int) -> bool:
         """Whether as long a stride as the longest so far leads from this noise level to the end; where some were longer
@@ -123,13 +127,20 @@ class Strides:
         position = self._schedule.position(sigma)
         if position is None:
             return False
-        stride = 0.0 if self._position is None else position - self._position
-        self._position, self._longest = position, max(self._longest, stride)
-        if self._longest < 1 + STRIDE_MARGIN:
-            return position + self._longest > self._schedule.steps - STRIDE_MARGIN
+        before = self._positions
+        if before and position < before[-1]:
+            self._comes_back, self._stride = True, 0.0
+        self._longest = max(self._longest, self._stride)
+        self._stride = stride = position - max((one for one in before if one <= position), default=position)
+        self._positions = [*before[1 - LOOKS_AHEAD :], position]
+        longest = self._longest if self._comes_back else max(self._longest, stride)
+        if stride > longest + STRIDE_MARGIN:  # it looks ahead once more
+            return False
+        if longest < 1 + STRIDE_MARGIN:
+            return position + longest > self._schedule.steps - STRIDE_MARGIN
         # One that evaluates above its levels, after it added noise, is behind them, and takes longer strides later.
         leaves_out = position - step >= 1 or min(stride - 1, position - step) > STRIDE_MARGIN
-        return leaves_out and position + self._longest > self._schedule.steps - 1
+        return leaves_out and position + longest > self._schedule.steps - 1
 
 
 class StepCounter:

@@ -1,6 +1,7 @@
 """Samplers whose noise levels are not those of a plain schedule, each evaluated once."""
 
 import functools
+import itertools
 import json
 import logging
 import math
@@ -8,7 +9,7 @@ import math
 import pytest
 import torch
 from closeness import psnr
-from sampling import BUDGET, STEPS, THRESHOLD_OR_BUDGET, both, check_counts, guiding, log_of, pair, schedule
+from sampling import BUDGET, HALF, STEPS, THRESHOLD_OR_BUDGET, both, check_counts, guiding, log_of, pair, schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -108,6 +109,23 @@ def test_restarts(comfy, tiny, run, name, low, high, restarts, widgets):
         assert psnr(cached.latent, plain.latent) > 10
 
 
+@pytest.mark.parametrize("widgets", [HALF, dict(threshold=0.3, warmup_steps=2)], ids=["budget", "threshold"])
+@pytest.mark.parametrize("name", ["SD15", "Flux"])
+def test_short_restarts(comfy, tiny, run, name, widgets):
+    """Noise is added at the seventh and the eleventh level, back to the one that is two before. Catches a latent full
+    of new noise that is answered from the one before, as the level is no higher than where the sampler just was.
+    """
+    scene = tiny(name)
+    sigmas = schedule(comfy, scene)[[*range(8), 5, 6, *range(7, 12), 9, 10, *range(11, STEPS + 1)]]
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    plain = run(scene, make_guider, restarting, sigmas)
+    cached = run(scene, make_guider, restarting, sigmas, **widgets)
+    trace = cached.report["trace"]
+    risen = [after for before, after in itertools.pairwise(trace) if after["sigma"] > before["sigma"]]
+    assert len(trace) == STEPS + 4 and len(risen) == 2 and all(record["computed"] for record in risen)
+    assert cached.report["computed"] <= len(trace) * 0.7 and psnr(cached.latent, plain.latent) > 31
+
+
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2", "heunpp2"])
 def test_nearly_everything_is_skipped_with_two_evaluations_per_step(tiny, run, sampler):
     """Catches steps that are counted twice, and a division by zero where hardly anything is computed."""
@@ -150,6 +168,38 @@ def test_the_last_of_several_evaluations_per_step(tiny, run, count, speedup):
     evaluations = (count + 1) * STEPS
     assert cached.report["evaluations"] == evaluations and cached.report["trace"][-1]["computed"]
     assert math.ceil(evaluations / speedup) - 2 <= cached.report["computed"] <= math.ceil(evaluations / speedup)
+
+
+@torch.no_grad()
+def looking_ahead(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Ancestral steps of second order, of flow models: the second look is far ahead; noise leads back from there."""
+    rng, one = torch.Generator().manual_seed(6), x.new_ones([len(x)])
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = model(x, sigma * one, **extra_args)
+        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        if following == 0:
+            return denoised
+        down = 0.5 * following
+        between = (sigma * down).sqrt()
+        ahead = x + (between - sigma) * (x - denoised) / sigma
+        x = x + (down - sigma) * (ahead - model(ahead, between * one, **extra_args)) / between
+        kept = (1 - following) / (1 - down)
+        x = kept * x + (following**2 - (kept * down) ** 2).sqrt() * torch.randn(x.shape, generator=rng)
+
+
+@pytest.mark.parametrize("speedup", [2.0, 3.0])
+@pytest.mark.parametrize("scheduler", ["simple", "beta"])
+def test_a_sampler_that_looks_ahead(comfy, tiny, run, scheduler, speedup):
+    """Catches the way to its second look being taken for its stride, each of which could be the last one: the budget is
+    spent on these, more than it allows, and nothing is left for the end.
+    """
+    scene = tiny("Flux")
+    sigmas = comfy.node("BasicScheduler", scene.model, scheduler, STEPS, 1.0)[0]
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    cached = run(scene, make_guider, looking_ahead, sigmas, target_speedup=speedup)
+    evaluations, trace = 2 * STEPS - 1, cached.report["trace"]
+    assert len(trace) == evaluations and trace[-1]["computed"]
+    assert cached.report["computed"] <= math.ceil(evaluations / speedup)
 
 
 LEVELS = {
