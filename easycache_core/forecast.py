@@ -45,7 +45,7 @@ RIDGE = 1e-3
 FORGETTING_FACTOR = 0.5
 # Of x's moves, from which on a sampler of which nothing is known adds noise: those that add none have 0.06 at most.
 NOISE_PART = 0.15
-# By how many times as much x moves where a level rises by noise as along v; by 1 without.
+# By how many times as much x moves where a level rises by noise as it did where the level fell; by 1 without.
 NOISE_IN_RISE = 1.5
 # The influence on the final latent from which on nothing is skipped under a threshold: of Euler's steps, the last two.
 # It is never more than a part of the run.
@@ -157,6 +157,7 @@ class Forecast(Predictor):
         self._offset_at_i = 0.0
         self._gap_closed: tuple[float, float | None] = 0.0, None  # gain and r of the gap between the two
         self._comparable = True
+        self._pace: list[float] | None = None  # ||change of x|| per change of sigma, where that fell last
         self._times: Counter[str] = Counter()  # how often each branch was computed
         self._another_x = False  # whether noise was added since i: no line leads on from there
         self._seen: dict[int, Seen] | None = {}  # at computed evaluations; None once something else made a difference
@@ -226,13 +227,17 @@ class Forecast(Predictor):
 
     def _raised_by_noise(self, input_change: Sequence[float] | None) -> bool:
         """Whether noise was added where the level is back at one where it just was. Samplers that looked ahead come
-        back there along v. Of one whose response is known it is known where it adds noise.
+        back as they went. Of one whose response is known it is known where it adds noise.
         """
-        rise = self._steps.rise
-        if not rise or self._steps.response is not None or input_change is None or self.output_norm is None:
+        rise, sigmas = self._steps.rise, self._steps.sigmas[-2:]
+        if self._steps.response is not None or input_change is None:
             return False
-        moves = zip(input_change, self.output_norm, strict=True)
-        return any(moved > NOISE_IN_RISE * rise * norm for moved, norm in moves)
+        if rise and self._pace is not None:
+            moves = zip(input_change, self._pace, strict=True)
+            return any(moved > NOISE_IN_RISE * rise * pace for moved, pace in moves)
+        if sigmas[0] != sigmas[-1]:
+            self._pace = [moved / abs(sigmas[0] - sigmas[-1]) for moved in input_change]
+        return False
 
     def forget_response(self) -> None:
         self._steps.response, self._end = None, math.inf
