@@ -80,6 +80,8 @@ class Questions:
     def __init__(self):
         self._newest: dict[int, Question] = {}  # of each line; the line asked last at the end
         self._lines = 0
+        self._here: list[int] = []  # lines, in the order in which this evaluation asked them
+        self._before: list[int] = []  # and the one before it
 
     def line_of(self, arguments: dict, answered: Container[int]) -> tuple[int, bool]:
         """(line, whether it is a new one). answered: lines asked already in this evaluation: their moving values do not
@@ -89,8 +91,10 @@ class Questions:
         asked = Question(arguments, [one for _, one in recent])
         alike = [(line, one, asked.changes(one)) for line, one in recent if one.form == asked.form]
         same = next((line for line, _, changes in alike if not changes), None)
+        if not answered:
+            self._here, self._before = [], self._here
         if same is not None:
-            self._take_turns(self._newest[same], *recent[0])
+            self._take_turns(same)
             return self._keep(same, self._newest.pop(same)), False
         alike = [one for one in alike if one[0] not in answered]
         if alike:
@@ -101,14 +105,16 @@ class Questions:
         self._lines += 1
         return self._keep(self._lines, asked), True
 
-    @staticmethod
-    def _take_turns(asked: Question, line: int, last: Question) -> None:
-        """What differs between a question that comes back and the one asked last is not moving."""
-        turning = asked.changes(last) if asked.form == last.form else {}
+    def _take_turns(self, line: int) -> None:
+        """What differs between a question that comes back and the one asked in its place before is not moving."""
+        before = self._before[len(self._here) :][:1]
+        asked, last = self._newest[line], self._newest.get(before[0] if before else line)
+        turning = asked.changes(last) if last is not None and asked.form == last.form else {}
         for one in (asked, last) if turning else ():
             one.moves = [-math.inf if i in turning else moves for i, moves in enumerate(one.moves)]
 
     def _keep(self, line: int, question: Question) -> int:
+        self._here.append(line)
         self._newest[line] = question
         if len(self._newest) > MAX_LINES:
             self._newest.pop(next(iter(self._newest)))
