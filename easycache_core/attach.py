@@ -215,7 +215,7 @@ class Attachment:
         others = {"": str([(one.shape, one.dtype) for one in x]), **self._arguments.others(args, kwargs)}
         here = [one for one in self._histories[::-1] if one.matches(timestep, x)]
         history = next((one for one in here if not one.aside), None)
-        if history is None and self._evaluations and self._starts_over(timestep):
+        if history is None and self._histories and self._starts_over(timestep, x):
             self.reset()
         line, new = self._questions.line_of(others, () if history is None else history.asked)
         computing = False
@@ -237,8 +237,11 @@ class Attachment:
             output = self._run_network(args, kwargs)
             history.layout = self._layout(history.x, output, args, kwargs)
         if opening:
-            force, history.cache_miss = history.cache_miss or output is not None, False
-            self._begin(history, force or computing)
+            if history.misses > 1:  # a budget that is spent would not compute it, and so never again have all of it
+                controller.reset_cache()
+            force = history.cache_miss or output is not None or computing
+            history.cache_miss = False
+            self._begin(history, force)
         if not history.computing and output is None and controller.has(f"{branch} 0"):
             try:
                 return self._predicted(branch, history)
@@ -378,13 +381,20 @@ class Attachment:
         for branch, output in first:
             self._store(branch, history, output)
 
-    def _starts_over(self, timestep: float) -> bool:
-        """Whether the timestep is that of another run's beginning."""
+    def _starts_over(self, timestep: float, x: list[torch.Tensor]) -> bool:
+        """Whether another run begins here."""
         last, first = self._timestep, self._first_timestep
-        if timestep == first != last:
+        if timestep == first != last or all(history.came_to_nothing for history in self._histories):
             return True
         turned = (timestep - last) * (last - first) < 0 or last == first
-        return turned and max(history.evaluations for history in self._histories) >= self._total_steps
+        if turned and max(history.evaluations for history in self._histories) >= self._total_steps:
+            return True
+        moved = [history for history in self._histories if history.has_moved]
+        if not moved or not all(one.is_back(timestep) for one in moved) or moved[0].controller.shared:
+            return False
+        # Of another schedule, unless latents take turns that have timesteps of their own. Ranks might not agree.
+        sample = sample_of(x)
+        return not any(one.leads_to(x) or one.takes_turns(sample) for one in moved)
 
     def _begin(self, history: History, force: bool = False) -> None:
         (_, x), *_ = self._inputs(history)
@@ -393,6 +403,8 @@ class Attachment:
         response = history.asked_at.response_at(step)
         if response is not None:  # it takes turns with others
             history.controller.follow(response)
+        # How answers changed over steps of other questions is no guide; a budget is spent better elsewhere.
+        force = force or (history.unsettled and not self._config.target_speedup)
         history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force, changed=changed)
         history.decided = True
         self._evaluations.append((history, history.records))

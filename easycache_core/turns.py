@@ -20,6 +20,8 @@ from .samples import distance
 FAR = 1.0  # a latent that moved further since it was seen last may be another one
 LONG_STEP = 0.25
 NEAR = 0.02  # asked again at one timestep a latent has moved less, or no more than twice as far as in its last step
+NOISED = 0.7  # or, where noise is added there, less than this
+NEARER = 0.5  # of the distance from another latent
 TRAIL = 4  # evaluations that are remembered, so many latents can be told apart that take turns from step to step
 MAX_HISTORIES = 64  # each holds tensors
 
@@ -29,8 +31,9 @@ class History:
 
     x, timestep: of its newest evaluation, which other calls with both belong to. asked: how often each line was asked
     there. decided: whether it is known if the network runs there. aside: whether it is of a question that other
-    evaluations leave out at times. step, gap: the sampler's step it was at, and how many steps before that was left
-    out.
+    evaluations leave out at times. step, gap: the sampler's step it was at, and how many steps after the one before.
+    came_back: whether those were more than the time before: other questions have led the latent elsewhere meanwhile.
+    unsettled: whether it came back at the evaluation before.
     """
 
     def __init__(self, controller: CacheController, line: int, asked_at: AskedAt):
@@ -40,16 +43,18 @@ class History:
         self.timestep: float | None = None
         self.sigma: float | None = None
         self.asked: Counter[int] = Counter()
-        self.decided = self.aside = False
+        self.decided = self.aside = self.came_back = self.unsettled = False
         self.templates: dict = {}  # by branch: what a call returned beside its predictions
         self.step, self.gap, self.evaluations, self.records = -1, 1, 0, 0
         self.computing = True
         self.weights: torch.Tensor | None = None  # a sample of the network's, where it ran last
         self.cache_miss = False  # whether its evaluation asked for something that was not in the cache
+        self.misses = 0  # how many evaluations in a row did
         self.first: list = []  # (branch, output) of its first evaluation, until it is seen which part of x is latent
         self._asked_before: Counter[int] = Counter()
         self._absences = Absences()  # of lines
         self._trail: list[torch.Tensor] = []  # of its last evaluations
+        self._start: list[float] = []  # its first timestep, and the second one
         self._path = Path()  # from its newest evaluation
         self._moved = 0.0  # by how far, when the timestep last changed; 0 if it was too far for a step
         self._far = 0  # how often in a row that was too far
@@ -90,13 +95,18 @@ class History:
             self._moved = moved if moved < LONG_STEP else 0.0
         self._trail = [*self._trail[1 - TRAIL :], sample]
         self._absences.next_evaluation()
+        self.misses = self.misses + 1 if self.cache_miss else 0
         if self._failed:  # it is not whole
             self.controller.reset_cache()
         else:
             self._asked_before = self.asked
         self.asked = Counter()
         self.decided = self._failed = False
-        self.gap, self.step = step - self.step if self.evaluations else 1, step
+        gap = step - self.step if self.evaluations else 1
+        self.came_back, self.unsettled = gap > self.gap, self.came_back
+        self.gap, self.step = gap, step
+        if len(self._start) < 2 and timestep not in self._start:
+            self._start.append(timestep)
         self.x, self.timestep, self._open = [one.detach().clone() for one in x], timestep, True
         self.evaluations += 1
 
@@ -108,15 +118,30 @@ class History:
 
     def leads_to(self, x: list[torch.Tensor]) -> bool:
         """Whether a sampler that adds no noise may go to x from its newest evaluation; Path.leads_to."""
-        return self.has_shapes_of(x) and self._path.leads_to(self.layout.groups(x))
+        return bool(self._path) and self.has_shapes_of(x) and self._path.leads_to(self.layout.groups(x))
 
     def is_turned(self, x: list[torch.Tensor]) -> bool:
         """Whether x lies another way than at its newest evaluation; Path.is_turned."""
-        return self.has_shapes_of(x) and self._path.is_turned(self.layout.groups(x))
+        return bool(self._path) and self.has_shapes_of(x) and self._path.is_turned(self.layout.groups(x))
 
     def fail(self) -> None:
         """Something failed in its evaluation. Who tries again asks for the same answers, and goes on with it."""
         self._failed, self.asked = True, Counter()
+
+    @property
+    def came_to_nothing(self) -> bool:
+        """Whether it failed in its first evaluation, and was not tried again."""
+        return self._failed and self.evaluations == 1
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether it was asked about at two timesteps."""
+        return len(self._start) == 2
+
+    def is_back(self, timestep: float) -> bool:
+        """Whether the timestep lies where it began, or before that: on that side of its second one. It has moved."""
+        first, second = self._start
+        return all((timestep - one) * (second - first) < 0 for one in (second, self.timestep))
 
     def release(self) -> None:
         """Let go of every tensor."""
@@ -143,12 +168,17 @@ class History:
             return moved > FAR and self._far < TRAIL
         return moved > 3 * self._moved and any(moved > 0.5 * other.distance(sample) for other in others)
 
-    def goes_on_with(self, sample: torch.Tensor) -> bool:
+    def goes_on_with(self, sample: torch.Tensor, others: list["History"]) -> bool:
         """Whether it is the latent of its newest evaluation that is asked about again at the same timestep, as samplers
-        of second order do; else it is another one, such as the next tile.
+        do that are of second order, or add noise there; else it is another one, such as the next tile. Tiles are there
+        from the first timestep on. others: histories of other latents.
         """
+        moved = self.distance(sample)
         whole = all(self.asked[line] >= times for line, times in self._asked_before.items() if line == self.line)
-        return whole and self.distance(sample) <= max(NEAR, 2 * self._moved)
+        if not whole or moved <= max(NEAR, 2 * self._moved):
+            return whole
+        nearer = moved < NOISED and all(moved < NEARER * other.distance(sample) for other in others)
+        return self.has_moved and nearer and not self.takes_turns(sample)
 
 
 def choose(
@@ -165,15 +195,20 @@ def choose(
     def nearest(among):
         return among[0] if len(among) == 1 else min(among, key=lambda one: one.distance(sample))
 
-    ours = [one for one in histories if one.line == line]
+    # Cond and uncond may come in either order.
+    ours = [one for one in histories if one.line == line or one.asked[line]]
     if not ours:
-        # At the next step a question may take the place of another; one that was asked along with it is known.
-        before = histories if new else [one for one in histories if one.asked[line]]
-        return (None, "") if same_step or not before else (nearest(before), "another question" if new else "")
+        # At the next step a question may take the place of another.
+        return (nearest(histories), "another question") if new and histories and not same_step else (None, "")
     waiting = [one for one in ours if one.timestep != timestep]
+    if len(waiting) < len(ours):
+        there = nearest([one for one in ours if one.timestep == timestep])
+        again = there.goes_on_with(sample, [one for one in ours if one is not there])
+        if again and all(there.distance(sample) < NEARER * one.distance(sample) for one in waiting):
+            return there, ""
     if not waiting:
-        history = nearest(ours)
-        return (history if history.goes_on_with(sample) else None), ""
+        return None, ""
+    waiting = [one for one in waiting if one.line == line] or waiting
     history = nearest(waiting)
     others = [one for one in ours if one is not history]
     if history.leads_to(x) or (adds_noise and not others):

@@ -1,5 +1,6 @@
 """attach: the cache on any module, called as samplers of all kinds call theirs."""
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -516,6 +517,66 @@ def test_runs_after_one_another():
         distilled(network, noise(), torch.tensor(0.5))
         cache.reset()
         assert torch.equal(euler(network, two_calls), first)
+
+
+class FailsOnce(Network):
+    fails = False
+
+    def forward(self, x, t, text):
+        if self.fails:
+            self.fails = False
+            raise MemoryError
+        return super().forward(x, t, text)
+
+
+@pytest.mark.parametrize("ask", [distilled, two_calls])
+@pytest.mark.parametrize("given_up", [0, 1, 11], ids=["at once", "soon", "later"])
+@pytest.mark.parametrize("start", [0.7, 1.0], ids=["from above", "from the same level"])
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_a_run_after_one_that_failed(ask, given_up, start, predictor):
+    """Without a word to the cache, and by another schedule, which begins at a higher level or at the same one. Catches
+    a run without a warm-up, and one whose last step is not where it is supposed.
+    """
+    config = CacheConfig(threshold=0.1, warmup_steps=5, predictor=predictor)
+    schedule = TIMES**1.2
+    with attach(network := FailsOnce(), config, STEPS, sigma_of=float) as cache:
+        expected, trace = euler(network, ask, schedule[0] * noise(), schedule), cache.trace
+    with attach(network := FailsOnce(), config, STEPS, sigma_of=float) as cache:
+        x = start * euler(network, ask, noise().flip(-1), (start * TIMES)[: given_up + 1])
+        network.fails = True
+        with contextlib.suppress(MemoryError):  # where it is not predicted
+            ask(network, x, start * TIMES[given_up])
+        network.fails = False
+        assert torch.equal(euler(network, ask, schedule[0] * noise(), schedule), expected)
+        assert cache.trace == trace
+
+
+def test_a_latent_whose_first_answer_fails():
+    """Another one is there beside it. Catches an error of our own at the next step."""
+    network, xs = FailsOnce(), (noise(), noise().flip(-1))
+    with attach(network, PAPER, STEPS):
+        network(xs[0], TIMES[0], COND)
+        network.fails = True
+        with pytest.raises(MemoryError):
+            network(xs[1], TIMES[0], UNCOND)
+        for x, text in zip(xs, (COND, UNCOND), strict=True):
+            assert torch.equal(network(x, TIMES[1], text), Network()(x, TIMES[1], text))
+
+
+@pytest.mark.parametrize("speedup", [4.6, 7.0])
+@pytest.mark.parametrize("response", [None, euler_response(TIMES.tolist())], ids=["", "with a response"])
+def test_guidance_that_begins_when_a_budget_is_spent(response, speedup):
+    """Catches an uncond that is computed at each step, and never kept, beside a cond that is predicted from long ago:
+    three quarters of the steps then cost a call, and count as computed.
+    """
+    steps = iter(range(STEPS))
+
+    def ask(network, x, t):
+        return two_calls(network, x, t) if next(steps) >= STEPS // 2 else distilled(network, x, t)
+
+    with attach(Network(), CacheConfig(target_speedup=speedup), STEPS, sigma_of=float, response=response) as cache:
+        euler(cache._module, ask)
+    assert cache.computed <= -(-STEPS // speedup) + 3
 
 
 def test_evaluations_past_the_end_are_computed(caplog):
