@@ -237,7 +237,7 @@ class Attachment:
             output = self._run_network(args, kwargs)
             history.layout = self._layout(history.x, output, args, kwargs)
         if opening:
-            if history.misses > 1:  # a budget that is spent would not compute it, and so never again have all of it
+            if history.lacking:  # a budget that is spent would not compute it, and so never again have all of it
                 controller.reset_cache()
             force = history.cache_miss or output is not None or computing
             history.cache_miss = False
@@ -258,6 +258,7 @@ class Attachment:
                 output = self._store(branch, history, output)
         else:
             history.cache_miss = True
+            history.missed.add(line)
             history.answer(history.layout.groups([one.detach() for one in predictions_of(output)]))
             controller.count_as_computed()
         return output

@@ -49,10 +49,12 @@ class History:
         self.computing = True
         self.weights: torch.Tensor | None = None  # a sample of the network's, where it ran last
         self.cache_miss = False  # whether its evaluation asked for something that was not in the cache
-        self.misses = 0  # how many evaluations in a row did
+        self.missed: set[int] = set()  # lines of which it was so
+        self.lacking: set[int] = set()  # and those of which it was at the last two
         self.first: list = []  # (branch, output) of its first evaluation, until it is seen which part of x is latent
         self._asked_before: Counter[int] = Counter()
         self._absences = Absences()  # of lines
+        self._missed_before: set[int] = set()
         self._trail: list[torch.Tensor] = []  # of its last evaluations
         self._start: list[float] = []  # its first timestep, and the second one
         self._path = Path()  # from its newest evaluation
@@ -95,7 +97,8 @@ class History:
             self._moved = moved if moved < LONG_STEP else 0.0
         self._trail = [*self._trail[1 - TRAIL :], sample]
         self._absences.next_evaluation()
-        self.misses = self.misses + 1 if self.cache_miss else 0
+        self.lacking = self.missed & self._missed_before
+        self._missed_before, self.missed = self.missed, set()
         if self._failed:  # it is not whole
             self.controller.reset_cache()
         else:
