@@ -45,34 +45,53 @@ class TellingValues:
 
 class SettledValues:
     """Whether a question is asked with other values than where it was computed last, but for those that move on
-    with the steps: at least three, of which none comes back, in few evaluations each.
+    with the steps: at least three, of which none comes back, in few evaluations each; or two that alternate from one
+    evaluation to the next, as the number of a look within a step does. What those change, if anything, is in all that
+    is seen of how answers change.
     """
 
     _DWELL = 2.5  # evaluations per value
+    _ALTERNATIONS = 4
 
     def __init__(self):
         self._evaluations = 0
         self._seen: dict[object, list] = {}  # values by name, the present one at the end unless one came back
         self._staying: set = set()  # names of values that came back
         self._moving: set = set()
+        self._alternations: dict[object, int] = {}  # by name, of values that do nothing else
         self._now: dict = {}
         self._computed: dict | None = None
 
     def observe(self, values: dict) -> None:
         """The next evaluation has these."""
+        before, self._now = self._now, values
         self._evaluations += 1
-        self._now = values
         for name, value in values.items():
-            if name not in self._staying and name not in self._moving:
+            if name in self._alternations:
+                self._go_on_alternating(name, value, before.get(name))
+            elif name not in self._staying and name not in self._moving:
                 self._look(name, value, self._seen.setdefault(name, []))
 
     def _look(self, name, value, seen: list) -> None:
         if value in seen[:-1]:
-            self._staying.add(name)
+            if len(seen) == 2:
+                self._alternations[name] = 1
+            else:
+                self._staying.add(name)
         elif value not in seen:
             seen.append(value)
             if len(seen) > 2 and self._evaluations <= self._DWELL * len(seen):
                 self._moving.add(name)
+
+    def _go_on_alternating(self, name, value, before) -> None:
+        if value in self._seen[name] and value != before:
+            self._alternations[name] += 1
+            if self._alternations[name] >= self._ALTERNATIONS:
+                self._moving.add(name)
+        else:
+            del self._alternations[name]
+            self._moving.discard(name)
+            self._staying.add(name)
 
     def on_computed(self) -> None:
         self._computed = self._now

@@ -283,3 +283,29 @@ def test_a_callback_that_writes_to_what_it_is_given(comfy, tiny):
         reports.append(json.loads(comfy.node("EasyCacheReport", model, {"samples": latent})[2]))
     assert reports[0]["closeness"] is not None
     assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize("matters", [False, True])
+def test_a_number_in_the_options_that_alternates(tiny, run, matters):
+    """From one evaluation to the next, as the number of a look within a step does. Catches a threshold that skips
+    nothing where it only tells which look it is, or one that skips as much where the answer goes by it.
+    """
+    scene = tiny("Flux")
+
+    def wrapper(network, given):
+        look = given["c"]["transformer_options"].get("look", 0)
+        return network(given["input"], given["timestep"], **given["c"]) * (1.0 + 0.5 * look * matters)
+
+    def patch(model):
+        model = model.clone()
+        model.set_model_unet_function_wrapper(wrapper)
+        return model
+
+    def predict(guider, step, x, timestep, options):
+        given = {**options, "transformer_options": {**options["transformer_options"], "look": step % 2}}
+        return guided(guider, x, timestep, given)
+
+    plain = uncached(run, scene, counting(predict), patch=patch)
+    cached = run(scene, counting(predict), patch=patch, threshold=0.15, warmup_steps=2)
+    assert psnr(cached.latent, plain.latent) > 35
+    assert (cached.report["skipped"] > STEPS / 4) == (not matters)
