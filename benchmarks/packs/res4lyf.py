@@ -24,6 +24,7 @@ def cases(host):
     yield case("res_2m", sampler_name="res_2m")
     yield case("res_2m, eta 0, simple", sampler_name="res_2m", eta=0.0, scheduler="simple")
     yield case("res_2s", sampler_name="res_2s")
+    yield case("res_2s, eta 0", sampler_name="res_2s", eta=0.0)
     yield case("res_3s, eta 0", sampler_name="res_3s", eta=0.0)
     yield case("deis_3m, eta 0", sampler_name="deis_3m", eta=0.0)
     yield case("gauss-legendre_2s, eta 0", sampler_name="gauss-legendre_2s", eta=0.0)

@@ -1,11 +1,12 @@
-"""Models, samplers, prompts, patches and settings in combinations that nobody chose."""
+"""Models, samplers, prompts, patches, settings and habits in combinations that nobody chose."""
 
+import copy
 import math
 import random
 
 import pytest
 import torch
-from sampling import uncached
+from sampling import PROMPTS, answering_by_prompt, ask, counting, pair, uncached
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -14,7 +15,7 @@ SAMPLERS = ("euler", "dpmpp_2m", "uni_pc", "heun", "euler_ancestral", "dpmpp_2m_
 SCHEDULERS = ("simple", "karras", "beta", "linear_quadratic")
 PATCHES = (None, "APG", "CFGZeroStar", "RescaleCFG", "Mahiro", "Epsilon Scaling")
 GUIDERS = ("CFGGuider", "BasicGuider", "DualCFGGuider")
-PROMPTS = ("one", "strengths", "areas", "ranges")
+PROMPT_KINDS = ("one", "strengths", "areas", "ranges")
 SETTINGS = (
     dict(threshold=0.1, warmup_steps=2),
     dict(threshold=0.3, warmup_steps=1, max_consecutive_skips=2),
@@ -59,7 +60,7 @@ def test_whatever_meets(comfy, tiny, run, seed):
     """
     rng = random.Random(seed)
     scene, sampler, steps = tiny(rng.choice(FAMILIES)), rng.choice(SAMPLERS), rng.choice((5, 9, 14))
-    guider, prompt, patch = rng.choice(GUIDERS), rng.choice(PROMPTS), rng.choice(PATCHES)
+    guider, prompt, patch = rng.choice(GUIDERS), rng.choice(PROMPT_KINDS), rng.choice(PATCHES)
     shape = scene.latent["samples"].shape
     areas = len(shape) == 4  # of videos, some have no areas in time
     prompt = prompt if areas or prompt != "areas" else "one"
@@ -89,3 +90,107 @@ def test_whatever_meets(comfy, tiny, run, seed):
     if "target_speedup" in widgets:
         evaluations, allowed = first.report["evaluations"], first.report["evaluations"] / widgets["target_speedup"]
         assert first.report["computed"] <= max(2, math.ceil(allowed - 1e-9)), f"of {evaluations} evaluations"
+
+
+PROMPT_AT = {
+    "one": lambda step: "positive",
+    "two in turn": lambda step: ("positive", "other")[step % 2],
+    "two by two": lambda step: ("positive", "other")[step // 2 % 2],
+    "another one later": lambda step: ("positive", "other")[step >= 5],
+}
+NEGATIVE_AT = {
+    "always": lambda step: True,
+    "at every other step": lambda step: step % 2 == 0,
+    "at first": lambda step: step < 5,
+    "later": lambda step: step >= 4,
+}
+ANSWERED_BY_ITSELF = {"none": (), "the first ones": (0, 1), "every third one": range(2, 99, 3)}
+CALLS = ("one", "one each", "one each, in changing order")
+
+
+def numbered(options, step):
+    return {**options, "transformer_options": {**options["transformer_options"], "at": step}}
+
+
+OPTIONS = {
+    "as they are": lambda options, step: options,
+    "copied": lambda options, step: copy.deepcopy(options),
+    "with a number": numbered,
+}
+LATENTS = {
+    "the sampler's": lambda x, step: x,
+    "rolled": lambda x, step: x.roll(step, -1),
+    "scaled": lambda x, _: 0.99 * x,
+}
+STEPPING = ("euler", "twice", "ahead and back", "with noise", "back to an earlier level", "flipped")
+
+
+def asking(rng):
+    """A guider's habits: predict(guider, step, x, timestep, options)."""
+    prompt, negative, itself, options, latent = (
+        table[rng.choice((next(iter(table)), *table))]
+        for table in (PROMPT_AT, NEGATIVE_AT, ANSWERED_BY_ITSELF, OPTIONS, LATENTS)
+    )
+    calls = rng.choice(CALLS)
+
+    def predict(guider, step, x, timestep, given):
+        if step in itself:
+            return 0.9 * x
+        names = [prompt(step), *["negative"] * negative(step)]
+        names = names[::-1] if calls == CALLS[2] and step % 2 else names
+        groups = [names] if calls == CALLS[0] else [[name] for name in names]
+        given, x = options(given, step), latent(x, step)
+        answers = {
+            name: one
+            for group in groups
+            for name, one in zip(group, ask(guider, group, x, timestep, given), strict=True)
+        }
+        cond = answers[prompt(step)]
+        return cond + 2.0 * (cond - answers.get("negative", cond))
+
+    return predict
+
+
+def stepping(kind):
+    """A sampler's habit."""
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        rng, one = torch.Generator().manual_seed(3), x.new_ones([len(x)])
+        back = [*range(6), 3, 4, *range(5, len(sigmas))] if kind == STEPPING[4] else range(len(sigmas))
+        for i, (sigma, following) in enumerate(zip(sigmas[back][:-1], sigmas[back][1:], strict=True)):
+            if following > sigma:
+                x = x + (following - sigma) * torch.randn(x.shape, generator=rng)
+                continue
+            denoised = model(x, sigma * one, **extra_args)
+            if kind == "twice":
+                denoised = (denoised + model(x + 0.1 * (denoised - x), sigma * one, **extra_args)) / 2
+            if kind == "ahead and back" and following > 0:
+                ahead = x + (following - sigma) * (x - denoised) / sigma
+                denoised = (denoised + model(ahead, following * one, **extra_args)) / 2
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            x = x + (following - sigma) * (x - denoised) / sigma
+            x = x + 0.3 * following * torch.randn(x.shape, generator=rng) if kind == "with noise" else x
+            x = x.flip(-1) if kind == "flipped" else x
+        return x
+
+    return sampler
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_whatever_a_guider_and_a_sampler_do(comfy, tiny, run, seed):
+    """Catches the same as `test_whatever_meets`."""
+    rng = random.Random(seed)
+    scene, steps = tiny(rng.choice(("SD15", "Flux"))), rng.choice((8, 13))
+    by_prompt = scene is tiny("Flux")
+    prompts = PROMPTS if by_prompt else pair(scene)
+    other = [[text.flip(-1) + 0.3, dict(options)] for text, options in prompts["positive"]]
+    make_guider, widgets = counting(asking(rng), {**prompts, "other": other}), rng.choice(SETTINGS)
+    sigmas = comfy.node("BasicScheduler", scene.model, rng.choice(SCHEDULERS), steps, 1.0)[0]
+    patch = answering_by_prompt if by_prompt else None
+    sampled = dict(sampler=stepping(rng.choice(STEPPING)), sigmas=sigmas, patch=patch)
+    plain = uncached(run, scene, make_guider, **sampled)
+    first, again = (run(scene, make_guider, **sampled, **widgets) for _ in range(2))
+    assert torch.equal(first.latent, again.latent)
+    assert first.calls.total() <= plain.calls.total(), "a negative that is left out at times may be asked along"
+    assert len(first.levels) <= first.report["computed"]
