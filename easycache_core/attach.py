@@ -239,9 +239,7 @@ class Attachment:
         if opening:
             if history.lacking:  # a budget that is spent would not compute it, and so never again have all of it
                 controller.reset_cache()
-            force = history.cache_miss or output is not None or computing
-            history.cache_miss = False
-            self._begin(history, force)
+            self._begin(history, bool(history.missed_before) or output is not None or computing)
         if not history.computing and output is None and controller.has(f"{branch} 0"):
             try:
                 return self._predicted(branch, history)
@@ -257,7 +255,6 @@ class Attachment:
                     history.first.append((branch, copy_of(output)))
                 output = self._store(branch, history, output)
         else:
-            history.cache_miss = True
             history.missed.add(line)
             history.answer(history.layout.groups([one.detach() for one in predictions_of(output)]))
             controller.count_as_computed()

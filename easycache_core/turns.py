@@ -32,8 +32,8 @@ class History:
     x, timestep: of its newest evaluation, which other calls with both belong to. asked: how often each line was asked
     there. decided: whether it is known if the network runs there. aside: whether it is of a question that other
     evaluations leave out at times. step, gap: the sampler's step it was at, and how many steps after the one before.
-    came_back: whether those were more than the time before: other questions have led the latent elsewhere meanwhile.
-    unsettled: whether it came back at the evaluation before.
+    unsettled: whether, at the evaluation before, those were more than the time before: other questions have led the
+    latent elsewhere meanwhile.
     """
 
     def __init__(self, controller: CacheController, line: int, asked_at: AskedAt):
@@ -43,18 +43,17 @@ class History:
         self.timestep: float | None = None
         self.sigma: float | None = None
         self.asked: Counter[int] = Counter()
-        self.decided = self.aside = self.came_back = self.unsettled = False
+        self.decided = self.aside = self.unsettled = self._came_back = False
         self.templates: dict = {}  # by branch: what a call returned beside its predictions
         self.step, self.gap, self.evaluations, self.records = -1, 1, 0, 0
         self.computing = True
         self.weights: torch.Tensor | None = None  # a sample of the network's, where it ran last
-        self.cache_miss = False  # whether its evaluation asked for something that was not in the cache
-        self.missed: set[int] = set()  # lines of which it was so
-        self.lacking: set[int] = set()  # and those of which it was at the last two
+        self.missed: set[int] = set()  # lines that its evaluation asked for, and that were not in the cache
+        self.missed_before: set[int] = set()  # and those of the evaluation before
+        self.lacking: set[int] = set()  # those of the two before
         self.first: list = []  # (branch, output) of its first evaluation, until it is seen which part of x is latent
         self._asked_before: Counter[int] = Counter()
         self._absences = Absences()  # of lines
-        self._missed_before: set[int] = set()
         self._trail: list[torch.Tensor] = []  # of its last evaluations
         self._start: list[float] = []  # its first timestep, and the second one
         self._path = Path()  # from its newest evaluation
@@ -97,8 +96,8 @@ class History:
             self._moved = moved if moved < LONG_STEP else 0.0
         self._trail = [*self._trail[1 - TRAIL :], sample]
         self._absences.next_evaluation()
-        self.lacking = self.missed & self._missed_before
-        self._missed_before, self.missed = self.missed, set()
+        self.lacking = self.missed & self.missed_before
+        self.missed_before, self.missed = self.missed, set()
         if self._failed:  # it is not whole
             self.controller.reset_cache()
         else:
@@ -106,7 +105,7 @@ class History:
         self.asked = Counter()
         self.decided = self._failed = False
         gap = step - self.step if self.evaluations else 1
-        self.came_back, self.unsettled = gap > self.gap, self.came_back
+        self._came_back, self.unsettled = gap > self.gap, self._came_back
         self.gap, self.step = gap, step
         if len(self._start) < 2 and timestep not in self._start:
             self._start.append(timestep)
@@ -121,11 +120,14 @@ class History:
 
     def leads_to(self, x: list[torch.Tensor]) -> bool:
         """Whether a sampler that adds no noise may go to x from its newest evaluation; Path.leads_to."""
-        return bool(self._path) and self.has_shapes_of(x) and self._path.leads_to(self.layout.groups(x))
+        return self._has_path_for(x) and self._path.leads_to(self.layout.groups(x))
 
     def is_turned(self, x: list[torch.Tensor]) -> bool:
         """Whether x lies another way than at its newest evaluation; Path.is_turned."""
-        return bool(self._path) and self.has_shapes_of(x) and self._path.is_turned(self.layout.groups(x))
+        return self._has_path_for(x) and self._path.is_turned(self.layout.groups(x))
+
+    def _has_path_for(self, x: list[torch.Tensor]) -> bool:
+        return bool(self._path) and self.has_shapes_of(x)
 
     def fail(self) -> None:
         """Something failed in its evaluation. Who tries again asks for the same answers, and goes on with it."""
@@ -160,7 +162,7 @@ class History:
     def takes_turns(self, sample: torch.Tensor) -> bool:
         """Whether the latent is back where it was before the last evaluation, which was another latent's then."""
         moved = self.distance(sample)
-        return any(distance(sample, there) < 0.5 * moved for there in self._trail[:-1])
+        return any(distance(sample, there) < NEARER * moved for there in self._trail[:-1])
 
     def may_be_another(self, sample: torch.Tensor, others: list["History"]) -> bool:
         """Whether the latent has moved too far to be known again. others: of other latents. Without them, a latent that
@@ -169,7 +171,7 @@ class History:
         moved = self.distance(sample)
         if not others:
             return moved > FAR and self._far < TRAIL
-        return moved > 3 * self._moved and any(moved > 0.5 * other.distance(sample) for other in others)
+        return moved > 3 * self._moved and any(moved > NEARER * other.distance(sample) for other in others)
 
     def goes_on_with(self, sample: torch.Tensor, others: list["History"]) -> bool:
         """Whether it is the latent of its newest evaluation that is asked about again at the same timestep, as samplers

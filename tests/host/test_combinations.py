@@ -53,7 +53,7 @@ def foreign(name):
     return sample
 
 
-@pytest.mark.parametrize("seed", range(32))
+@pytest.mark.parametrize("seed", range(48))
 def test_whatever_meets(comfy, tiny, run, seed):
     """Catches a threshold of 0 that changes a bit, something that one run leaves to the next, and a cache that asks the
     network where it says that it did not, or more often than its budget allows.
@@ -137,14 +137,12 @@ def asking(rng):
         if step in itself:
             return 0.9 * x
         names = [prompt(step), *["negative"] * negative(step)]
-        names = names[::-1] if calls == CALLS[2] and step % 2 else names
-        groups = [names] if calls == CALLS[0] else [[name] for name in names]
+        names = names[::-1] if calls == "one each, in changing order" and step % 2 else names
+        groups = [names] if calls == "one" else [[name] for name in names]
         given, x = options(given, step), latent(x, step)
-        answers = {
-            name: one
-            for group in groups
-            for name, one in zip(group, ask(guider, group, x, timestep, given), strict=True)
-        }
+        answers = {}
+        for group in groups:
+            answers |= zip(group, ask(guider, group, x, timestep, given), strict=True)
         cond = answers[prompt(step)]
         return cond + 2.0 * (cond - answers.get("negative", cond))
 
@@ -157,7 +155,7 @@ def stepping(kind):
     @torch.no_grad()
     def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
         rng, one = torch.Generator().manual_seed(3), x.new_ones([len(x)])
-        back = [*range(6), 3, 4, *range(5, len(sigmas))] if kind == STEPPING[4] else range(len(sigmas))
+        back = [*range(6), 3, 4, *range(5, len(sigmas))] if kind == "back to an earlier level" else range(len(sigmas))
         for i, (sigma, following) in enumerate(zip(sigmas[back][:-1], sigmas[back][1:], strict=True)):
             if following > sigma:
                 x = x + (following - sigma) * torch.randn(x.shape, generator=rng)

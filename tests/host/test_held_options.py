@@ -7,14 +7,7 @@ import pytest
 import tiny_models
 import torch
 from closeness import psnr
-from sampling import (
-    HALF,
-    STEPS,
-    check_counts,
-    direct,
-    log_of,
-    uncached,
-)
+from sampling import HALF, STEPS, check_counts, direct, log_of, uncached
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -68,15 +68,19 @@ def test_a_sampler_that_churns(tiny, run, caplog, name, churn):
     assert psnr(cached.latent, plain.latent) > 10
 
 
+def with_noise(x, sigma, following, rng, flow=True):
+    """The latent at a higher noise level."""
+    kept = (1 - following) / (1 - sigma) if flow else 1.0
+    return kept * x + (following**2 - (kept * sigma) ** 2).sqrt() * torch.randn(x.shape, generator=rng)
+
+
 @torch.no_grad()
 def restarting(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Euler steps; where the noise levels rise, noise is added and nothing is evaluated."""
     rng, one, step = torch.Generator().manual_seed(6), x.new_ones([len(x)]), 0
     for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
         if following > sigma:
-            kept = (1 - following) / (1 - sigma) if sigmas[0] <= 1 else 1.0
-            added = (following**2 - (kept * sigma) ** 2).sqrt()
-            x = kept * x + added * torch.randn(x.shape, generator=rng)
+            x = with_noise(x, sigma, following, rng, flow=bool(sigmas[0] <= 1))
             continue
         denoised = model(x, sigma * one, **extra_args)
         step += 1
@@ -183,8 +187,7 @@ def looking_ahead(model, x, sigmas, extra_args=None, callback=None, disable=None
         between = (sigma * down).sqrt()
         ahead = x + (between - sigma) * (x - denoised) / sigma
         x = x + (down - sigma) * (ahead - model(ahead, between * one, **extra_args)) / between
-        kept = (1 - following) / (1 - down)
-        x = kept * x + (following**2 - (kept * down) ** 2).sqrt() * torch.randn(x.shape, generator=rng)
+        x = with_noise(x, down, following, rng)
 
 
 @pytest.mark.parametrize("speedup", [2.0, 3.0])
