@@ -124,7 +124,7 @@ class CacheController(contextlib.AbstractContextManager):
 
     def begin(
         self, x: torch.Tensor, *, sigma: float | torch.Tensor | None = None, step: int,
-        force: bool | torch.Tensor = False, changed: bool | torch.Tensor = False,
+        force: bool | torch.Tensor = False, changed: bool | torch.Tensor = False, windows_moved: bool = False,
     ) -> bool:  # fmt: skip
         """Open evaluation n. Waits for x's device once, and then for other ranks if there are any.
 
@@ -135,6 +135,9 @@ class CacheController(contextlib.AbstractContextManager):
             force: compute whatever the error says. A scalar tensor is read with the rest.
             changed: the network is asked something else from here on (another prompt): compute, and compare nothing
                 with what was before. Read likewise.
+            windows_moved: the network is asked about the latent in other windows than where it ran last, and answers
+                otherwise by as much as was seen where they had moved before. Under a budget nothing that was missed
+                says where to compute then.
 
         Returns:
             True: run the network and `store`. False: `predict`. A budget (target_speedup) overrides force and changed
@@ -148,7 +151,7 @@ class CacheController(contextlib.AbstractContextManager):
             raise ValueError(f'sigma must be given: predictor "{self.config.predictor}" needs the noise level')
         if self._x is not None and (self._x.shape != x.shape or self._x.dtype != x.dtype):
             self.reset_cache()
-        now = self._read(x, sigma, step, force, changed)
+        now = self._read(x, sigma, step, force, changed, windows_moved)
         self._sigma = now.sigma
         self._learn(now)
         finite = now.finite and all(map(math.isfinite, now.input_change or ()))
@@ -158,7 +161,9 @@ class CacheController(contextlib.AbstractContextManager):
         self._comparable = finite and not now.changed
         if self._planned is not None and not self._planned.expects(len(self._records), now.sigma):
             self._forget_response()
-        self._predictor.advance(now.sigma, self._comparable, now.input_change)
+        self._predictor.advance(now.sigma, self._comparable, now.input_change, now.windows_moved)
+        if now.windows_moved and self._budget is not None:
+            self._budget.looks = False
         skipping, errors = self._decide(step, now, finite)
         self._gap_length = self._gap_length + 1 if skipping else 0
         if not skipping:
@@ -212,11 +217,12 @@ class CacheController(contextlib.AbstractContextManager):
         if self._budget is not None:
             self._budget.forget_plan()
 
-    def _read(self, x: torch.Tensor, sigma, step: int, force, changed) -> Reading:
+    def _read(self, x: torch.Tensor, sigma, step: int, force, changed, windows_moved: bool) -> Reading:
         """What decides about this evaluation, from the device and from all ranks."""
         input_change = self._next_input(x)
         sigma = sigma.flatten()[0] if isinstance(sigma, torch.Tensor) else sigma
         now = self._read_device(x.device, sigma, force, changed, input_change)
+        now = now._replace(windows_moved=windows_moved)
         if self._ranks is None:
             return now
         now = now._replace(step=step, cache_lost=self._cache_lost, numel=self._norms.numel(x))

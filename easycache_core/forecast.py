@@ -148,6 +148,8 @@ class Forecast(Predictor):
         self._error_rate: list[float] | None = None  # ||error of a forecast of D|| per t, per part
         self._moved: list[float] | None = None  # by how much x moved at repeated noise levels, since i
         self._error_per_move: list[float] | None = None  # ||error of a forecast of D|| per ||change of x|| there
+        self._windows_moved = self._windows_moved_at_i = False  # since the computed evaluation before
+        self._error_of_windows: list[float] | None = None  # ||error of a forecast of D|| where they had
         self._gap_length, self._max_gap = 0, 1  # evaluations of this gap, and how many they may become
         self._guided: Branch | None = None  # what a guider made of the branches; some elements
         # At the last computed evaluation, as seen from the one before:
@@ -190,8 +192,10 @@ class Forecast(Predictor):
             if not self._offset_at_i:
                 pairs = zip(measured.miss, measured.input_change, strict=True)
                 self._error_per_move = [ratio(miss, moved) for miss, moved in pairs]
-            else:
+            elif not self._windows_moved_at_i or self._error_rate is None:
                 self._error_rate = [miss / abs(self._offset_at_i) for miss in measured.miss]
+            if self._windows_moved_at_i:
+                self._error_of_windows = list(measured.miss)
 
     def _look(self, products: Sequence[float]) -> None:
         """What the last computed evaluation says about the gap before it, and about those beside it."""
@@ -215,7 +219,12 @@ class Forecast(Predictor):
             return None
         return final_error(response, self._steps.times, self._steps.computed, gaps, self._seen)
 
-    def advance(self, sigma: float | None, comparable: bool, input_change: Sequence[float] | None) -> None:
+    def advance(
+        self, sigma: float | None, comparable: bool, input_change: Sequence[float] | None, windows_moved: bool = False
+    ) -> None:
+        self._windows_moved = windows_moved
+        if windows_moved:
+            self._seen = None
         self._steps.advance(sigma)
         self._gains.advance(self._steps.sigmas)
         self.jumped = self._steps.risen or self._raised_by_noise(input_change)
@@ -259,19 +268,24 @@ class Forecast(Predictor):
             return False
         if any(self._times[branch] < 2 for branch in self._branches):
             return False
+        if self._windows_moved and self._error_of_windows is None:
+            return False
         return len(self._steps.sigmas) - 1 < self._end
 
     def errors(self, input_change: Sequence[float]) -> list[float]:
         """That of D grows with the distance in t, and where x moves at one noise level, with how far it moves: as was
-        seen there, or else as in the paper's rule.
+        seen there, or else as in the paper's rule. Where windows have moved, D leaps as it did where they had before.
         """
         distance, sigma = abs(self._steps.offset()), self._steps.sigmas[-1]
         moved = self._moved or [0.0] * len(input_change)
         if sigma == self._steps.sigmas[-2]:
             moved = self._moved = [sum(pair) for pair in zip(moved, input_change, strict=True)]
         per_move = self._error_per_move or [k * sigma for k in self.rate]
-        terms = zip(self._error_rate, per_move, moved, self.output_norm, strict=True)
-        change = [(rate * distance + (per * by if by else 0.0), sigma * norm) for rate, per, by, norm in terms]
+        leaps = self._error_of_windows if self._windows_moved else [0.0] * len(input_change)
+        terms = zip(self._error_rate, per_move, moved, leaps, self.output_norm, strict=True)
+        change = [
+            (rate * distance + (per * by if by else 0.0) + leap, sigma * norm) for rate, per, by, leap, norm in terms
+        ]
         return [error / norm if norm > 0 else math.inf for error, norm in change]
 
     def commit(self, skipping: bool) -> None:
@@ -284,6 +298,7 @@ class Forecast(Predictor):
             self._before = {}  # of branches that the network no longer computes
         else:
             self._ratios_at_i, self._offset_at_i = steps.ratios, steps.offset()
+            self._windows_moved_at_i = self._windows_moved
             self._gap_closed = self._gains.gain, self._correction.close_gap()
             steps.computed.append(len(steps.sigmas) - 1)
             self._gap_length, self._max_gap, self._moved = 0, self._gap_length + 1, None

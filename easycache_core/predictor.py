@@ -59,9 +59,12 @@ class Predictor(abc.ABC):
         """Learn from the numbers of the last computed evaluation. comparable: as in `advance` there, and all finite."""
 
     @abc.abstractmethod
-    def advance(self, sigma: float | None, comparable: bool, input_change: Sequence[float] | None) -> None:
+    def advance(
+        self, sigma: float | None, comparable: bool, input_change: Sequence[float] | None, windows_moved: bool = False
+    ) -> None:
         """Go on to evaluation n at this noise level. comparable: the network is asked the same as at i, and x and the
         outputs there are finite. input_change: ||x_n - x_(n-1)||, None where there was no evaluation before.
+        windows_moved: it is asked in other windows than at i.
         """
 
     def forget_response(self) -> None:

@@ -22,7 +22,9 @@ import torch.distributed as dist
 from .reading import Measurements, Reading
 
 MAX_POLL_INTERVAL = 0.01  # seconds
-FLAGS = 7  # at the head of a row: step, cache_lost, force, changed, finite, whether measured, whether against another
+# At the head of a row: step, cache_lost, force, changed, windows_moved, finite, whether measured, whether against
+# another.
+FLAGS = 8
 NORMS, PRODUCTS = 4, 8  # in Measurements
 
 
@@ -134,15 +136,15 @@ class RankGroup:
         Norms have one entry per part where the latent is sharded, and else one per rank and part.
         """
         measured = mine.measured or Measurements(())
-        row = [mine.step, mine.cache_lost, mine.force, mine.changed, mine.finite, mine.measured is not None]
-        row += [len(measured.output_change) > 0, *mine.numel]
+        row = [mine.step, mine.cache_lost, mine.force, mine.changed, mine.windows_moved, mine.finite]
+        row += [mine.measured is not None, len(measured.output_change) > 0, *mine.numel]
         row += [np.nan if mine.sigma is None else mine.sigma, *(measured.products or [np.nan] * PRODUCTS)]
         for norms in (mine.input_change, *measured[:NORMS]):
             row += norms or [np.nan] * len(mine.numel)
         return self._reduced(mine, self._all_gather(row))
 
     def _reduced(self, mine: Reading, rows: np.ndarray) -> Reading:
-        step, cache_lost, force, changed, finite, measured, compared = rows[:, :FLAGS].T
+        step, cache_lost, force, changed, windows_moved, finite, measured, compared = rows[:, :FLAGS].T
         if len(set(step)) > 1:
             steps = [int(s) for s in step]
             raise RanksDiffer(f"{_named(self._members)} are at steps {steps}: they do not sample the same")
@@ -164,6 +166,7 @@ class RankGroup:
             sigma=None if mine.sigma is None else float(sigma),
             force=bool(force.any()),
             changed=bool(changed.any()),
+            windows_moved=bool(windows_moved.any()),
             finite=bool(finite.all()),
             input_change=None if mine.input_change is None or lost else input_change,
             measured=agreed,

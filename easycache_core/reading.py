@@ -26,8 +26,8 @@ class Measurements(NamedTuple):
 class Reading(NamedTuple):
     """What decides about evaluation n: numbers of this process, or of all ranks together.
 
-    sigma: its noise level. force, changed: as in CacheController.begin. finite: whether what was stored last is.
-    input_change: ||x_n - x_(n-1)||, per part; None if not known. measured: at the last evaluation, if it was
+    sigma: its noise level. force, changed, windows_moved: as in CacheController.begin. finite: whether what was stored
+    last is. input_change: ||x_n - x_(n-1)||, per part; None if not known. measured: at the last evaluation, if it was
     computed. For other ranks: step; cache_lost: whether the cache had to be dropped; numel: elements per part.
     """
 
@@ -37,6 +37,7 @@ class Reading(NamedTuple):
     finite: bool
     input_change: Sequence[float] | None
     measured: Measurements | None
+    windows_moved: bool = False
     step: int = 0
     cache_lost: bool = False
     numel: Sequence[int] = ()

@@ -65,7 +65,9 @@ class Reuse(Predictor):
         self.output_norm = list(measured.output_norm)
         self.rate = transformation_rate(measured, self.rate) if measured.output_change else None
 
-    def advance(self, sigma: float | None, comparable: bool, input_change: Sequence[float] | None) -> None:
+    def advance(
+        self, sigma: float | None, comparable: bool, input_change: Sequence[float] | None, windows_moved: bool = False
+    ) -> None:
         """The paper's rule looks at the input alone."""
 
     @property

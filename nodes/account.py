@@ -11,7 +11,7 @@ from .evaluation import Evaluation
 from .question_history import QuestionHistory
 from .settings import Settings
 from .steps import UNKNOWN, Schedule
-from .summary import ESTIMATE_MARGIN, nothing_skipped, summarise, totals
+from .summary import ESTIMATE_MARGIN, WINDOWS_MOVE, nothing_skipped, summarise, totals
 
 log = logging.getLogger("easycache")
 
@@ -103,7 +103,7 @@ class Account:
         self._nothing_skipped = nothing_skipped(self._totals(), *about)
         counts = self.parts, self._beyond_budget, self.gradients, self.along
         noise_added = any(controller.noise_added for controller in self.controllers)
-        return summarise(self._totals(), *about, *counts, self._end_unseen, noise_added)
+        return summarise(self._totals(), *about, *counts, self._end_unseen, noise_added, self._windows_move)
 
     def snapshot(self) -> tuple[dict, list, int]:
         """(report without trace, trace so far, how many of its first records have all their numbers).
@@ -209,6 +209,8 @@ class Account:
             return "what is asked is new at every evaluation"
         if self.elsewhere > evaluations / 2:
             return "the latent that is asked about is turned or moved from step to step"
+        if self._windows_move:
+            return WINDOWS_MOVE
         if self._self_switching and not self._settings.config.target_speedup:
             return f"a ControlNet ({self._self_switching[0]}) decides by itself at which noise levels it changes"
         if max(sum(history.moves for history in self.histories), self.switches) > evaluations / 2:
@@ -219,6 +221,10 @@ class Account:
         if in_turn > 1 and evaluations <= in_turn * least:
             return f"{in_turn} prompts or latents take turns in {evaluations} evaluations, too few for each"
         return None
+
+    @property
+    def _windows_move(self) -> bool:
+        return sum(history.windows_moved for history in self.histories) > len(self.trace) / 2
 
     @property
     def _memory_says(self) -> str:

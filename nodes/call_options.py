@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 # ComfyUI's own entries, and ours.
 KNOWN_OPTIONS = {
     "wrappers", "callbacks", "patches", "patches_replace", "optimized_attention_override", "sample_sigmas", "sigmas",
-    "uuids", "cond_or_uncond", "easycache_ranks",
+    "uuids", "cond_or_uncond", "context_window", "easycache_ranks",
 }  # fmt: skip
 INSIDE = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)  # of the cached part
 _MAX_ITEMS, _DEPTH = 64, 3  # of lists

@@ -179,8 +179,9 @@ class Evaluation:
     the sampler may be another pack's, which may try again, and overwrite both. opened_by: the question that is asked
     first. history: of the questions that are asked here. Both are None until the first one is asked. along: answers to
     questions that were not asked yet, by question. level: sigma, where it was read. another: whether the latent may be
-    another one than that of the history. predicting: whether the questions are predicted; decided: at which evaluation
-    of its history that was, from 1; 0 while it is not known.
+    another one than that of the history. windows: in which the latent is asked about, None if as a whole. predicting:
+    whether the questions are predicted; decided: at which evaluation of its history that was, from 1; 0 while it is not
+    known.
     """
 
     def __init__(
@@ -195,6 +196,7 @@ class Evaluation:
         self.along: dict[Question, torch.Tensor] = {}
         self.level: float | None = None
         self.another = self.predicting = False
+        self.windows: frozenset | None = None
         self.decided = 0
         self._calls: dict[Question, list[tuple[dict, str]]] = {}  # their values, and the names of the answers
 

@@ -54,6 +54,8 @@ class QuestionHistory:
         self.unpredictable = False  # whether that, or another latent, was seen
         self._misses = 0  # how many evaluations in a row had one
         self.moves = 0  # evaluations at which something was another one than at the last computed one, or missing
+        self._windows: frozenset | None = None  # in which the network was asked, at the last computed evaluation
+        self.windows_moved = 0  # evaluations at which they were others
         self._switches: Switches | None = None
         response = controller_options.get("response") or controller_options.get("supposed")
         one_per_step = response is not None and len(response.sigmas) == schedule.steps and not alternates
@@ -71,14 +73,14 @@ class QuestionHistory:
     def begin(
         self, network_x: torch.Tensor, timestep: torch.Tensor, conds: dict, changed: bool = False,
         another: bool = False, level: float | None = None, weights: torch.Tensor | None = None,
-        force: bool = False, before: int = 0,
+        force: bool = False, before: int = 0, windows: frozenset | None = None,
     ) -> bool:  # fmt: skip
         """Decide an evaluation, as CacheController.begin does.
 
         conds: the guider's conditionings by name. changed: whether what is asked has other values than where it was
         computed last. another: whether the latent may be another one. level: the noise level, where it was read.
         weights: a sample of the network's. force: whether it had better be computed. before: evaluations of histories
-        that share the budget and came first.
+        that share the budget and came first. windows: in which the network is asked, as from windows_of.
         """
         step, sigma = self.steps.next_evaluation(), level_of(timestep)
         if step >= self.controller.total_steps:  # a sampler that does not take the schedule's steps
@@ -103,8 +105,13 @@ class QuestionHistory:
         self.cache_miss = False
         if self.absences.came_back:  # the guider keeps the answer for the steps at which it does not ask
             self.controller.answers_are_kept()
-        computing = self.controller.begin(network_x, sigma=sigma, step=step, force=force, changed=changed)
+        windows_moved = None not in (windows, self._windows) and windows != self._windows
+        self.windows_moved += windows_moved
+        computing = self.controller.begin(
+            network_x, sigma=sigma, step=step, force=force, changed=changed, windows_moved=windows_moved
+        )
         if computing:
+            self._windows = windows
             self._computed_sigma, self._weights = sigma.clone(), weights
             self.overwrites.on_computed()
             self._switches.on_computed()

@@ -234,11 +234,14 @@ class Run:
         self.account.log_evaluation(self._evaluation)
         self._evaluation, self._latest = None, []
 
-    def predict_or_compute(self, compute: Callable, model, conds, x, timestep, model_options) -> list[torch.Tensor]:
+    def predict_or_compute(
+        self, compute: Callable, model, conds, x, timestep, model_options, windows: frozenset | None = None
+    ) -> list[torch.Tensor]:
         """Denoised latents, one per conditioning: predicted where possible, else from `compute(conds)`, in which those
-        that need not be computed are None.
+        that need not be computed are None. windows: in which `compute` asks, as from windows_of.
         """
         evaluation = self._evaluation
+        evaluation.windows = windows
         asked = questions(conds, model_options, model, self._part_ids)
         if not asked:  # a pack that asks in a way of its own has left out all of them
             return compute(conds)
@@ -387,7 +390,7 @@ class Run:
         before = sum(one.asked_at.expected for one in others)
         evaluation.predicting = not history.begin(
             network_x, evaluation.timestep, conds, changed, evaluation.another, evaluation.level,
-            self._weights.sample(), missing, before,
+            self._weights.sample(), missing, before, evaluation.windows,
         )  # fmt: skip
         evaluation.decided = history.controller.evaluations
         self._latest = [*(one for one in self._latest if one.history is not history), evaluation]

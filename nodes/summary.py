@@ -26,6 +26,7 @@ def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
 def summarise(
     did: dict, settings: Settings, steps: int, steps_before: int, reason: str | None, parts: int,
     beyond_budget: str | None, gradients: int, along: int, end_unseen: bool, noise_added: bool,
+    windows_moved: bool,
 ) -> str:  # fmt: skip
     """The line for the log, with the reason if nothing was skipped.
 
@@ -35,7 +36,8 @@ def summarise(
     differentiated ones, which are not among the evaluations. beyond_budget: why more was computed than target_speedup
     allows, None if it was not. along: how often the network was asked what the guider leaves out at times. end_unseen:
     whether the last evaluation was predicted, though the last one should be computed. noise_added: whether the latent
-    is moved by more than answers, as by a sampler's noise.
+    is moved by more than answers, as by a sampler's noise. windows_moved: whether context windows are others at most
+    steps.
     """
     if did["evaluations"] == 0 and steps == 0:
         return "EasyCache: nothing was sampled, the run had no steps"
@@ -61,6 +63,8 @@ def summarise(
             "; the sampler adds noise, or moves the latent as noise does, which nothing forecasts: with target_speedup "
             "the result may drift, under a threshold less is skipped"
         )
+    if windows_moved and did["skipped"]:
+        line += f"; {WINDOWS_MOVE}"
     if steps_before:
         line += f"; it goes on from an earlier run, at step {steps_before + 1} of the schedule"
     if did["closeness"] is not None:
@@ -76,6 +80,11 @@ def nothing_skipped(did: dict, settings: Settings, steps: int, steps_before: int
         reason = _reason(settings, steps, steps_before)
     return reason
 
+
+WINDOWS_MOVE = (
+    "its context windows move from step to step, and answer otherwise in each place, which nothing forecasts: with "
+    "context_schedule standard_static more can be skipped, and the result is closer"
+)
 
 # Four of five estimates were right within this many dB on models that nothing was fitted on (benchmarks/closeness.py).
 ESTIMATE_MARGIN = 6

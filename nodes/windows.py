@@ -1,9 +1,23 @@
 """Context windows: a long latent is computed window by window, and the windows may move from step to step.
 
-So the combined output of all windows is cached, and a reused evaluation computes no window at all.
+So the combined output of all windows is cached, and a reused evaluation computes no window at all. Where the windows
+lie is a part of what is asked: a frame's answer depends on the frames that it is seen with.
 """
 
 from collections.abc import Callable
+
+import torch
+
+
+def windows_of(handler, model, conds, x: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> frozenset | None:
+    """The frames of each window in which `handler` is about to ask; None of one that does not tell."""
+    try:
+        handler.set_step(timestep, model_options)
+        state = getattr(handler, "_build_window_state", None)  # of latents that are packed together
+        latent = x if state is None else state(x, conds, model).latents[0]
+        return frozenset(tuple(one.index_list) for one in handler.get_context_windows(model, latent, model_options))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # of a handler that is another pack's
+        return None
 
 
 class CachedWindows:
@@ -27,4 +41,5 @@ class CachedWindows:
             own_options = {**model_options, "context_handler": self._handler}
             return self._handler.execute(calc_cond_batch, model, conds, x, timestep, own_options)
 
-        return self._predict_or_compute(compute, model, conds, x, timestep, model_options)
+        windows = windows_of(self._handler, model, conds, x, timestep, model_options)
+        return self._predict_or_compute(compute, model, conds, x, timestep, model_options, windows)

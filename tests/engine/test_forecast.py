@@ -411,6 +411,34 @@ def test_answers_that_are_kept_are_not_corrected():
             controller.predict("cond")
 
 
+@pytest.mark.parametrize("leap", [0.002, 0.5])
+def test_windows_that_move(leap):
+    """By so much, in parts of its spread, the answer is another one wherever the windows lie elsewhere. Catches a step
+    that is predicted from other windows, as one with the same windows came out well, and steps that are computed though
+    it does not matter where they lie.
+    """
+    rng, sigmas = torch.Generator().manual_seed(1), noise_levels()
+    leaps = leap * torch.randn(STEPS, *SHAPE, generator=rng)
+    x = torch.randn(SHAPE, generator=rng)
+    computed_in, predicted_elsewhere, predicted = None, 0, 0
+    with CacheController(Settings(threshold=0.1), total_steps=STEPS) as controller:
+        for step, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+            windows = step // 4
+            moved = computed_in not in (None, windows)
+            if controller.begin(x, sigma=sigma, step=step, windows_moved=moved):
+                v, computed_in = velocity(x, sigma, 0.8) - leaps[windows] / sigma, windows
+                controller.store("cond", v)
+            else:
+                v, predicted, predicted_elsewhere = (
+                    controller.predict("cond"),
+                    predicted + 1,
+                    predicted_elsewhere + moved,
+                )
+            x = x + (following - sigma) * v
+    assert predicted > STEPS / 4
+    assert (predicted_elsewhere > 0) == (leap < 0.1)
+
+
 def test_threshold_zero_changes_nothing():
     controller, x, flags = sample(Settings(threshold=0.0))
     assert all(flags)

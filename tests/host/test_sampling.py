@@ -304,23 +304,3 @@ def test_a_budget_for_less_than_the_first_and_the_last_step(comfy, small_scene, 
     assert len(levels) == 2
     assert ("more than it allows, as the first and the last one are computed" in line) == (steps <= 8)
     assert "nothing told" not in line
-
-
-@pytest.mark.parametrize("schedule", ["standard_static", "standard_uniform"])
-def test_context_windows_are_skipped_too(comfy, small_scene, schedule):
-    """Fixed windows and moving ones. Catches a window that is answered with another window's latent."""
-    windowed = comfy.node(
-        "ContextWindowsManual", small_scene.model, context_length=3, context_overlap=1, context_schedule=schedule,
-        context_stride=1, closed_loop=False, fuse_method="pyramid", dim=2,
-    )[0]  # fmt: skip
-    latent = {"samples": torch.zeros(1, 16, 5, 8, 8)}
-
-    def sample(model):
-        return small_scene.counting(lambda: comfy.sample(small_scene, model, steps=20, latent_image=latent))
-
-    plain, everywhere = sample(windowed)
-    assert len(small_scene.calls) > len(everywhere) == 20, "in windows"
-    cached, levels = sample(comfy.cached(windowed, threshold=0.2))
-    assert len(levels) <= 15
-    assert psnr(cached, plain) > 14
-    assert torch.equal(plain, sample(comfy.cached(windowed, threshold=0.0))[0])
