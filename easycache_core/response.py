@@ -5,6 +5,7 @@ impulse response tells what an error of one answer does to every latent after it
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -93,14 +94,27 @@ class Response(NamedTuple):
 
 
 def euler_response(sigmas: Sequence[float]) -> Response:
-    """Euler's method, one evaluation per step. sigmas: (N + 1,), the noise levels that steps lead from and to."""
-    count = max(len(sigmas) - 1, 0)
-    weights = np.zeros((count + 1, count))
-    for n in range(count):
-        kept = _kept(sigmas[n], sigmas[n + 1])
-        weights[n + 1] = kept * weights[n]
-        weights[n + 1, n] = 1 - kept
-    return Response(tuple(float(sigma) for sigma in sigmas[:-1]), weights)
+    """Euler's method, one evaluation per step. sigmas: the noise levels that steps lead from and to; where they rise in
+    a run that descends, noise is added and nothing is evaluated (restarts).
+    """
+    evaluated = evaluated_levels(sigmas)
+    weights, row, flow = [], np.zeros(sum(evaluated)), max(sigmas, default=0.0) <= 1
+    for evaluates, (sigma, following) in zip(evaluated, pairwise(sigmas), strict=True):
+        if not evaluates:
+            row = row * ((1 - following) / (1 - sigma) if flow else 1.0)
+            continue
+        kept = _kept(sigma, following)
+        weights.append(row)
+        row = kept * row
+        row[len(weights) - 1] = 1 - kept
+    levels = tuple(float(sigma) for sigma, evaluates in zip(sigmas, evaluated, strict=False) if evaluates)
+    return Response(levels, np.array([*weights, row]))
+
+
+def evaluated_levels(sigmas: Sequence[float]) -> list[bool]:
+    """Whether the network is asked at each of these levels but the last: not where noise is added."""
+    rises = [following > sigma for sigma, following in pairwise(sigmas)]
+    return [not rise or all(rises) for rise in rises]
 
 
 def _kept(sigma: float, sigma_next: float) -> float:

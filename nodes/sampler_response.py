@@ -8,7 +8,7 @@ import torch
 from comfy.samplers import KSAMPLER
 
 from ..easycache_core import Response
-from ..easycache_core.response import euler_response
+from ..easycache_core.response import euler_response, evaluated_levels
 from .steps import chooses_steps, step_lengths
 
 log = logging.getLogger("easycache")
@@ -99,10 +99,11 @@ def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | Non
 def supposed_response(sigmas: torch.Tensor, model_sampling) -> Response | None:
     """Euler's, by which a budget is placed for samplers of which nothing is known. Noise may be added.
 
-    sigmas: (steps + 1,), on the host. None where they descend and rise.
+    sigmas: (steps + 1,), on the host. None where levels repeat.
     """
-    steps = sigmas.diff()
-    if not len(steps) or not bool((steps < 0).all() or (steps > 0).all()):
+    if len(sigmas) < 2 or not bool(sigmas.diff().all()):
         return None
-    lengths = step_lengths(model_sampling, sigmas[:-1]) or ()
-    return euler_response(sigmas.tolist())._replace(adds_noise=True, lengths=lengths)
+    where, lengths = np.flatnonzero(evaluated_levels(sigmas.tolist())), step_lengths(model_sampling, sigmas)
+    if lengths is not None:  # of a rise, too: what is on its other side is far
+        lengths = np.add.reduceat(lengths, where)[:-1].tolist()
+    return euler_response(sigmas.tolist())._replace(adds_noise=True, lengths=lengths or ())

@@ -411,6 +411,24 @@ def test_answers_that_are_kept_are_not_corrected():
             controller.predict("cond")
 
 
+@pytest.mark.parametrize("high", [0.9, 4.0])
+def test_what_euler_makes_of_answers_with_restarts(high):
+    """Noise is added from half of `high` to `high` on the way, and nothing is evaluated there. Catches weights that
+    take the rise for a step, or forget that it leaves less of the picture in a flow model's latent.
+    """
+    sigmas = [high, 0.75 * high, high / 2, high, 0.6 * high, 0.1 * high, 0.0]
+    response = euler_response(sigmas)
+    answers, x, latents = np.eye(5), np.zeros(5), []
+    for sigma, following in itertools.pairwise(sigmas):
+        if following > sigma:
+            x = x * (1 - following) / (1 - sigma) if high <= 1 else x
+            continue
+        latents.append(x)
+        x = x + (following - sigma) * (x - answers[len(latents) - 1]) / sigma
+    assert response.sigmas == (high, 0.75 * high, high, 0.6 * high, 0.1 * high)
+    assert response.weights == pytest.approx(np.array([*latents, x]))
+
+
 @pytest.mark.parametrize("leap", [0.002, 0.5])
 def test_windows_that_move(leap):
     """By so much, in parts of its spread, the answer is another one wherever the windows lie elsewhere. Catches a step

@@ -9,7 +9,19 @@ import math
 import pytest
 import torch
 from closeness import psnr
-from sampling import BUDGET, HALF, STEPS, THRESHOLD_OR_BUDGET, both, check_counts, guiding, log_of, pair, schedule
+from sampling import (
+    BUDGET,
+    HALF,
+    STEPS,
+    THRESHOLD_OR_BUDGET,
+    both,
+    check_counts,
+    guided,
+    guiding,
+    log_of,
+    pair,
+    schedule,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,6 +123,23 @@ def test_restarts(comfy, tiny, run, name, low, high, restarts, widgets):
         assert math.ceil(evaluations / 4) - 1 <= cached.calls.total() <= math.ceil(evaluations / 4)
     else:
         assert psnr(cached.latent, plain.latent) > 10
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_a_budget_is_placed_around_restarts(comfy, demo_scene, run, restarts):
+    """The schedule says where they are. Catches a budget that is spent evenly over all steps (8 dB less), or that
+    skips the first look after noise was added.
+    """
+    sigmas, latent = schedule(comfy, demo_scene, 20), {"samples": demo_scene.latent["samples"][:, :, :2]}
+    at = int((sigmas > 0.2).sum())
+    sigmas = torch.cat([sigmas[: at + 1], *[torch.linspace(0.5, float(sigmas[at]), 4)] * restarts, sigmas[at + 1 :]])
+    make_guider, evaluations = functools.partial(guiding, conds=pair(demo_scene), predict=guided), 20 + 3 * restarts
+    plain, cached = (run(demo_scene, make_guider, restarting, sigmas, latent, **widgets) for widgets in ({}, HALF))
+    trace = cached.report["trace"]
+    assert cached.report["computed"] == math.ceil(evaluations / 2) and trace[-1]["computed"]
+    rises = [after for before, after in itertools.pairwise(trace) if after["sigma"] > before["sigma"]]
+    assert len(rises) == restarts and all(record["computed"] for record in rises)
+    assert psnr(cached.latent, plain.latent) > {1: 26, 2: 20}[restarts]
 
 
 @pytest.mark.parametrize("widgets", [HALF, dict(threshold=0.3, warmup_steps=2)], ids=["budget", "threshold"])
