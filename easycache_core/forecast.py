@@ -39,6 +39,8 @@ MAX_GAIN, MAX_GAIN_NEAR, NEAR = 0.6, 0.9, 2
 # The part of a run, of its evaluations and of t, over which a change of D does not go on under guidance, unless a gain
 # has shown that it does.
 LONG_GAP, LONG_STRETCH = 0.16, 0.3
+# The first gain after what is asked has changed: the latent is on its way to something else, and D is quick at first.
+FIRST_GAIN_AFTER_CHANGE = 0.4
 # Ridge term of the regression for theta, as a part of what else changed D (squared): smaller departures show nothing.
 RIDGE = 1e-3
 # What remains of the regression's sums at each computed evaluation.
@@ -96,6 +98,11 @@ class Gains:
         """The last change of D is no guide, as long as no gain was learnt."""
         if not self._pp:
             self._learnt = 0.0
+
+    def forget_gain(self) -> None:
+        """What is asked has changed."""
+        self._pq = self._pp = 0.0
+        self._learnt = 0.0 if self.noise_added else FIRST_GAIN_AFTER_CHANGE
 
     @property
     def gain(self) -> float:
@@ -181,6 +188,7 @@ class Forecast(Predictor):
         self.rate = transformation_rate(measured._replace(output_change=output_change), self.rate)
         if not comparable:
             self._seen = None
+            self._gains.forget_gain()
         else:
             self._look(measured.products)
             if self._steps.response is None and self._gains.look_for_noise(measured.products[-1]):
