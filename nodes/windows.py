@@ -16,7 +16,7 @@ def windows_of(handler, model, conds, x: torch.Tensor, timestep: torch.Tensor, m
         state = getattr(handler, "_build_window_state", None)  # of latents that are packed together
         latent = x if state is None else state(x, conds, model).latents[0]
         return frozenset(tuple(one.index_list) for one in handler.get_context_windows(model, latent, model_options))
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # of a handler that is another pack's
+    except Exception:  # another pack's handler, or a level that is none of the schedule's: ComfyUI's raises Exception
         return None
 
 
