@@ -100,7 +100,7 @@ class Gains:
             self._learnt = 0.0
 
     def forget_gain(self) -> None:
-        """What is asked has changed."""
+        """How D went on so far says nothing of how it will: noise was added, or something else is asked."""
         self._pq = self._pp = 0.0
         self._learnt = 0.0 if self.noise_added else FIRST_GAIN_AFTER_CHANGE
 
@@ -123,9 +123,9 @@ class Gains:
         found = part > NOISE_PART
         self.looks, self.noises = self.looks + 1, self.noises + found
         first = found and not self.noise_added
-        if first:
-            self._learnt = self._pq = self._pp = 0.0
         self.noise_added = found
+        if first:
+            self.forget_gain()
         return first
 
     def update(self, products: Sequence[float]) -> None:

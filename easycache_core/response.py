@@ -113,8 +113,9 @@ def euler_response(sigmas: Sequence[float]) -> Response:
 
 def evaluated_levels(sigmas: Sequence[float]) -> list[bool]:
     """Whether the network is asked at each of these levels but the last: not where noise is added."""
-    rises = [following > sigma for sigma, following in pairwise(sigmas)]
-    return [not rise or all(rises) for rise in rises]
+    steps = list(pairwise(sigmas))
+    descends = any(following < sigma for sigma, following in steps)
+    return [following <= sigma or not descends for sigma, following in steps]
 
 
 def _kept(sigma: float, sigma_next: float) -> float:

@@ -142,7 +142,10 @@ class Run:
         model_options = with_own_wrapper(WrappersMP.CALC_COND_BATCH, self.calc_cond_batch, model_options)
         handler = model_options.get("context_handler")
         if handler is not None:
-            model_options = {**model_options, "context_handler": CachedWindows(handler, self.predict_or_compute)}
+            model_options = {
+                **model_options,
+                "context_handler": CachedWindows(handler, self.predict_or_compute, self._exact),
+            }
         around = self._evaluation
         if not self._is_second_look(x, timestep):
             self._predict_noise_called = True

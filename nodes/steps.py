@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ..easycache_core.response import ROUNDED
+from ..easycache_core.response import ROUNDED, evaluated_levels
 from ..easycache_core.window import Window
 
 # These take another number of steps than their schedule has: one combines up to three evaluations in a step, the other
@@ -62,10 +62,9 @@ class Schedule:
 
     def __init__(self, sigmas: torch.Tensor, model_sampling, sampler, settings):
         values = sigmas.detach().float().cpu()
-        rising = (values[1:] > values[:-1]).tolist()
-        self.rises = any(rising)
+        self.rises = bool((values[1:] > values[:-1]).any())
         self.flipped = self.rises and not bool((values[1:] < values[:-1]).any())
-        taken = [not rise or self.flipped for rise in rising]
+        taken = evaluated_levels(values.tolist())
         lengths = step_lengths(model_sampling, sigmas)
         self.steps = sum(taken)
         self.step_lengths = lengths and [length for length, take in zip(lengths, taken, strict=True) if take]

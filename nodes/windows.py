@@ -10,7 +10,7 @@ import torch
 
 
 def windows_of(handler, model, conds, x: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> frozenset | None:
-    """The frames of each window in which `handler` is about to ask; None of one that does not tell."""
+    """The frames of each window in which `handler` is about to ask; None if it does not tell. Waits for the device."""
     try:
         handler.set_step(timestep, model_options)
         state = getattr(handler, "_build_window_state", None)  # of latents that are packed together
@@ -23,12 +23,14 @@ def windows_of(handler, model, conds, x: torch.Tensor, timestep: torch.Tensor, m
 class CachedWindows:
     """Stands in for ComfyUI's context handler during one evaluation.
 
-    handler: the one it replaces. predict_or_compute: as Run.predict_or_compute; its `compute` runs all windows.
+    handler: the one it replaces. predict_or_compute: as Run.predict_or_compute; its `compute` runs all windows. exact:
+    whether nothing is ever predicted; then nobody has to know where they lie, which waits for the device.
     """
 
-    def __init__(self, handler, predict_or_compute: Callable):
+    def __init__(self, handler, predict_or_compute: Callable, exact: bool):
         self._handler = handler
         self._predict_or_compute = predict_or_compute
+        self._exact = exact
 
     def __getattr__(self, name):
         if name.startswith("__"):  # asked for by copies, which have no handler yet
@@ -41,5 +43,6 @@ class CachedWindows:
             own_options = {**model_options, "context_handler": self._handler}
             return self._handler.execute(calc_cond_batch, model, conds, x, timestep, own_options)
 
-        windows = windows_of(self._handler, model, conds, x, timestep, model_options)
-        return self._predict_or_compute(compute, model, conds, x, timestep, model_options, windows)
+        asked = model, conds, x, timestep, model_options
+        windows = None if self._exact else windows_of(self._handler, *asked)
+        return self._predict_or_compute(compute, *asked, windows)

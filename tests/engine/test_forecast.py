@@ -447,11 +447,8 @@ def test_windows_that_move(leap):
                 v, computed_in = velocity(x, sigma, 0.8) - leaps[windows] / sigma, windows
                 controller.store("cond", v)
             else:
-                v, predicted, predicted_elsewhere = (
-                    controller.predict("cond"),
-                    predicted + 1,
-                    predicted_elsewhere + moved,
-                )
+                v = controller.predict("cond")
+                predicted, predicted_elsewhere = predicted + 1, predicted_elsewhere + moved
             x = x + (following - sigma) * v
     assert predicted > STEPS / 4
     assert (predicted_elsewhere > 0) == (leap < 0.1)

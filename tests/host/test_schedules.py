@@ -86,6 +86,13 @@ def with_noise(x, sigma, following, rng, flow=True):
     return kept * x + (following**2 - (kept * sigma) ** 2).sqrt() * torch.randn(x.shape, generator=rng)
 
 
+def with_restarts(sigmas, low, high, restarts):
+    """The schedule, with so many restarts of three steps from its first level that is no higher than `low`."""
+    at = int((sigmas > low).sum())
+    segment = torch.linspace(high, float(sigmas[at]), 4)
+    return torch.cat([sigmas[: at + 1], *[segment] * restarts, sigmas[at + 1 :]])
+
+
 @torch.no_grad()
 def restarting(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Euler steps; where the noise levels rise, noise is added and nothing is evaluated."""
@@ -110,9 +117,7 @@ def test_restarts(comfy, tiny, run, name, low, high, restarts, widgets):
     draws the detail, is then predicted.
     """
     scene = tiny(name)
-    sigmas = schedule(comfy, scene)
-    at = int((sigmas > low).sum())
-    sigmas = torch.cat([sigmas[: at + 1], *[torch.linspace(high, float(sigmas[at]), 4)] * restarts, sigmas[at + 1 :]])
+    sigmas = with_restarts(schedule(comfy, scene), low, high, restarts)
     evaluations = STEPS + 3 * restarts
     make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
     plain, cached = (run(scene, make_guider, restarting, sigmas, **given) for given in ({}, widgets))
@@ -130,9 +135,8 @@ def test_a_budget_is_placed_around_restarts(comfy, demo_scene, run, restarts):
     """The schedule says where they are. Catches a budget that is spent evenly over all steps (8 dB less), or that
     skips the first look after noise was added.
     """
-    sigmas, latent = schedule(comfy, demo_scene, 20), {"samples": demo_scene.latent["samples"][:, :, :2]}
-    at = int((sigmas > 0.2).sum())
-    sigmas = torch.cat([sigmas[: at + 1], *[torch.linspace(0.5, float(sigmas[at]), 4)] * restarts, sigmas[at + 1 :]])
+    sigmas = with_restarts(schedule(comfy, demo_scene, 20), 0.2, 0.5, restarts)
+    latent = {"samples": demo_scene.latent["samples"][:, :, :2]}
     make_guider, evaluations = functools.partial(guiding, conds=pair(demo_scene), predict=guided), 20 + 3 * restarts
     plain, cached = (run(demo_scene, make_guider, restarting, sigmas, latent, **widgets) for widgets in ({}, HALF))
     trace = cached.report["trace"]
