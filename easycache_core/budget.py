@@ -1,7 +1,7 @@
 """How many network evaluations may be computed (`target_speedup`), and that no more are."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -57,6 +57,12 @@ class Budget:
         self._before, self._plan = before, Plan(response, self._window)
         self._place(max(0, self._evaluations - 1))
 
+    def foresee(self, changes: Collection[int]) -> None:
+        """Something else is asked from these evaluations of the response on. No effect where there are many."""
+        if self._plan is not None and 0 < len(changes) <= self._for_changes_of(self._plan.size):
+            self._plan.foresee(changes)
+            self._place(max(0, self._evaluations - 1))
+
     def forget_plan(self) -> None:
         """The sampler does not do what its response says."""
         self._plan = None
@@ -92,16 +98,15 @@ class Budget:
         """
         self._changes += not self._change_waits
         self._change_waits = True
-        return self._changes <= self._for_changes
+        return self._changes <= self._for_changes_of(self._evaluations + 1)
 
     def noise_is_urgent(self) -> bool:
         """Noise was added before the next evaluation. Whether that is urgent: not where it is at most steps."""
         self._noises += 1
-        return self._noises <= self._for_changes
+        return self._noises <= self._for_changes_of(self._evaluations + 1)
 
-    @property
-    def _for_changes(self) -> float:
-        return 1 + FOR_CHANGES * budget_of(self._evaluations + 1, self._target_speedup)
+    def _for_changes_of(self, evaluations: int) -> float:
+        return 1 + FOR_CHANGES * budget_of(evaluations, self._target_speedup)
 
     def spend(self) -> None:
         """The network runs at the evaluation that was asked about."""

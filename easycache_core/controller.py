@@ -5,7 +5,7 @@ import logging
 import math
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -209,6 +209,18 @@ class CacheController(contextlib.AbstractContextManager):
             self._predictor.follow(response)
         if self._budget is not None:
             self._budget.follow(response, before)
+
+    @property
+    def planned_levels(self) -> Sequence[float]:
+        """Noise levels of the evaluations among which a budget is placed; () where none is, or they are not known."""
+        return () if self._budget is None or self._planned is None else self._planned.sigmas
+
+    def foresee(self, changes: Collection[int]) -> None:
+        """Known beforehand: `begin` will get changed=True at these of the planned evaluations, as indices. A budget
+        keeps some for them. Once per response.
+        """
+        if self._budget is not None:
+            self._budget.foresee(changes)
 
     def _forget_response(self) -> None:
         """The sampler does not do what its response says."""

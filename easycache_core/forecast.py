@@ -39,8 +39,6 @@ MAX_GAIN, MAX_GAIN_NEAR, NEAR = 0.6, 0.9, 2
 # The part of a run, of its evaluations and of t, over which a change of D does not go on under guidance, unless a gain
 # has shown that it does.
 LONG_GAP, LONG_STRETCH = 0.16, 0.3
-# The first gain after what is asked has changed: the latent is on its way to something else, and D is quick at first.
-FIRST_GAIN_AFTER_CHANGE = 0.4
 # Ridge term of the regression for theta, as a part of what else changed D (squared): smaller departures show nothing.
 RIDGE = 1e-3
 # What remains of the regression's sums at each computed evaluation.
@@ -102,7 +100,7 @@ class Gains:
     def forget_gain(self) -> None:
         """How D went on so far says nothing of how it will: noise was added, or something else is asked."""
         self._pq = self._pp = 0.0
-        self._learnt = 0.0 if self.noise_added else FIRST_GAIN_AFTER_CHANGE
+        self._learnt = 0.0
 
     @property
     def gain(self) -> float:

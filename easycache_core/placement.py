@@ -19,7 +19,7 @@ skip costs there, too: what is paid for it (correction.py) goes into the evaluat
 supposed. There T_k^2 + BESIDE (T_k-1^2 + T_k+1^2) stands for T_k^2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -37,6 +37,9 @@ GROWTH = 1.25
 EARLY, EARLY_PART, SHORT = 1.33, 0.1, 20
 # Before a second computed evaluation nothing is known of how D moves.
 FIRST = 2.0
+# Once something else is asked D moves more: the latent is on its way to something else. And the gap before that is not
+# paid for, as nothing tells what it got wrong; so many times as much its square counts.
+AFTER_CHANGE, UNPAID = 4.0, 9.0
 
 # The part that time has in a position. By time alone, skips would cost nothing where a level is evaluated twice (Heun).
 TIME = 0.9
@@ -64,9 +67,11 @@ def costs_of_skips(influence: Sequence[float], both_signs: bool = False) -> np.n
     return costs
 
 
-def place(costs: np.ndarray, positions: np.ndarray, count: int) -> list[int]:
+def place(costs: np.ndarray, positions: np.ndarray, count: int, changes: Collection[int] = ()) -> list[int]:
     """Which evaluations to compute, so that the gaps between them cost least: the first, the last and count - 2 more,
     as indices. costs, positions: of two evaluations or more, as from the functions above. count: 2 to len(costs).
+    changes: evaluations from which on something else is asked. They are among them, if count suffices for all: nothing
+    is predicted from before a change.
     """
     size = len(costs)
     distance = np.maximum(positions[None] - positions[:, None], 0.0)  # from i (row) to k (column)
@@ -74,6 +79,11 @@ def place(costs: np.ndarray, positions: np.ndarray, count: int) -> list[int]:
     gaps = np.full((size, size), np.inf)  # from i to the next computed evaluation b (column)
     before, after = np.triu_indices(size, 1)
     gaps[before, after] = skipped[before, after - 1] ** 2
+    inside = [change for change in changes if 0 < change < size - 1]
+    gaps[:, inside] *= UNPAID
+    if len(inside) <= count - 2:
+        for change in inside:
+            gaps[:change, change + 1 :] = np.inf
     total, came_from = gaps[0], []
     for _ in range(count - 2):
         sums = total[:, None] + gaps
@@ -95,11 +105,17 @@ class Plan:
         self._outside = np.array([not window.has(level) for level in levels], dtype=bool)
         self.knows_window = window is not None
         self.size = len(self._costs)  # evaluations of the run
+        self._changes: Collection[int] = ()
         self._computed: set[int] = set()  # indices
 
     def has(self, n: int) -> bool:
         """Whether evaluation n is one to compute."""
         return n in self._computed
+
+    def foresee(self, changes: Collection[int]) -> None:
+        """Something else is asked from these evaluations on. Once, and `place` after it."""
+        self._changes = changes
+        self._costs[min(changes, default=self.size) :] *= AFTER_CHANGE
 
     def place(self, now: int, left: int, follows: bool, factors: np.ndarray | float = 1.0) -> None:
         """Anew, from evaluation now on. left: how many may be computed; besides that one, where `follows` says that it
@@ -112,4 +128,5 @@ class Plan:
             costs = np.where(self._outside[now:], OUTSIDE, 1) * costs
         count = min(left if now == 0 and not follows else left + 1, len(where))
         if len(where) > 1:
-            self._computed = {now + k for k in place(costs, where, max(2, count))}
+            changes = [change - now for change in self._changes]
+            self._computed = {now + k for k in place(costs, where, max(2, count), changes)}

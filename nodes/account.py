@@ -11,7 +11,7 @@ from .evaluation import Evaluation
 from .question_history import QuestionHistory
 from .settings import Settings
 from .steps import UNKNOWN, Schedule
-from .summary import ESTIMATE_MARGIN, WINDOWS_MOVE, nothing_skipped, summarise, totals
+from .summary import ESTIMATE_MARGIN, WINDOWS_MOVE, Course, nothing_skipped, summarise, totals
 
 log = logging.getLogger("easycache")
 
@@ -99,11 +99,20 @@ class Account:
         keeps some for later steps. Waits for the device.
         """
         self._closeness = None if keeps_latents else self._estimate_closeness(ends, guidance)
-        about = self._settings, self.callbacks or self._steps, self._steps_before, self._reason
-        self._nothing_skipped = nothing_skipped(self._totals(), *about)
-        counts = self.parts, self._beyond_budget, self.gradients, self.along
-        noise_added = any(controller.noise_added for controller in self.controllers)
-        return summarise(self._totals(), *about, *counts, self._end_unseen, noise_added, self._windows_move)
+        course = Course(
+            steps=self.callbacks or self._steps,
+            steps_before=self._steps_before,
+            reason=self._reason,
+            beyond_budget=self._beyond_budget,
+            parts=self.parts,
+            gradients=self.gradients,
+            along=self.along,
+            end_unseen=self._end_unseen,
+            noise_added=any(controller.noise_added for controller in self.controllers),
+            windows_move=self._windows_move,
+        )
+        self._nothing_skipped = nothing_skipped(self._totals(), self._settings, course)
+        return summarise(self._totals(), self._settings, course)
 
     def snapshot(self) -> tuple[dict, list, int]:
         """(report without trace, trace so far, how many of its first records have all their numbers).

@@ -89,6 +89,7 @@ class QuestionHistory:
         response = self.asked_at.response_at(step)
         if response is not None:
             self.controller.follow(response, before)
+            self._foresee_changes()
         self._misses = self._misses + 1 if self.cache_miss else 0
         self.unpredictable = self.unpredictable or self.cache_miss or another
         # A budget that is spent would not compute it, and so never again have all that is asked.
@@ -158,6 +159,7 @@ class QuestionHistory:
         if self._switches is None:
             first, ranges = self._schedule.first_sigma, not self._alternates
             self._switches = Switches(conds, sigma.device, self._levels, first, ranges)
+            self._foresee_changes()
         self._switches.observe(sigma, conds)
         if self._computed_sigma is None:
             return True, False
@@ -172,6 +174,11 @@ class QuestionHistory:
                 # A corrector's second evaluation at the sigma of the last warm-up step still belongs to that step.
                 force = force | (sigma == self._computed_sigma)
         return force, changed
+
+    def _foresee_changes(self) -> None:
+        """Tell the budget at which evaluations to come something else is asked, once that is known."""
+        if self._switches is not None:
+            self.controller.foresee(self._switches.changes_at(self.controller.planned_levels))
 
     def close(self) -> None:
         """Free every tensor."""

@@ -4,6 +4,7 @@ A cached output is valid only for what it was computed with. So the network has 
 started, ended or changed in the course of a run.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -44,9 +45,23 @@ class Switches:
                     self._keyframes.append(Keyframes(group.keyframes, 0, first_sigma))
                 seen.add(id(group))
         self._any = bool(starts or ends)
+        self._on_host = torch.tensor(starts), torch.tensor(ends)
         # Without non_blocking the copy would wait for the device.
-        self._starts, self._ends = (torch.tensor(sigmas).to(device, non_blocking=True) for sigmas in (starts, ends))
+        self._starts, self._ends = (sigmas.to(device, non_blocking=True) for sigmas in self._on_host)
         self._now = self._computed = None
+
+    def changes_at(self, sigmas: Sequence[float]) -> list[int]:
+        """At which of a run's evaluations at these noise levels, on the host, other parts are active than at the one
+        before, as indices, as far as it is known beforehand.
+        """
+        levels, (starts, ends) = torch.tensor(sigmas)[:, None], self._on_host
+        active = torch.cat((levels > starts, levels < ends), dim=1)
+        in_force = [keyframes.in_force(sigmas) for keyframes in self._keyframes]
+        return [
+            n
+            for n in range(1, len(sigmas))
+            if not torch.equal(active[n], active[n - 1]) or any(one[n] != one[n - 1] for one in in_force)
+        ]
 
     def observe(self, sigma: torch.Tensor, conds: dict) -> None:
         """The next evaluation is at this noise level, a one-element tensor."""
@@ -101,20 +116,31 @@ class Keyframes:
         guaranteed = [getattr(keyframe, "guarantee_steps", 0) for keyframe in keyframes]
         # A keyframe that starts before the schedule does is in force already.
         self._guaranteed = [0 if s > first_sigma else g for s, g in zip(self._starts, guaranteed, strict=True)]
-        self.index, self._used, self._sigma = index, 0, None
+        self._restart(index)
 
-    def observe(self, sigma: float) -> None:
-        if sigma == self._sigma:
-            return
-        self._sigma = sigma
-        if self.index < 0 or self._used >= self._guaranteed[self.index]:
-            for i in range(self.index + 1, len(self._starts)):
-                if self._starts[i] < sigma:
-                    break
-                self.index, self._used = i, 0
-                if self._guaranteed[i] > 0:
-                    break
-        self._used += 1
+    def _restart(self, index: int) -> None:
+        self._first = self.index = index
+        self._used, self._sigma = 0, None
+
+    def in_force(self, sigmas: Sequence[float]) -> list[int]:
+        """The index at each of a run's noise levels, one after the other."""
+        run = copy.copy(self)
+        run._restart(self._first)
+        return [run.observe(sigma) for sigma in sigmas]
+
+    def observe(self, sigma: float) -> int:
+        """Go on to this noise level; the index there."""
+        if sigma != self._sigma:
+            self._sigma = sigma
+            if self.index < 0 or self._used >= self._guaranteed[self.index]:
+                for i in range(self.index + 1, len(self._starts)):
+                    if self._starts[i] < sigma:
+                        break
+                    self.index, self._used = i, 0
+                    if self._guaranteed[i] > 0:
+                        break
+            self._used += 1
+        return self.index
 
     @property
     def counting(self) -> bool:

@@ -1,5 +1,7 @@
 """The totals of a run, as numbers and as one line of the log."""
 
+from typing import NamedTuple
+
 from ..easycache_core.budget import budget_of
 from .settings import Settings
 
@@ -23,62 +25,75 @@ def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
     }
 
 
-def summarise(
-    did: dict, settings: Settings, steps: int, steps_before: int, reason: str | None, parts: int,
-    beyond_budget: str | None, gradients: int, along: int, end_unseen: bool, noise_added: bool,
-    windows_moved: bool,
-) -> str:  # fmt: skip
+class Course(NamedTuple):
+    """What a run went through that its totals do not tell.
+
+    steps: that the sampler took. steps_before: of the same schedule, in runs that this one continues. reason: why
+    nothing could be skipped, where the settings are not to blame. beyond_budget: why more was computed than
+    target_speedup allows, None if it was not. parts, gradients: calls about a part of the latent, and differentiated
+    ones, which are not among the evaluations. along: how often the network was asked what the guider leaves out at
+    times. end_unseen: whether the last evaluation was predicted, though the last one should be computed. noise_added:
+    whether the latent is moved by more than answers, as by a sampler's noise. windows_move: whether context windows are
+    others at most steps.
+    """
+
+    steps: int
+    steps_before: int
+    reason: str | None
+    beyond_budget: str | None
+    parts: int
+    gradients: int
+    along: int
+    end_unseen: bool
+    noise_added: bool
+    windows_move: bool
+
+
+def summarise(did: dict, settings: Settings, course: Course) -> str:
     """The line for the log, with the reason if nothing was skipped.
 
-    did: as from `totals`, with `reason`, as from `nothing_skipped`, and `closeness`, in dB, None if not known. steps:
-    that the sampler took. steps_before: of the same schedule, in runs that this one continues. reason: why nothing
-    could be skipped, where the settings are not to blame. parts, gradients: calls about a part of the latent, and
-    differentiated ones, which are not among the evaluations. beyond_budget: why more was computed than target_speedup
-    allows, None if it was not. along: how often the network was asked what the guider leaves out at times. end_unseen:
-    whether the last evaluation was predicted, though the last one should be computed. noise_added: whether the latent
-    is moved by more than answers, as by a sampler's noise. windows_moved: whether context windows are others at most
-    steps.
+    did: as from `totals`, with `reason`, as from `nothing_skipped`, and `closeness`, in dB, None if not known.
     """
-    if did["evaluations"] == 0 and steps == 0:
+    if did["evaluations"] == 0 and course.steps == 0:
         return "EasyCache: nothing was sampled, the run had no steps"
     if did["evaluations"] == 0:
-        asked = reason or "it asked nothing that the node sees"
-        return f"EasyCache: the sampler took {steps} steps; nothing was skipped: {asked}"
+        asked = course.reason or "it asked nothing that the node sees"
+        return f"EasyCache: the sampler took {course.steps} steps; nothing was skipped: {asked}"
     line = (
         f"EasyCache: computed {did['computed']} of {did['evaluations']} evaluations, skipped {did['skipped']} "
         f"({did['evaluations'] / max(did['computed'], 1):.2f}x), {did['predictor']}, {_rule(settings.config)}"
     )
-    if beyond_budget:
-        line += f"; that is more than it allows, {beyond_budget}"
-    if parts:
-        line += f"; besides, {parts} calls about parts of the latent, or at another size, were computed"
-    if gradients:
-        line += f"; besides, {gradients} calls that the guider or sampler differentiates through were computed"
-    if along:
-        line += f"; besides, what the guider leaves out at times was asked along {along} times"
-    if end_unseen:
+    if course.beyond_budget:
+        line += f"; that is more than it allows, {course.beyond_budget}"
+    if course.parts:
+        line += f"; besides, {course.parts} calls about parts of the latent, or at another size, were computed"
+    if course.gradients:
+        line += f"; besides, {course.gradients} calls that the guider or sampler differentiates through were computed"
+    if course.along:
+        line += f"; besides, what the guider leaves out at times was asked along {course.along} times"
+    if course.end_unseen:
         line += "; the last evaluation was predicted, as nothing told that it was the last"
-    if noise_added and did["skipped"] and settings.config.target_speedup:
+    if course.noise_added and did["skipped"] and settings.config.target_speedup:
         line += (
             "; the sampler adds noise, or moves the latent as noise does, which nothing forecasts: with target_speedup "
             "the result may drift, under a threshold less is skipped"
         )
-    if windows_moved and did["skipped"]:
+    if course.windows_move and did["skipped"]:
         line += f"; {WINDOWS_MOVE}"
-    if steps_before:
-        line += f"; it goes on from an earlier run, at step {steps_before + 1} of the schedule"
+    if course.steps_before:
+        line += f"; it goes on from an earlier run, at step {course.steps_before + 1} of the schedule"
     if did["closeness"] is not None:
         line += f"; {closeness_text(did['closeness'])}"
     return line if did["reason"] is None else f"{line}. Nothing was skipped: {did['reason']}"
 
 
-def nothing_skipped(did: dict, settings: Settings, steps: int, steps_before: int, reason: str | None) -> str | None:
-    """Why nothing was skipped, None if something was or nothing was sampled. Arguments: as of `summarise`."""
+def nothing_skipped(did: dict, settings: Settings, course: Course) -> str | None:
+    """Why nothing was skipped, None if something was or nothing was sampled. did: as from `totals`."""
     if did["skipped"] or not did["evaluations"]:
         return None
-    if reason is None or settings.config.threshold == 0 and not settings.config.target_speedup:
-        reason = _reason(settings, steps, steps_before)
-    return reason
+    if course.reason is None or settings.config.threshold == 0 and not settings.config.target_speedup:
+        return _reason(settings, course.steps, course.steps_before)
+    return course.reason
 
 
 WINDOWS_MOVE = (

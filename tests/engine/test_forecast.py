@@ -636,6 +636,40 @@ def test_an_influence_of_nothing_between_large_ones_is_no_place_to_skip():
     assert len(skipped) == 4 and max(skipped) < 14
 
 
+@pytest.mark.parametrize(("changes", "count"), [([7], 8), ([7, 12], 8), ([1, 2, 18], 5), ([0, 7, 19], 4)], ids=str)
+def test_nothing_is_predicted_from_before_a_change(changes, count):
+    """Catches a budget of which evaluations just before a change are wasted, as the change is computed anyway."""
+    influence = euler_response(noise_levels(20)).influence()
+    computed = place(costs_of_skips(influence), np.arange(20.0), count, changes)
+    assert len(computed) == count and {0, 19, *changes} <= set(computed)
+
+
+def test_more_changes_than_can_be_computed_have_no_effect():
+    """Catches a budget that no placement keeps."""
+    costs, positions = costs_of_skips([1.0] * 20), np.arange(20.0)
+    computed = place(costs, positions, 6, range(2, 18, 2))
+    assert len(computed) == 6 and max(np.diff(computed)) <= 6
+
+
+def test_what_changes_on_the_way_is_foreseen():
+    """Catches a run that has too little left after the change, and one that skips right before it: nothing tells then
+    what the last gap got wrong.
+    """
+
+    def computed(foreseen):
+        budget, places = Budget(2.0, [1.0] * 20, euler_response(noise_levels(20))), []
+        budget.foresee(foreseen)
+        for n in range(20):
+            if budget.should_compute(n):
+                budget.spend()
+                places.append(n)
+        return places
+
+    plain, foreseen = computed(()), computed((10,))
+    assert len(plain) == len(foreseen) == 10 and 10 in foreseen
+    assert sum(n > 10 for n in foreseen) > sum(n > 10 for n in plain)
+
+
 def test_a_run_that_leads_back_to_noise_is_placed_by_what_that_is():
     """Of x = D + sigma noise, with levels up to 14.6. Catches a budget that is spent at first, as the final latent's
     size is forgotten: 39.6 dB of an unsampled picture, where 55.5 can be had.

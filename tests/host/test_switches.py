@@ -203,11 +203,14 @@ def test_keyframes_are_chosen_as_comfyui_does(comfy):
         group.keyframes.sort(key=lambda keyframe: -keyframe.start_t)
         group.reset()
         sigmas = torch.linspace(1, 0, between(3, 21))
-        ours = switches.Keyframes(group.keyframes, 0, 1.0)
-        for sigma in sigmas[:-1].repeat_interleave(2).tolist():
+        ours, theirs = switches.Keyframes(group.keyframes, 0, 1.0), []
+        levels = sigmas[:-1].repeat_interleave(2).tolist()
+        foreseen = ours.in_force(levels)
+        for sigma in levels:
             group.prepare_current_keyframe(sigma, {"sample_sigmas": sigmas})
-            ours.observe(sigma)
-            assert ours.index == group._current_index
+            theirs.append(group._current_index)
+            assert ours.observe(sigma) == ours.index == theirs[-1]
+        assert foreseen == ours.in_force(levels) == theirs
 
 
 def test_the_strength_of_a_controlnet_is_changed_from_outside(comfy, tiny, controlled):
