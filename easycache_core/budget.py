@@ -55,13 +55,13 @@ class Budget:
         a budget.
         """
         self._before, self._plan = before, Plan(response, self._window)
-        self._place(max(0, self._evaluations - 1))
+        self._place()
 
     def foresee(self, changes: Collection[int]) -> None:
         """Something else is asked from these evaluations of the response on. No effect where there are many."""
         if self._plan is not None and 0 < len(changes) <= self._for_changes_of(self._plan.size):
             self._plan.foresee(changes)
-            self._place(max(0, self._evaluations - 1))
+            self._place()
 
     def forget_plan(self) -> None:
         """The sampler does not do what its response says."""
@@ -113,9 +113,8 @@ class Budget:
         self._spent += 1
         self._spread.spend()
         self._change_waits = False
-        now = self._evaluations - 1
-        if self._plan is not None and not self._plan.has(now):
-            self._place(now)
+        if self._plan is not None and not self._plan.has(self._evaluations - 1):
+            self._place()
 
     def look(self, miss: float) -> None:
         """What was seen at the evaluation that was asked about last: by how much a forecast would have missed the
@@ -127,12 +126,12 @@ class Budget:
         surprise = miss * size / USUAL_MISS
         if surprise > 1:
             ahead = np.arange(-1, size - now - 1) / (MEMORY * size)
-            self._place(now, surprise ** np.exp(-ahead))
+            self._place(surprise ** np.exp(-ahead))
 
-    def _place(self, now: int, factors: np.ndarray | float = 1.0) -> None:
-        """Place what is left after the evaluation now, which is computed. factors: on the costs from there on."""
+    def _place(self, factors: np.ndarray | float = 1.0) -> None:
+        """Place what is left after the evaluation that was asked about last. factors: on the costs from there on."""
         left = self._allowed(self._plan.size) - self._spent
-        self._plan.place(now, left, self._spent > 0, factors)
+        self._plan.place(max(0, self._evaluations - 1), left, self._spent > 0, factors)
 
     def _allowed(self, evaluations: int) -> int:
         """How many of so many may be computed."""

@@ -113,9 +113,9 @@ class Plan:
         return n in self._computed
 
     def foresee(self, changes: Collection[int]) -> None:
-        """Something else is asked from these evaluations on. Once, and `place` after it."""
+        """Something else is asked from these evaluations on, one or more. Once, and `place` after it."""
         self._changes = changes
-        self._costs[min(changes, default=self.size) :] *= AFTER_CHANGE
+        self._costs[min(changes) :] *= AFTER_CHANGE
 
     def place(self, now: int, left: int, follows: bool, factors: np.ndarray | float = 1.0) -> None:
         """Anew, from evaluation now on. left: how many may be computed; besides that one, where `follows` says that it

@@ -54,14 +54,9 @@ class Switches:
         """At which of a run's evaluations at these noise levels, on the host, other parts are active than at the one
         before, as indices, as far as it is known beforehand.
         """
-        levels, (starts, ends) = torch.tensor(sigmas)[:, None], self._on_host
-        active = torch.cat((levels > starts, levels < ends), dim=1)
-        in_force = [keyframes.in_force(sigmas) for keyframes in self._keyframes]
-        return [
-            n
-            for n in range(1, len(sigmas))
-            if not torch.equal(active[n], active[n - 1]) or any(one[n] != one[n - 1] for one in in_force)
-        ]
+        in_force = [torch.tensor(keyframes.in_force(sigmas))[:, None] for keyframes in self._keyframes]
+        active = torch.cat((_active(torch.tensor(sigmas)[:, None], *self._on_host), *in_force), dim=1)
+        return [n for n in range(1, len(active)) if not torch.equal(active[n], active[n - 1])]
 
     def observe(self, sigma: torch.Tensor, conds: dict) -> None:
         """The next evaluation is at this noise level, a one-element tensor."""
@@ -89,9 +84,8 @@ class Switches:
             return True
         if not self._any:
             return False
-        started = (before > self._starts) != (now > self._starts)
-        ended = (before < self._ends) != (now < self._ends)
-        return started.any() | ended.any()
+        spans = self._starts, self._ends
+        return (_active(before, *spans) != _active(now, *spans)).any()
 
     def must_compute(self, sigma: torch.Tensor) -> torch.Tensor | bool:
         """Whether something has to be called at this evaluation, or may change at any: keyframes that count their
@@ -145,6 +139,11 @@ class Keyframes:
     @property
     def counting(self) -> bool:
         return 0 <= self.index < len(self._starts) - 1 and self._used <= self._guaranteed[self.index]
+
+
+def _active(sigmas: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Which of these have not started, and which have ended, at noise levels (..., 1) or (): (..., starts + ends)."""
+    return torch.cat((sigmas > starts, sigmas < ends), dim=-1)
 
 
 def spans_of(cond: dict) -> list[tuple]:
