@@ -7,8 +7,15 @@ influence wins at the end. What is left of both is
 
     cost of k = (1 + (INFLUENCE T_k)^2) (p_k - p_i)^GROWTH
 
-with T_k the influence (response.py) and p the position in the run, by the model's own time and a little by the number
-of the evaluation: where steps are tiny D hardly moves (the end of karras, the start of linear_quadratic). The errors of
+with T_k the influence (response.py) and p the position in the run, half by time and half by how far D is supposed to
+have moved. By the model's own time, and a little by the number of the evaluation: where steps are tiny D hardly moves
+(the end of karras, the start of linear_quadratic). And with v = sigma / signal, the noise to a part of signal, D moves
+as
+
+    dv / ((1 + v) sqrt(1 + (v / HIGH_NOISE)^2))
+
+that is with log(1 + v), but less and less where x is hardly more than noise: the large shift of a flow model puts a
+third of its steps there, while a schedule of a noise prediction model begins where D moves most. The errors of
 different gaps are added up by their squares.
 
 T_k is in parts of a picture. A run that leads back to noise (a picture is unsampled) ends at noise of several times its
@@ -34,23 +41,40 @@ BESIDE = 0.15
 GROWTH = 1.25
 # The shorter the steps the better the forecasts, but for the start, as the picture is laid out. So in runs of more than
 # SHORT evaluations the start costs more: EARLY times as much for each SHORT evaluations more, over a part of the run.
-EARLY, EARLY_PART, SHORT = 1.33, 0.1, 20
+EARLY, EARLY_PART, SHORT = 0.66, 0.1, 20
 # Before a second computed evaluation nothing is known of how D moves.
 FIRST = 2.0
 # Once something else is asked D moves more: the latent is on its way to something else. And the gap before that is not
 # paid for, as nothing tells what it got wrong; so many times as much its square counts.
-AFTER_CHANGE, UNPAID = 4.0, 9.0
+AFTER_CHANGE, UNPAID = 2.5, 9.0
 
-# The part that time has in a position. By time alone, skips would cost nothing where a level is evaluated twice (Heun).
+# The part that time has in a position by time. By time alone, skips would cost nothing where a level is evaluated twice
+# (Heun).
 TIME = 0.9
+# The noise to a part of signal above which D moves less, and the part that its moves have in a position: models differ
+# in when D moves.
+HIGH_NOISE, MOVES = 12.0, 0.5
 # So many times as much a skip outside of a window costs as it would inside: none is placed there.
 OUTSIDE = 1e4
 
 
-def positions(lengths: Sequence[float]) -> np.ndarray:
-    """Of evaluations with these distances in time from one to the next, (N - 1,): from 0 to N - 1."""
-    numbers, times = np.arange(len(lengths) + 1, dtype=float), np.append(0.0, np.cumsum(lengths))
-    return (1 - TIME) * numbers + TIME * times / times[-1] * numbers[-1] if times[-1] else numbers
+def positions(response: Response) -> np.ndarray:
+    """p of its evaluations, (N,): from 0 to N - 1."""
+    times, moves = np.array(response.distances), np.abs(np.diff(_moved(np.array(response.sigmas), response.signal)))
+    numbers = np.arange(len(response.sigmas), dtype=float)
+    by_time = (1 - TIME) * numbers + TIME * _spread(times)
+    return (1 - MOVES) * by_time + MOVES * _spread(moves)
+
+
+def _moved(sigmas: np.ndarray, signal: np.ndarray) -> np.ndarray:
+    """How far D moves up to these noise levels: the integral of the above."""
+    return np.arcsinh((HIGH_NOISE**2 * signal - sigmas) / (HIGH_NOISE * (signal + sigmas)))
+
+
+def _spread(lengths: np.ndarray) -> np.ndarray:
+    """From 0 to N - 1, as far apart as these N - 1 lengths say, evenly where they are all 0."""
+    where = np.append(0.0, np.cumsum(lengths))
+    return where / where[-1] * len(lengths) if where[-1] else np.arange(len(where), dtype=float)
 
 
 def costs_of_skips(influence: Sequence[float], both_signs: bool = False) -> np.ndarray:
@@ -100,7 +124,7 @@ class Plan:
 
     def __init__(self, response: Response, window: Window | None = None):
         self._costs = costs_of_skips(response.influence() / response.size_at_the_end, response.both_signs)
-        self._positions = positions(response.distances)
+        self._positions = positions(response)
         levels = () if window is None else response.sigmas
         self._outside = np.array([not window.has(level) for level in levels], dtype=bool)
         self.knows_window = window is not None

@@ -57,6 +57,13 @@ class Response(NamedTuple):
         return self.lengths or [1.0] * (len(self.sigmas) - 1)
 
     @property
+    def signal(self) -> np.ndarray:
+        """The part of a picture that is in x at each evaluation, (N,)."""
+        # Flow models have x = (1 - sigma) D + sigma noise and sigmas up to 1; all others x = D + sigma noise.
+        sigmas = np.asarray(self.sigmas, dtype=float)
+        return 1 - sigmas if sigmas.max(initial=0) <= 1 else np.ones_like(sigmas)
+
+    @property
     def size_at_the_end(self) -> float:
         """About that of the final latent, in parts of a picture's: of noise, where the run leads back to it."""
         return max(1.0, self.sigmas[-1]) if self.sigmas and self.sigmas[-1] > self.sigmas[0] else 1.0
@@ -87,9 +94,7 @@ class Response(NamedTuple):
 
     def _sensitivity(self, variance: float) -> np.ndarray:
         """By how much D follows x at each evaluation, (N,)."""
-        sigmas = np.asarray(self.sigmas)
-        # Flow models have x = (1 - sigma) D + sigma noise and sigmas up to 1; all others x = D + sigma noise.
-        signal = 1 - sigmas if sigmas.max(initial=0) <= 1 else np.ones_like(sigmas)
+        sigmas, signal = np.asarray(self.sigmas), self.signal
         return signal / np.maximum(signal**2 + sigmas**2 / variance, 1e-12)
 
 

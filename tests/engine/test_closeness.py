@@ -7,7 +7,7 @@ import torch
 
 from easycache_core import CacheConfig, CacheController, euler_response
 
-STEPS, SHAPE = 24, (1, 4, 32, 32)
+STEPS, SHAPE = 20, (1, 4, 32, 32)
 
 
 def noise_levels(steps):
