@@ -11,10 +11,8 @@ import argparse
 import contextlib
 import csv
 import statistics
-import sys
 import tempfile
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -87,8 +85,7 @@ def left_out(replacements):
 
 def rows(host: Host, subject, seeds, known: set):
     """What was measured of one model."""
-    package = sys.modules[host.node_class("EasyCacheAdaptive").__module__].__name__.removesuffix(".nodes.adaptive")
-    candidates = parts(lambda name: import_module(f"{package}.easycache_core.{name}"))
+    candidates = parts(lambda name: host.module(f"easycache_core.{name}"))
     for sampler, scheduler, steps in SCHEDULES:
         configuration = replace(subject.configurations[0], sampler=sampler, scheduler=scheduler, steps=steps)
         for seed in seeds:

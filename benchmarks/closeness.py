@@ -17,7 +17,6 @@ import math
 import random
 import statistics
 import tempfile
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -33,28 +32,20 @@ SETTINGS = [dict(target_speedup=speedup) for speedup in (1.4, 2.0, 2.5, 3.4)]
 SETTINGS += [dict(threshold=threshold, warmup_steps=3) for threshold in (0.05, 0.1, 0.15, 0.2)]
 COLUMNS = ("subject", "seed", "sampler", "scheduler", "steps", "cfg", "settings", "computed", "evaluations",
            "estimated", "measured")  # fmt: skip
-FRAMES = 2  # of videos
 
 
 def measure(host: Host, name: str, seeds: int):
     """Rows of one subject."""
-    import subjects
+    from subjects import WITH_SHEET  # it imports ComfyUI, which the host makes importable
 
-    subject = {"sheet": subjects.Sheet, **subjects.SUBJECTS}[name](host)  # the sheet is there for grids and this
+    subject = WITH_SHEET[name](host)
     for seed in range(seeds):
         draw = random.Random(seed)
         sampler, scheduler, steps, cfg = map(draw.choice, (SAMPLERS, SCHEDULERS, STEPS, GUIDANCE))
         configuration = dataclasses.replace(
             subject.configurations[0], sampler=sampler, scheduler=scheduler, steps=steps, cfg=cfg
         )
-        scene, model = subject.scene(seed), subject.prepared(configuration, "fp32")
-        latent = scene.latent["samples"]
-        latent = {"samples": latent[:, :, :FRAMES] if latent.ndim == 5 else latent[:4]}
-        conds = ([[cond[: len(latent["samples"])], rest] for cond, rest in side] for side in scene[:2])
-        positive, negative = [
-            [[cond, {key: value[: len(cond)] for key, value in rest.items()}] for cond, rest in side] for side in conds
-        ]
-        scene = subjects.Scene(positive, negative, latent)
+        scene, model = subject.small_scene(seed), subject.prepared(configuration, "fp32")
         exact = subject.latent(model, scene, configuration, seed)
         for settings in draw.sample(SETTINGS, 4):
             cached = host.node("EasyCacheAdaptive", model, predictor="forecast", **settings)[0]
@@ -103,10 +94,7 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
         host = Host(Path(base))
-        import comfy_host
-
-        constants = import_module(f"{comfy_host.load_pack().__name__}.easycache_core.closeness")
-
+        constants = host.module("easycache_core.closeness")
         rows = [row for name in args.subjects for row in measure(host, name, SUBJECTS[name])]
     with args.results.open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])

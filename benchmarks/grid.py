@@ -312,9 +312,9 @@ def run(args) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
         host = Host(Path(base))
-        from subjects import SUBJECTS, Sheet  # they import ComfyUI, which the host makes importable
+        from subjects import WITH_SHEET  # it imports ComfyUI, which the host makes importable
 
-        subject_class = {**SUBJECTS, Sheet.name: Sheet}[args.subject]
+        subject_class = WITH_SHEET[args.subject]
         subject_class.require_weights()
         subject = subject_class(host)
         for number, (cell, seed) in enumerate(wanted, 1):

@@ -2,7 +2,9 @@
 
 import asyncio
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -47,6 +49,11 @@ class Host:
     def node_class(self, kind: str) -> type:
         """The class of a node, as ComfyUI loaded it."""
         return self._classes[kind]
+
+    def module(self, name: str) -> ModuleType:
+        """A module of this pack, as ComfyUI loaded it ("nodes.plot"): what is patched there has effect."""
+        pack = self._classes["EasyCacheAdaptive"].__module__.removesuffix(".nodes.adaptive")
+        return import_module(f"{pack}.{name}")
 
     def node(self, kind: str, *args, **widgets):
         """A node's outputs; widgets that are left out have their defaults."""

@@ -10,11 +10,10 @@ the uncached run's, with the latent's own peak-to-peak, with the committed MOVES
 import argparse
 import csv
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import import_module
+from itertools import product
 from pathlib import Path
 from unittest import mock
 
@@ -31,55 +30,25 @@ SCHEDULES = (
     ("sheet", (0.0,), ("simple",)),
 )
 SAMPLERS, STEPS, SPEEDUPS, SEEDS, CFG = ("euler", "dpmpp_2m"), (20, 50), (1.4, 2.0, 3.0), (60, 61), 3.0
-FRAMES, PICTURES = 2, 4
-
-
-def small(subjects, subject, seed: int):
-    """What the seed asks for, with few frames and pictures."""
-    scene = subject.scene(seed)
-    latent = scene.latent["samples"]
-    latent = latent[:, :, :FRAMES] if latent.ndim == 5 else latent[:PICTURES]
-
-    def first(value):
-        return value[: len(latent)] if hasattr(value, "shape") else value
-
-    sides = [
-        [[first(cond), {key: first(value) for key, value in rest.items()}] for cond, rest in side] for side in scene[:2]
-    ]
-    return subjects.Scene(*sides, {"samples": latent})
 
 
 def measure(host: Host, name: str, shifts, schedulers) -> Iterator[tuple]:
     """Rows of one subject."""
-    import subjects
+    from subjects import WITH_SHEET  # it imports ComfyUI, which the host makes importable
 
-    subject = {"sheet": subjects.Sheet, **subjects.SUBJECTS}[name](host)
-    package = sys.modules[host.node_class("EasyCacheAdaptive").__module__].__name__.removesuffix(".nodes.adaptive")
-    placement = import_module(f"{package}.easycache_core.placement")
-    for shift in shifts:
-        for scheduler in schedulers:
-            for steps in STEPS:
-                for sampler in SAMPLERS:
-                    configuration = replace(
-                        subject.configurations[0],
-                        shift=shift,
-                        scheduler=scheduler,
-                        steps=steps,
-                        sampler=sampler,
-                        cfg=CFG,
-                    )
-                    model = subject.prepared(configuration, "fp32")
-                    for seed in SEEDS:
-                        scene = small(subjects, subject, seed)
-                        exact = subject.latent(model, scene, configuration, seed)
-                        for speedup in SPEEDUPS:
-                            cached = host.node("EasyCacheAdaptive", model, target_speedup=speedup)[0]
-                            for moves in (0.0, placement.MOVES):
-                                with mock.patch.object(placement, "MOVES", moves):
-                                    got = subject.latent(cached, scene, configuration, seed)
-                                psnr = round(latent_psnr(exact, got), 2)
-                                yield name, shift, scheduler, sampler, steps, speedup, moves, seed, psnr
-            print(f"{name}, shift {shift:g}, {scheduler}", flush=True)
+    subject, placement = WITH_SHEET[name](host), host.module("easycache_core.placement")
+    schedules = product(shifts, schedulers, STEPS, SAMPLERS)
+    for (shift, scheduler, steps, sampler), seed in product(schedules, SEEDS):
+        chosen = dict(shift=shift, scheduler=scheduler, sampler=sampler, steps=steps)
+        configuration = replace(subject.configurations[0], cfg=CFG, **chosen)
+        model, scene = subject.prepared(configuration, "fp32"), subject.small_scene(seed)
+        exact = subject.latent(model, scene, configuration, seed)
+        for speedup, moves in product(SPEEDUPS, (0.0, placement.MOVES)):
+            cached = host.node("EasyCacheAdaptive", model, target_speedup=speedup)[0]
+            with mock.patch.object(placement, "MOVES", moves):
+                latent = subject.latent(cached, scene, configuration, seed)
+            yield name, *chosen.values(), speedup, moves, seed, round(latent_psnr(exact, latent), 2)
+        print(f"{name}, {', '.join(map(str, chosen.values()))}, seed {seed}", flush=True)
 
 
 def table(path: Path) -> str:
@@ -91,7 +60,8 @@ def table(path: Path) -> str:
         by_moves = found.setdefault(place, {}).setdefault((int(row["steps"]), float(row["target_speedup"])), {})
         by_moves.setdefault(float(row["moves"]), []).append(float(row["psnr"]))
     cells = [(steps, speedup) for steps in STEPS for speedup in SPEEDUPS]
-    lines = [f"| | {' | '.join(f'{steps} steps, {speedup:g}x' for steps, speedup in cells)} |", "|---" * 7 + "|"]
+    titles = ["", *(f"{steps} steps, {speedup:g}x" for steps, speedup in cells)]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for place, by_cell in found.items():
         means = [[statistics.mean(psnrs) for _, psnrs in sorted(by_cell[cell].items())] for cell in cells]
         lines.append(f"| {place} | {' | '.join(f'{before:.1f} -> {after:.1f}' for before, after in means)} |")

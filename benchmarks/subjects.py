@@ -5,15 +5,13 @@ emoji         Noto's emoji by their names in FLUX's architecture, 98 M parameter
 emoji-small   the same with 2 M parameters and the faces alone, for a CPU
 digits        handwritten digits in FLUX's architecture (digits/): ten pictures a seed, one of each digit
 digits-unet   the same digits in Stable Diffusion 1.5's architecture, which predicts noise
-sheet         smaller digits by a perceptron that takes less than a millisecond, for grid.py alone (sheet/)
+sheet         smaller digits by a perceptron that takes less than a millisecond, for studies of many runs (sheet/)
 """
 
 import abc
 import time
-from importlib import import_module
 from typing import NamedTuple
 
-import comfy_host
 import numpy as np
 import torch
 from configurations import Configuration, configurations, lengths
@@ -22,6 +20,8 @@ from emoji import model as emoji
 from host import Host
 from sheet import model as sheet
 from trained import FOLDER
+
+FRAMES, PICTURES = 2, 4  # of a small scene
 
 
 class Scene(NamedTuple):
@@ -78,6 +78,18 @@ class Subject(abc.ABC):
     def scene(self, seed: int) -> Scene:
         """What the seed asks for."""
 
+    def small_scene(self, seed: int) -> Scene:
+        """What the seed asks for, with few frames and pictures."""
+        scene = self.scene(seed)
+        latent = scene.latent["samples"]
+        latent = latent[:, :, :FRAMES] if latent.ndim == 5 else latent[:PICTURES]
+
+        def first(conditioning: list) -> list:
+            size = len(latent)
+            return [[cond[:size], {key: value[:size] for key, value in rest.items()}] for cond, rest in conditioning]
+
+        return Scene(first(scene.positive), first(scene.negative), {"samples": latent})
+
     @abc.abstractmethod
     def decode(self, latents: dict) -> np.ndarray:
         """Pictures (n, height, width, 3) in 0..1."""
@@ -125,7 +137,7 @@ class Video(Subject):
         model = host.node("EasyCacheDemoModel", "rocket", "night", "zoom-out", 1)[0]
         network = model.model.diffusion_model
         super().__init__(host, model, network.blocks[0], network.head)
-        self._words = import_module(f"{comfy_host.load_pack().__name__}.demo.words")
+        self._words = host.module("demo.words")
 
     def scene(self, seed: int) -> Scene:
         rng = torch.Generator().manual_seed(seed)
@@ -261,4 +273,7 @@ class Sheet(Subject):
         return model
 
 
-SUBJECTS = {subject.name: subject for subject in (Video, Emoji, EmojiSmall, Digits, DigitsUnet)}
+SUBJECTS: dict[str, type[Subject]] = {
+    subject.name: subject for subject in (Video, Emoji, EmojiSmall, Digits, DigitsUnet)
+}
+WITH_SHEET = SUBJECTS | {Sheet.name: Sheet}

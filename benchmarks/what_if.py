@@ -15,7 +15,6 @@ import itertools
 import math
 import statistics
 import tempfile
-from importlib import import_module
 from pathlib import Path
 
 from host import ROOT, Host
@@ -34,11 +33,9 @@ def sample(seeds: int):
     """(predictor, steps, seed) and the reports of its runs by threshold, with their traces, and each run's dB."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
         host = Host(Path(base))
-        import comfy_host
         from subjects import Video
 
-        video, pack = Video(host), comfy_host.load_pack().__name__
-        history_of = import_module(f"{pack}.nodes.run_history").history_of
+        video, history_of = Video(host), host.module("nodes.run_history").history_of
         for steps in STEPS:
             configuration = dataclasses.replace(video.configurations[0], steps=steps)
             for seed in range(seeds):

@@ -62,8 +62,8 @@ def positions(response: Response) -> np.ndarray:
     """p of its evaluations, (N,): from 0 to N - 1."""
     times, moves = np.array(response.distances), np.abs(np.diff(_moved(np.array(response.sigmas), response.signal)))
     numbers = np.arange(len(response.sigmas), dtype=float)
-    by_time = (1 - TIME) * numbers + TIME * _spread(times)
-    return (1 - MOVES) * by_time + MOVES * _spread(moves)
+    by_time = (1 - TIME) * numbers + TIME * _laid_end_to_end(times)
+    return (1 - MOVES) * by_time + MOVES * _laid_end_to_end(moves)
 
 
 def _moved(sigmas: np.ndarray, signal: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ def _moved(sigmas: np.ndarray, signal: np.ndarray) -> np.ndarray:
     return np.arcsinh((HIGH_NOISE**2 * signal - sigmas) / (HIGH_NOISE * (signal + sigmas)))
 
 
-def _spread(lengths: np.ndarray) -> np.ndarray:
+def _laid_end_to_end(lengths: np.ndarray) -> np.ndarray:
     """From 0 to N - 1, as far apart as these N - 1 lengths say, evenly where they are all 0."""
     where = np.append(0.0, np.cumsum(lengths))
     return where / where[-1] * len(lengths) if where[-1] else np.arange(len(where), dtype=float)

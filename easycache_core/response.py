@@ -59,9 +59,7 @@ class Response(NamedTuple):
     @property
     def signal(self) -> np.ndarray:
         """The part of a picture that is in x at each evaluation, (N,)."""
-        # Flow models have x = (1 - sigma) D + sigma noise and sigmas up to 1; all others x = D + sigma noise.
-        sigmas = np.asarray(self.sigmas, dtype=float)
-        return 1 - sigmas if sigmas.max(initial=0) <= 1 else np.ones_like(sigmas)
+        return _signal(self.sigmas)
 
     @property
     def size_at_the_end(self) -> float:
@@ -103,10 +101,11 @@ def euler_response(sigmas: Sequence[float]) -> Response:
     a run that descends, noise is added and nothing is evaluated (restarts).
     """
     evaluated = evaluated_levels(sigmas)
-    weights, row, flow = [], np.zeros(sum(evaluated)), max(sigmas, default=0.0) <= 1
-    for evaluates, (sigma, following) in zip(evaluated, pairwise(sigmas), strict=True):
+    weights, row = [], np.zeros(sum(evaluated))
+    steps = zip(evaluated, pairwise(sigmas), pairwise(_signal(sigmas)), strict=True)
+    for evaluates, (sigma, following), (signal, signal_next) in steps:
         if not evaluates:
-            row = row * ((1 - following) / (1 - sigma) if flow else 1.0)
+            row = row * (signal_next / signal)
             continue
         kept = _kept(sigma, following)
         weights.append(row)
@@ -114,6 +113,13 @@ def euler_response(sigmas: Sequence[float]) -> Response:
         row[len(weights) - 1] = 1 - kept
     levels = tuple(float(sigma) for sigma, evaluates in zip(sigmas, evaluated, strict=False) if evaluates)
     return Response(levels, np.array([*weights, row]))
+
+
+def _signal(sigmas: Sequence[float]) -> np.ndarray:
+    """The part of a picture that is in x at each of these levels of one schedule, in their shape."""
+    # Flow models have x = (1 - sigma) D + sigma noise and sigmas up to 1; all others x = D + sigma noise.
+    sigmas = np.asarray(sigmas, dtype=float)
+    return 1 - sigmas if sigmas.max(initial=0) <= 1 else np.ones_like(sigmas)
 
 
 def evaluated_levels(sigmas: Sequence[float]) -> list[bool]:

@@ -356,8 +356,9 @@ def test_questions_in_turn_are_placed_among_their_own_steps(rotation):
     on the first half, and the last answers are predicted (0.005 and 0.008 off, of two and of three).
     """
     which, limit = ROTATIONS[rotation]
-    ask = one_latent(lambda network, x, t, n: network(x, t, PROMPTS[which(n)]), 0.6 * TIMES)
-    cache, off = compare(ask, BUDGET, response=euler_response((0.6 * TIMES).tolist()))
+    times = 0.6 * TIMES
+    ask = one_latent(lambda network, x, t, n: network(x, t, PROMPTS[which(n)]), times)
+    cache, off = compare(ask, BUDGET, response=euler_response(times.tolist()))
     assert off[0] < limit and cache.computed <= STEPS / 2 + len(set(map(which, range(STEPS)))) - 1
     assert cache.trace[-1]["computed"]
 

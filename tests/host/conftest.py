@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+import importlib
 import inspect
 import json
 import os
@@ -48,6 +49,11 @@ class Comfy:
                 inputs.setdefault(name, widget[0]["default"])
         outputs = execute(*args, **inputs)
         return getattr(outputs, "result", outputs)
+
+    def module(self, name):
+        """A module of the pack as ComfyUI loaded it ("nodes.plot"): what is patched there has effect."""
+        pack = self.classes["EasyCacheAdaptive"].__module__.removesuffix(".nodes.adaptive")
+        return importlib.import_module(f"{pack}.{name}")
 
     def cached(self, model, **widgets):
         """The model behind an EasyCache (Adaptive) node."""

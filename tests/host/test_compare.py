@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -150,7 +149,7 @@ def test_the_difference_is_enlarged_as_its_label_says(compare, amount, times):
 @pytest.mark.parametrize("width, said", [(320, "difference x 8, "), (90, "difference x 8"), (40, "x 8"), (8, None)])
 def test_the_label_fits(comfy, compare, monkeypatch, width, said):
     """The longest that fits is written; a picture too small for any is left as it is."""
-    pictures_module = sys.modules[comfy.classes["EasyCacheCompare"].__module__.rpartition(".")[0] + ".pictures"]
+    pictures_module = comfy.module("nodes.pictures")
     written = []
 
     class Draw(pictures_module.ImageDraw.ImageDraw):

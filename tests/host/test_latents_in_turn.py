@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import sys
 from collections import Counter
 
 import pytest
@@ -104,11 +103,8 @@ def test_latents_that_take_turns(comfy, tiny, run, name, count, widgets):
 
 def test_more_latents_than_are_told_apart(comfy, tiny, run, monkeypatch, caplog):
     """Catches a log that blames the threshold."""
-    scene, latents = (
-        tiny("Flux"),
-        sys.modules[comfy.classes["EasyCacheAdaptive"].__module__.replace("adaptive", "latents")],
-    )
-    monkeypatch.setattr(latents, "TRAIL", 3)
+    scene = tiny("Flux")
+    monkeypatch.setattr(comfy.module("nodes.latents"), "TRAIL", 3)
     with caplog.at_level(logging.INFO):
         run(scene, functools.partial(guiding, conds=pair(scene), predict=both), in_turn(5), threshold=0.1)
     assert any("skipped: the latent, or all of its noise, is another one" in line for line in log_of(caplog))

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import gc
 import logging
-import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -89,10 +88,10 @@ def test_out_of_memory_in_the_network_costs_the_cache_not_the_run(comfy, small_s
 
 def test_a_run_that_fails_at_its_first_decision_leaves_nothing(comfy, tiny, one_thread, monkeypatch, no_run_left):
     """Catches tensors, and ranks that wait, of a history whose first evaluation was never decided."""
-    engine = sys.modules[comfy.classes["EasyCacheAdaptive"].__module__.replace("nodes.adaptive", "easycache_core")]
-    released, release = [], engine.CacheController.release
-    monkeypatch.setattr(engine.CacheController, "begin", lambda *args, **kwargs: 1 / 0)
-    monkeypatch.setattr(engine.CacheController, "release", lambda self: (released.append(1), release(self)))
+    controller = comfy.module("easycache_core").CacheController
+    released, release = [], controller.release
+    monkeypatch.setattr(controller, "begin", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(controller, "release", lambda self: (released.append(1), release(self)))
     with pytest.raises(ZeroDivisionError):
         comfy.sample(tiny("SD15"), comfy.cached(tiny("SD15").model), steps=3)
     assert released and no_run_left() == []
@@ -146,9 +145,8 @@ def test_memory_is_pinned(comfy, tiny, one_thread, monkeypatch, cfg, branches, p
     of some 65,000 elements and of 256 of each answer, which are next to nothing of a large latent, and a few of the
     network's weights.
     """
-    pack = comfy.classes["EasyCacheAdaptive"].__module__.removesuffix(".nodes.adaptive")
     for module in ("easycache_core.norms", "nodes.other_caches"):
-        monkeypatch.setattr(sys.modules[f"{pack}.{module}"], "SAMPLE_SIZE", 1)
+        monkeypatch.setattr(comfy.module(module), "SAMPLE_SIZE", 1)
     scene = tiny("WAN21_T2V")
     memory, live = Allocations(), {}
 

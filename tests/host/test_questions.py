@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import sys
 import uuid
 
 import pytest
@@ -348,8 +347,8 @@ def test_many_sets_of_questions(comfy, tiny, run, monkeypatch, no_run_left, kept
     """Seven prompts take turns at each noise level. Catches a cache that grows with each of them, an answer to one
     prompt from another one's past, and a budget that is exceeded as no more than four are kept.
     """
-    scene, module = tiny("Flux"), comfy.classes["EasyCacheAdaptive"].__module__.replace("adaptive", "histories")
-    monkeypatch.setattr(sys.modules[module], "MAX_HISTORIES", kept)
+    scene = tiny("Flux")
+    monkeypatch.setattr(comfy.module("nodes.histories"), "MAX_HISTORIES", kept)
     conds = {f"prompt {i}": plain_prompt(i - 3) for i in range(7)}
     asking = Asking(scene)
 

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import socket
-import sys
 from pathlib import Path
 
 import comfy_host
@@ -19,8 +18,8 @@ APART = dict(threshold=0.2, warmup_steps=3)  # alone the two decide differently
 
 @pytest.fixture(scope="module")
 def node(comfy):
-    """The class; ComfyUI registers it only beside Raylight."""
-    return sys.modules[comfy.classes["EasyCacheAdaptive"].__module__.replace(".adaptive", ".raylight")]
+    """The module; ComfyUI registers its node only beside Raylight."""
+    return comfy.module("nodes.raylight")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def test_it_is_registered_only_beside_raylight(comfy, node, tmp_path, monkeypatc
     """A node whose sockets nothing fits would only be in the way. Raylight may be loaded later than this pack."""
     import folder_paths
 
-    extension = sys.modules[node.__name__.rpartition(".")[0]].EasyCacheExtension()
+    extension = comfy.module("nodes").EasyCacheExtension()
 
     def registered():
         return {one.GET_SCHEMA().node_id for one in asyncio.run(extension.get_node_list())}

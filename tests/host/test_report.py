@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 
 import numpy as np
 import pytest
@@ -45,7 +44,7 @@ def runs(comfy, small_scene):
 @pytest.fixture(scope="module")
 def nodes(comfy):
     """The pack's package of nodes."""
-    return sys.modules[comfy.classes["EasyCacheReport"].__module__.rpartition(".")[0]]
+    return comfy.module("nodes")
 
 
 def test_the_report_is_what_the_network_saw(comfy, runs):
@@ -329,7 +328,7 @@ def test_no_closeness_is_made_up(comfy, small_scene, caplog, way):
 
 def test_a_budget_of_any_size_is_drawn(comfy):
     """Catches a report that ends the prompt with an error: at some sizes a line of the plot lies between two pixels."""
-    plot = sys.modules[comfy.classes["EasyCacheReport"].__module__.replace(".report", ".plot")]
+    plot = comfy.module("nodes.plot")
     record = dict(step=0, sigma=1.0, computed=True, input_change=0.1, rate=0.5, error=0.0, output_norm=1.0)
     for size in range(1, 41):
         report = dict(steps=2 * size, evaluations=2 * size, computed=size, skipped=size, speedup=2.0, threshold=0.05,

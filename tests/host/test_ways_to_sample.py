@@ -2,7 +2,6 @@
 
 import logging
 import re
-import sys
 from collections import Counter
 from typing import NamedTuple
 
@@ -192,7 +191,7 @@ def test_video_with_sound(comfy, tiny, compare, given):
 
 def test_streams_are_told_from_the_run(comfy):
     """Catches sound that has no rate of its own. The shapes come by name or by position; old hosts have none."""
-    outer = sys.modules[comfy.classes["EasyCacheAdaptive"].__module__.replace(".adaptive", ".outer_sample")]
+    outer = comfy.module("nodes.outer_sample")
     video, sound = torch.Size([2, 128, 2, 8, 8]), torch.Size([2, 8, 6, 16])
     assert outer.packed_streams(False, 7, latent_shapes=[video, sound]) == [16384, 768]
     assert outer.packed_streams(False, 7, [video, sound]) == [16384, 768]
