@@ -13,7 +13,6 @@ writes the tables there once all tests are through.
 """
 
 import os
-import runpy
 from collections import defaultdict
 from pathlib import Path
 
@@ -122,7 +121,7 @@ class Book:
         for _, table, row, column, outcome in sorted(self._entries):
             tables[table][row][column].append(outcome)
         if all(tables.values()):
-            version = runpy.run_path(str(comfy_host.find() / "comfyui_version.py"))["__version__"]
+            version = comfy_host.version()
             self._folder.mkdir(parents=True, exist_ok=True)
             page = "\n".join(_page(version, tables))
             (self._folder / f"comfyui-{version}.md").write_text(page, encoding="utf-8")

@@ -10,6 +10,7 @@ It runs on the CPU, or on a GPU if the environment variable EASYCACHE_GPU is set
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,11 @@ def find() -> Path:
     if around.name == "custom_nodes" and _is_comfyui(around.parent):
         return around.parent
     return _bundled()
+
+
+def version() -> str:
+    """Of that ComfyUI."""
+    return runpy.run_path(str(find() / "comfyui_version.py"))["__version__"]
 
 
 def _bundled() -> Path:

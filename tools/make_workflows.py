@@ -18,6 +18,7 @@ from workflow_graph import Graph, Node
 
 FOLDER, BLUEPRINTS = comfy_host.PACK / "workflows", comfy_host.PACK / "subgraphs"
 BLUEPRINT = "EasyCache sampling"
+WRITTEN_ON = "0.3.75"  # of ComfyUI: others list other outputs of its nodes
 NEWER = comfy_host.PACK / "tools" / "newer_nodes.json"  # from /object_info of ComfyUI 0.33
 CACHE = {"color": "#1f3d33", "bgcolor": "#2a5a4a"}
 TEXT, VIDEO, PICTURE = (400, None), (560, 470), (560, 600)

@@ -11,6 +11,9 @@ SLACK, MOST = 2.0, 50.0
 # Two of each sampler, and every scheduler, number of steps and CFG scale among them.
 CELLS = grid.pairwise(grid.product())[:28]
 
+# Samplers of the grid that add the noise that ComfyUI draws unless told otherwise.
+NOISY = ("euler_ancestral", "er_sde", "sa_solver", "lcm")
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -20,11 +23,23 @@ def published():
     return {cell: values for (cell, speedup), values in found.items() if speedup == SPEEDUP}
 
 
+def draws_the_published_noise():
+    """Newer versions begin with another seed on a CPU."""
+    from comfy.k_diffusion.sampling import default_noise_sampler
+
+    x = torch.zeros(4)
+    return torch.equal(
+        default_noise_sampler(x, seed=0)(None, None), torch.randn(4, generator=torch.Generator().manual_seed(0))
+    )
+
+
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, cell)))
 def test_forecasts_are_as_close_as_published(comfy, published, cell):
     """Catches a change that costs closeness with some sampler or schedule, where others hide it."""
     from sheet import model as sheet  # it imports ComfyUI
 
+    if cell.sampler in NOISY and not draws_the_published_noise():
+        pytest.skip("this ComfyUI draws other noise on the way than the one that the grid was measured with")
     model = sheet.load()
     positive, negative, latent = sheet.scene(0)
 

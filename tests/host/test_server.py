@@ -58,7 +58,7 @@ def test_the_example_workflow_over_http(tmp_path):
             pressed = []
 
             def press_cancel(node, done, total):
-                if done == 20:
+                if done >= 20 and not pressed:  # not every step is told of
                     pressed.append(asyncio.ensure_future(server.interrupt()))
 
             with pytest.raises(ServerError, match="interrupted"):

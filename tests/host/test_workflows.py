@@ -103,6 +103,8 @@ def nodes_of(workflow):
 
 def test_the_committed_files_are_what_the_command_writes(served):
     """Catches a workflow that was changed by hand, whose change the next run of the command would undo."""
+    if comfy_host.version() != make_workflows.WRITTEN_ON:
+        pytest.skip(f"the files are written on ComfyUI {make_workflows.WRITTEN_ON}")
     for name, text in make_workflows.files(served.object_info).items():
         assert (FOLDER / f"{name}.json").read_text("utf-8") == text, f"run tools/make_workflows.py for {name}"
     written = (make_workflows.BLUEPRINTS / f"{make_workflows.BLUEPRINT}.json").read_text("utf-8")
