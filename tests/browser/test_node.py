@@ -403,10 +403,11 @@ def test_the_blueprint_takes_the_place_of_a_sampler(tab, seed):
     open_search(tab)
     tab.page.keyboard.type("EasyCache sampling")
     tab.page.get_by_role("option").filter(has_text="EasyCache sampling").first.click()
+    tab.page.wait_for_function("() => app.canvas.graph.nodes.some(n => n.subgraph)")
     tab.page.mouse.move(510, 310)
     tab.frames()
-    tab.page.mouse.click(510, 310)
-    tab.page.wait_for_function("() => app.canvas.graph.nodes.some(n => n.subgraph)")
+    tab.page.mouse.click(510, 310)  # some frontends let it follow the mouse until then
+    tab.frames()
     blueprint, inside = tab.page.evaluate(
         """([model, shift, sampler, decode]) => {
             const { graph } = app.canvas, node = graph.nodes.find(n => n.subgraph);

@@ -36,7 +36,7 @@ def test_cfg_split_over_two_devices(comfy, monkeypatch, cache_first):
 
     if not hasattr(management, "get_all_torch_devices"):
         pytest.skip("this ComfyUI has no MultiGPU CFG Split")
-    management.cleanup_models()  # it stumbles over models of other tests that are gone
+    management.current_loaded_models.clear()  # it stumbles over those of other tests that are gone
     first, second = torch.device("cpu"), torch.device("cpu", 0)
     monkeypatch.setattr(management, "get_all_torch_devices", lambda *args, **kwargs: [first, second])
     scene, other = tiny_models.build("SD15"), tiny_models.build("SD15")
