@@ -1,13 +1,16 @@
-"""What it is worth to place a budget by how far D is supposed to move, too, and not by time alone.
+"""What it is worth to place a budget by how far D is supposed to move, too, and not by time alone; and to see in the
+run where it hardly moves yet.
 
     python benchmarks/placement.py
 
 Tiny models are sampled under budgets, in schedules that begin at various noise levels: PSNR of the final latent against
-the uncached run's, with the latent's own peak-to-peak, with the committed MOVES of easycache_core/placement.py and with
-0. On these seeds nothing was chosen. Rows go to benchmarks/results/placement.csv; the table is printed at the end.
+the uncached run's, with the latent's own peak-to-peak. MOVES of easycache_core/placement.py and CALM of budget.py are 0
+where they are left out. On these seeds nothing was chosen. Rows go to benchmarks/results/placement.csv; the table is
+printed at the end.
 """
 
 import argparse
+import contextlib
 import csv
 import statistics
 import tempfile
@@ -21,7 +24,7 @@ from host import Host
 from measures import latent_psnr
 
 RESULTS = Path(__file__).resolve().parent / "results" / "placement.csv"
-COLUMNS = ("subject", "shift", "scheduler", "sampler", "steps", "target_speedup", "moves", "seed", "psnr")
+COLUMNS = ("subject", "shift", "scheduler", "sampler", "steps", "target_speedup", "placed", "seed", "psnr")
 # Subject, shifts, schedulers.
 SCHEDULES = (
     ("video", (1.0, 2.0, 3.0, 5.0, 8.0), ("simple",)),
@@ -31,40 +34,46 @@ SCHEDULES = (
 )
 SAMPLERS, STEPS, SPEEDUPS, SEEDS, CFG = ("euler", "dpmpp_2m"), (20, 50), (1.4, 2.0, 3.0), (60, 61), 3.0
 
+# By what, and what is 0 then.
+PLACED = {"time": ("MOVES", "CALM"), "moves": ("CALM",), "moves and calm": ()}
+
 
 def measure(host: Host, name: str, shifts, schedulers) -> Iterator[tuple]:
     """Rows of one subject."""
     from subjects import WITH_SHEET  # it imports ComfyUI, which the host makes importable
 
-    subject, placement = WITH_SHEET[name](host), host.module("easycache_core.placement")
+    subject = WITH_SHEET[name](host)
+    owners = {"MOVES": host.module("easycache_core.placement"), "CALM": host.module("easycache_core.budget")}
     schedules = product(shifts, schedulers, STEPS, SAMPLERS)
     for (shift, scheduler, steps, sampler), seed in product(schedules, SEEDS):
         chosen = dict(shift=shift, scheduler=scheduler, sampler=sampler, steps=steps)
         configuration = replace(subject.configurations[0], cfg=CFG, **chosen)
         model, scene = subject.prepared(configuration, "fp32"), subject.small_scene(seed)
         exact = subject.latent(model, scene, configuration, seed)
-        for speedup, moves in product(SPEEDUPS, (0.0, placement.MOVES)):
+        for speedup, (placed, left_out) in product(SPEEDUPS, PLACED.items()):
             cached = host.node("EasyCacheAdaptive", model, target_speedup=speedup)[0]
-            with mock.patch.object(placement, "MOVES", moves):
+            with contextlib.ExitStack() as stack:
+                for constant in left_out:
+                    stack.enter_context(mock.patch.object(owners[constant], constant, 0.0))
                 latent = subject.latent(cached, scene, configuration, seed)
-            yield name, *chosen.values(), speedup, moves, seed, round(latent_psnr(exact, latent), 2)
+            yield name, *chosen.values(), speedup, placed, seed, round(latent_psnr(exact, latent), 2)
         print(f"{name}, {', '.join(map(str, chosen.values()))}, seed {seed}", flush=True)
 
 
 def table(path: Path) -> str:
-    """Mean dB by time alone -> by moves, too; over samplers and seeds."""
+    """Mean dB by time alone -> by moves, too -> with a calm start; over samplers and seeds."""
     found: dict[tuple, dict] = {}
     for row in csv.DictReader(path.open(encoding="utf-8")):
         shift = f", shift {float(row['shift']):g}" if float(row["shift"]) else ""
         place = f"{row['subject']}{shift}, {row['scheduler']}"
-        by_moves = found.setdefault(place, {}).setdefault((int(row["steps"]), float(row["target_speedup"])), {})
-        by_moves.setdefault(float(row["moves"]), []).append(float(row["psnr"]))
+        cell = found.setdefault(place, {}).setdefault((int(row["steps"]), float(row["target_speedup"])), {})
+        cell.setdefault(row["placed"], []).append(float(row["psnr"]))
     cells = [(steps, speedup) for steps in STEPS for speedup in SPEEDUPS]
     titles = ["", *(f"{steps} steps, {speedup:g}x" for steps, speedup in cells)]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for place, by_cell in found.items():
-        means = [[statistics.mean(psnrs) for _, psnrs in sorted(by_cell[cell].items())] for cell in cells]
-        lines.append(f"| {place} | {' | '.join(f'{before:.1f} -> {after:.1f}' for before, after in means)} |")
+        means = [" -> ".join(f"{statistics.mean(by_cell[cell][placed]):.1f}" for placed in PLACED) for cell in cells]
+        lines.append(f"| {place} | {' | '.join(means)} |")
     return "\n".join(lines)
 
 

@@ -11,9 +11,11 @@ from .spread import Spread
 from .window import Window
 
 # How far off a forecast usually is, as a part of the network's output and in the time of a whole run. More than that
-# makes the evaluations that follow worth more, and the less the further they are, in parts of the run.
-USUAL_MISS = 0.65
-MEMORY = 0.15
+# makes the evaluations that follow worth more, the less the further they are, in parts of the run.
+USUAL_MISS, MEMORY = 0.65, 0.15
+# Less than the part CALM of it, at the start of the run, makes them worth less, by the square of how much less, of
+# LEAST or more: D hardly moves there. Later on it only says that forecasts are good, there and in what is left.
+CALM, LEAST, START = 0.4, 0.1, 0.34
 # What changes may take so much of a budget, and noise that is added on the way as much: the rest of the run needs its
 # share.
 FOR_CHANGES = 0.5
@@ -124,9 +126,12 @@ class Budget:
             return
         now, size = self._evaluations - 1, self._plan.size
         surprise = miss * size / USUAL_MISS
-        if surprise > 1:
-            ahead = np.arange(-1, size - now - 1) / (MEMORY * size)
-            self._place(surprise ** np.exp(-ahead))
+        if surprise < CALM and now <= START * size:
+            surprise = max(surprise / CALM, LEAST) ** 2
+        elif surprise < 1:
+            return
+        ahead = np.arange(-1, size - now - 1) / (MEMORY * size)
+        self._place(surprise ** np.exp(-ahead))
 
     def _place(self, factors: np.ndarray | float = 1.0) -> None:
         """Place what is left after the evaluation that was asked about last. factors: on the costs from there on."""

@@ -13,7 +13,7 @@ from places import compute_where
 
 from easycache_core import CacheConfig, CacheController, Response, correction, euler_response, forecast
 from easycache_core.branch import Branch, changes, uncorrected
-from easycache_core.budget import Budget
+from easycache_core.budget import USUAL_MISS, Budget
 from easycache_core.correction import Correction, limit_of_payments
 from easycache_core.placement import Plan, costs_of_skips, place
 from easycache_core.predictors import PREDICTORS
@@ -668,6 +668,26 @@ def test_what_changes_on_the_way_is_foreseen():
     plain, foreseen = computed(()), computed((15,))
     assert len(plain) == len(foreseen) == 15 and 15 in foreseen
     assert sum(n > 15 for n in foreseen) > sum(n > 15 for n in plain)
+
+
+@pytest.mark.parametrize("at_first, fewer", [(0.1, True), (0.6, False)])
+def test_little_is_computed_where_hardly_anything_moves(at_first, fewer):
+    """misses in parts of the usual one, over the first half of a run. Catches a budget that computes there what it
+    lacks later on: 13 dB of a model whose first steps are all alike.
+    """
+
+    def computed_at_first(part):
+        budget, places = Budget(1.5, [1.0] * 20, euler_response(noise_levels(20))), []
+        for n in range(20):
+            if budget.should_compute(n):
+                budget.spend()
+                places.append(n)
+            if places[-1] == n:
+                budget.look((part if n < 10 else 1.0) * USUAL_MISS / 20)
+        assert len(places) == 14 and places[-1] == 19
+        return sum(n < 8 for n in places)
+
+    assert (computed_at_first(at_first) < computed_at_first(1.0)) == fewer
 
 
 def places(levels, count, lengths=()):
