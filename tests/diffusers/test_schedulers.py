@@ -173,18 +173,18 @@ def decibels(latent, exact):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("family", "speedup"), [("Wan", 1.5), ("HunyuanVideo", 1.5), ("FLUX", 2.0), ("Mochi", 1.5)])
-def test_corrected_in_the_schedulers_weights(family, speedup):
+@pytest.mark.parametrize("family", ["Wan", "HunyuanVideo", "FLUX", "Mochi"])
+def test_corrected_in_the_schedulers_weights(family):
     """Catches corrections that are not handed to the pipeline, or in the wrong terms: they are worth 5 dB and more."""
     subject = build(family)
     exact, found = subject.sample(30), {}
     options = dict(sigma_of=subject.sigma_of, prediction=subject.prediction)
     for scheduler in (None, subject.pipe.scheduler):
         with attach(
-            subject.pipe.transformer, CacheConfig(target_speedup=speedup), 30, scheduler=scheduler, **options
+            subject.pipe.transformer, CacheConfig(target_speedup=1.5), 30, scheduler=scheduler, **options
         ) as cache:
             found[scheduler] = decibels(subject.sample(30), exact)
-        assert cache.computed == 30 / speedup
+        assert cache.computed == 20
     assert found[subject.pipe.scheduler] > found[None] + 4
 
 
