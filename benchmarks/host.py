@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -51,9 +50,8 @@ class Host:
         return self._classes[kind]
 
     def module(self, name: str) -> ModuleType:
-        """A module of this pack, as ComfyUI loaded it ("nodes.plot"): what is patched there has effect."""
-        pack = self._classes["EasyCacheAdaptive"].__module__.removesuffix(".nodes.adaptive")
-        return import_module(f"{pack}.{name}")
+        """As comfy_host.loaded_module has it."""
+        return comfy_host.loaded_module(self._classes, name)
 
     def node(self, kind: str, *args, **widgets):
         """A node's outputs; widgets that are left out have their defaults."""

@@ -7,6 +7,7 @@ It runs on the CPU, or on a GPU if the environment variable EASYCACHE_GPU is set
 `python tools/comfy_host.py` prepares the environment: it finds the host and installs what the host needs.
 """
 
+import importlib
 import importlib.util
 import os
 import re
@@ -16,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 PACK = Path(__file__).resolve().parents[1]
 PACK_NAME = "ComfyUI-EasyCache"
@@ -80,6 +83,14 @@ def install_requirements(host: Path) -> None:
         if name and name not in ("torch", "torchvision", "torchaudio"):
             wanted.append(line.strip())
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "requests", *wanted], check=True)
+
+
+def loaded_module(node_classes: Mapping[str, type], name: str) -> ModuleType:
+    """A module of this pack ("nodes.plot") as ComfyUI loaded it: what is patched there has effect. node_classes:
+    ComfyUI's, by id.
+    """
+    pack = node_classes["EasyCacheAdaptive"].__module__.removesuffix(".nodes.adaptive")
+    return importlib.import_module(f"{pack}.{name}")
 
 
 def make_base(folder: Path) -> Path:

@@ -651,19 +651,27 @@ def test_more_changes_than_can_be_computed_have_no_effect():
     assert len(computed) == 6 and max(np.diff(computed)) <= 6
 
 
+def spent(budget, size, missed=None):
+    """Which of so many evaluations it computes. missed(n): what it sees there."""
+    computed = []
+    for n in range(size):
+        if budget.should_compute(n):
+            budget.spend()
+            computed.append(n)
+            if missed is not None:
+                budget.look(missed(n))
+    return computed
+
+
 def test_what_changes_on_the_way_is_foreseen():
     """Catches a run that has too little left after the change, and one that skips right before it: nothing tells then
     what the last gap got wrong.
     """
 
     def computed(foreseen):
-        budget, places = Budget(2.0, [1.0] * 30, euler_response(noise_levels(30))), []
+        budget = Budget(2.0, [1.0] * 30, euler_response(noise_levels(30)))
         budget.foresee(foreseen)
-        for n in range(30):
-            if budget.should_compute(n):
-                budget.spend()
-                places.append(n)
-        return places
+        return spent(budget, 30)
 
     plain, foreseen = computed(()), computed((15,))
     assert len(plain) == len(foreseen) == 15 and 15 in foreseen
@@ -677,13 +685,8 @@ def test_little_is_computed_where_hardly_anything_moves(at_first, fewer):
     """
 
     def computed_at_first(part):
-        budget, places = Budget(1.5, [1.0] * 20, euler_response(noise_levels(20))), []
-        for n in range(20):
-            if budget.should_compute(n):
-                budget.spend()
-                places.append(n)
-            if places[-1] == n:
-                budget.look((part if n < 10 else 1.0) * USUAL_MISS / 20)
+        budget = Budget(1.5, [1.0] * 20, euler_response(noise_levels(20)))
+        places = spent(budget, 20, lambda n: (part if n < 10 else 1.0) * USUAL_MISS / 20)
         assert len(places) == 14 and places[-1] == 19
         return sum(n < 8 for n in places)
 

@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import gc
-import importlib
 import inspect
 import json
 import os
@@ -51,9 +50,8 @@ class Comfy:
         return getattr(outputs, "result", outputs)
 
     def module(self, name):
-        """A module of the pack as ComfyUI loaded it ("nodes.plot"): what is patched there has effect."""
-        pack = self.classes["EasyCacheAdaptive"].__module__.removesuffix(".nodes.adaptive")
-        return importlib.import_module(f"{pack}.{name}")
+        """As comfy_host.loaded_module has it."""
+        return comfy_host.loaded_module(self.classes, name)
 
     def cached(self, model, **widgets):
         """The model behind an EasyCache (Adaptive) node."""

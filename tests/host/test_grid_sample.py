@@ -11,8 +11,8 @@ SLACK, MOST = 2.0, 50.0
 # Two of each sampler, and every scheduler, number of steps and CFG scale among them.
 CELLS = grid.pairwise(grid.product())[:28]
 
-# Samplers of the grid that add the noise that ComfyUI draws unless told otherwise.
-NOISY = ("euler_ancestral", "er_sde", "sa_solver", "lcm")
+# Samplers that add the noise that ComfyUI draws unless told otherwise; the other two have their own.
+NOISY = grid.ADD_NOISE - {"dpmpp_2m_sde", "dpmpp_sde"}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
