@@ -101,10 +101,16 @@ def nodes_of(workflow):
     return [node for node in workflow["nodes"] if node["type"] not in NOTES]
 
 
+def outputs_differ(object_info):
+    """Whether this ComfyUI has other outputs for a node than the committed workflows."""
+    nodes = [node for workflow in WORKFLOWS.values() for node in nodes_of(workflow) if node["type"] in object_info]
+    return any(len(node["outputs"]) != len(object_info[node["type"]]["output"]) for node in nodes)
+
+
 def test_the_committed_files_are_what_the_command_writes(served):
     """Catches a workflow that was changed by hand, whose change the next run of the command would undo."""
-    if comfy_host.version() != make_workflows.WRITTEN_ON:
-        pytest.skip(f"the files are written on ComfyUI {make_workflows.WRITTEN_ON}")
+    if comfy_host.version() != make_workflows.WRITTEN_ON and outputs_differ(served.object_info):
+        pytest.skip(f"the files are written on ComfyUI {make_workflows.WRITTEN_ON}, whose nodes have other outputs")
     for name, text in make_workflows.files(served.object_info).items():
         assert (FOLDER / f"{name}.json").read_text("utf-8") == text, f"run tools/make_workflows.py for {name}"
     written = (make_workflows.BLUEPRINTS / f"{make_workflows.BLUEPRINT}.json").read_text("utf-8")
