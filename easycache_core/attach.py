@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,9 +32,10 @@ from .question import Questions
 from .response import Response
 from .samples import sample_of
 from .schedule import is_rounded, response_of, step_lengths
+from .step_numbers import StepNumbers
 from .storage import Retries, is_out_of_memory
 from .trace import Record
-from .turns import MAX_HISTORIES, History, choose
+from .turns import ASTRAY, MAX_HISTORIES, History, choose
 from .weights import Weights, differ
 
 log = logging.getLogger("easycache")
@@ -59,9 +61,9 @@ def attach(
     `Attachment.reset` begins one in any other case. Calls whose x, or prompt, requires a gradient go past the cache.
 
     Args:
-        module: takes a latent, a tensor or a list of them of any shape, and a timestep, a number or a tensor (the
-            largest counts). Returns the prediction as a tensor, a list, a tuple, a dict or one of diffusers' output
-            classes; so does a predicted call. It must not be training.
+        module: takes a latent, a tensor or a list of them of any shape, and a timestep, a number or a tensor (its
+            largest is the noise level). Returns the prediction as a tensor, a list, a tuple, a dict or one of
+            diffusers' output classes; so does a predicted call. It must not be training.
         config: what a user may set.
         total_steps: evaluations of one latent: the steps of most samplers, 2 N - 1 for N steps of Heun's.
         sigma_of: noise level at a timestep. "forecast" needs it. For flow models mostly `lambda t: t / 1000`.
@@ -82,7 +84,7 @@ def attach(
         A context manager that gives the Attachment: `trace`, `computed`, `skipped`, `speedup`, `reset()`.
 
     Raises:
-        TypeError: the network is no torch.nn.Module.
+        TypeError: the network is no torch.nn.Module; an argument of another kind.
         ValueError: bad arguments; a module that is attached already; in a call, outputs that are no prediction for x.
         RuntimeError: the module is called while training.
 
@@ -127,6 +129,11 @@ class Attachment:
         self, module, network, arguments, config, total_steps, sigma_of, prediction, tracked, latent, scheduler, options
     ):
         require_integer("total_steps", total_steps, 1, 1_000_000)
+        _require("config", isinstance(config, CacheConfig), "a CacheConfig", config)
+        _require("sigma_of", sigma_of is None or callable(sigma_of), "a function of the timestep, or None", sigma_of)
+        _require("tracked", tracked is None or isinstance(tracked, slice), "a slice of the batch, or None", tracked)
+        steps = scheduler is None or (hasattr(scheduler, "step") and hasattr(scheduler, "config"))
+        _require("scheduler", steps, "a diffusers scheduler, or None", scheduler)
         predictor = PREDICTORS[config.predictor]
         if predictor.follows_denoised and sigma_of is None:
             raise ValueError(
@@ -144,20 +151,30 @@ class Attachment:
         self._lock = threading.RLock()
         self._weights, self._retries = Weights(module), Retries()
         self._histories: list[History] = []
+        self._evaluations: list[tuple[History, int]] = []
         self._unused: CacheController | None = None
         self.reset()
         functools.update_wrapper(self, self._network, updated=())
 
     def reset(self) -> None:
         """Begin another run with the next call; what is known of this one goes."""
+        self._check_end()
         self._release()  # other ranks that go on with it are told
         self._histories, self._questions = [], Questions()
         self._evaluations: list[tuple[History, int]] = []  # of this run: where the record of each is
         self._timestep = self._first_timestep = None  # of the last and of the first evaluation
-        self._step, self._steps = -1, {}  # the last one, and by timestep
+        self._steps = StepNumbers()
         self._run_options: dict = {}
+        self._strayed = False  # whether the latent was not where the scheduler leads it
         self._said: set[str] = set()
         self._unused = self._new_controller()  # other ranks wait for this one from here on
+
+    def _check_end(self) -> None:
+        """Nothing makes up for what the last evaluation of a run missed."""
+        count = len(self._evaluations)
+        if 0 < count < self._total_steps and not self.trace[-1]["computed"]:
+            expected = f"as total_steps={self._total_steps} were expected"
+            log.warning(f"EasyCache: the last of {count} evaluations was predicted, {expected}")
 
     def _new_controller(self) -> CacheController:
         return CacheController(self._config, self._total_steps, **{**self._options, **self._run_options})
@@ -168,6 +185,10 @@ class Attachment:
         if self._unused is not None:
             self._unused.release()
         self._unused = None
+
+    def __reduce__(self):
+        """A copy of the module is not attached."""
+        return _itself, (self._network,)
 
     @property
     def trace(self) -> list[Record]:
@@ -182,6 +203,7 @@ class Attachment:
     def close(self, keep_network: bool) -> None:
         """Let go of every tensor; the trace stays. keep_network: somebody still calls this as the module's forward."""
         self._active = False
+        self._check_end()
         self._release()
         self._questions, self._scheduler = Questions(), None
         self._weights.close()
@@ -192,12 +214,12 @@ class Attachment:
         if not self._active:
             return self._network(*args, **kwargs)
         x = tensors_of(self._x.of(args, kwargs))
-        if torch.is_grad_enabled():
-            if self._module.training and any(parameter.requires_grad for parameter in self._module.parameters()):
-                raise RuntimeError("a cache is for sampling: call module.eval(), or sample under torch.no_grad()")
-            if any(tensor.requires_grad for tensor in x):
-                return self._network(*args, **kwargs)
-        if are_differentiated(one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)):
+        graph = torch.is_grad_enabled()
+        if graph and self._module.training and any(one.requires_grad for one in self._module.parameters()):
+            raise RuntimeError("a cache is for sampling: call module.eval(), or sample under torch.no_grad()")
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        if (graph and any(one.requires_grad for one in x)) or are_differentiated(given):
+            self._say("calls whose x, or prompt, requires a gradient go past the cache: sample under torch.no_grad()")
             return self._network(*args, **kwargs)
         if getattr(_running, "network", False):
             self._say("the network runs within another attached one, whose cache answers for both")
@@ -211,7 +233,7 @@ class Attachment:
                 raise
 
     def _answer(self, x: list[torch.Tensor], args: tuple, kwargs: dict):
-        timestep, output = timestep_of(self._time.of(args, kwargs)), None
+        (timestep, largest), output = timestep_of(self._time.of(args, kwargs)), None
         others = {"": str([(one.shape, one.dtype) for one in x]), **self._arguments.others(args, kwargs)}
         here = [one for one in self._histories[::-1] if one.matches(timestep, x)]
         history = next((one for one in here if not one.aside), None)
@@ -225,8 +247,9 @@ class Attachment:
             history = next((one for one in here if one.aside and one.line == line), None)
         opening = history is None or not history.decided
         if history is None:
-            history = self._open_evaluation(timestep, x, line, new)
-            history.aside = history.aside or bool(here)
+            history = self._open_evaluation(timestep, largest, x, line, new)
+            if here:
+                self._set_aside(history, here)
         self._histories.remove(history)
         self._histories.append(history)
         controller = history.controller
@@ -260,6 +283,14 @@ class Attachment:
             controller.count_as_computed()
         return output
 
+    def _set_aside(self, history: History, others: list[History]) -> None:
+        """Its question is left out at times, and what is answered is kept for the evaluations that do, the others."""
+        history.aside = True
+        if self._config.target_speedup:
+            self._say("a question that is left out at some steps is predicted less often than target_speedup says")
+        for one in (history, *others):
+            one.controller.answers_are_kept()
+
     def _run_network(self, args: tuple, kwargs: dict):
         _running.network = True
         try:
@@ -274,32 +305,36 @@ class Attachment:
         batched = self._tracked is not None or self._arguments.have_rows_of(x[0], args, kwargs)
         return Layout(x, predictions_of(output), listed, batched, self._tracked, self._latent)
 
-    def _open_evaluation(self, timestep: float, x: list[torch.Tensor], line: int, new: bool) -> History:
-        """Of a history that the call goes on with, or of a new one."""
-        sample, again = sample_of(x), timestep in self._steps
-        history, doubt = choose(
-            self._histories[::-1], line, new, again, timestep, x, sample, None if again else self._adds_noise(timestep)
-        )
+    def _open_evaluation(self, timestep: float, largest: float, x: list[torch.Tensor], line: int, new: bool) -> History:
+        """Of a history that the call goes on with, or of a new one. timestep, largest: as from timestep_of."""
+        sample, again = sample_of(x), self._steps.has(timestep)
+        adds_noise = None if again else self._adds_noise(largest)
+        history, doubt = choose(self._histories[::-1], line, new, again, timestep, x, sample, adds_noise)
         if history is None and self._histories and self._histories[0].controller.shared:
             # Ranks might not agree to begin another history.
             history, doubt = self._histories[0], "several latents or questions in turn"
         if history is None:
             if self._histories:
                 self._say("several latents or questions take turns; each is cached by itself")
-            history = self._new_history(line, timestep)
-        step = max(history.step + 1, self._steps.setdefault(timestep, self._step + 1))
+            history = self._new_history(line, largest)
+        form = tuple(one.shape for one in x)
+        step = self._steps.number(timestep, form, history.step + 1)
         if history.evaluations and step - history.step > max(4, 2 * history.gap):
             doubt = "something after a long time"
+        if adds_noise is False and history.evaluations:
+            history.strays = history.strays + 1 if doubt == ASTRAY else 0
+            if history.strays > 1:
+                self._distrust_scheduler(history)
         if doubt:  # a budget would predict what it cannot afford
             self._say(f"the network is asked about {doubt}: nothing of the steps before is used")
             history.controller.reset_cache()
-        self._timestep, self._step, history.line = timestep, max(step, self._step), line
+        self._timestep, history.line = timestep, line
         if self._first_timestep is None:
             self._first_timestep = timestep
         if self._finds_parts and history.layout is not None and history.has_shapes_of(x):
             self._find_part(history, x)
         history.open(x, sample, timestep, step)
-        history.sigma = self._sigma(timestep, history.records)
+        history.sigma = self._sigma(largest, history.records)
         if history.evaluations == self._total_steps + 1:
             log.warning(f"EasyCache: evaluations after total_steps={self._total_steps} are computed")
         return history
@@ -313,12 +348,20 @@ class Attachment:
 
     @property
     def _response(self) -> Response | None:
-        return self._run_options.get("response") or self._options.get("response")
+        return None if self._strayed else self._run_options.get("response") or self._options.get("response")
 
-    def _new_history(self, line: int, timestep: float) -> History:
+    def _distrust_scheduler(self, history: History) -> None:
+        """Time and again the latent is not where the scheduler leads it, though it is one and the same: noise is added,
+        or it is changed otherwise.
+        """
+        self._say("the latent is not where the scheduler leads it; from here on the scheduler is not believed")
+        self._strayed, history.asked_at = True, AskedAt(None)
+        history.controller.forget_response()
+
+    def _new_history(self, line: int, largest: float) -> History:
         if len(self._histories) == MAX_HISTORIES:
             self._histories.pop(0).release()
-        if self._unused is None or self._read_scheduler(timestep):
+        if self._unused is None or self._read_scheduler(largest):
             if self._unused is not None:
                 self._unused.release()
             self._unused = self._new_controller()
@@ -349,6 +392,8 @@ class Attachment:
         if self._sigma_of is None:
             return None
         sigma, response = float(self._sigma_of(timestep)), self._response
+        if not math.isfinite(sigma):
+            self._say(f"sigma_of({timestep:g}) is {sigma}, which is no noise level; such steps are computed")
         exact = response.sigmas[n] if response is not None and n < len(response.sigmas) else sigma
         return exact if is_rounded(exact, sigma) else sigma
 
@@ -390,21 +435,27 @@ class Attachment:
         moved = [history for history in self._histories if history.has_moved]
         if not moved or not all(one.is_back(timestep) for one in moved) or moved[0].controller.shared:
             return False
-        # Of another schedule, unless latents take turns that have timesteps of their own. Ranks might not agree.
-        sample = sample_of(x)
-        return not any(one.leads_to(x) or one.takes_turns(sample) for one in moved)
+        # Of another schedule, unless latents take turns that have timesteps of their own. Ranks might not agree. That a
+        # latent leads there says nothing: the noise of the same seed is still in it.
+        sample, still = sample_of(x), [history for history in self._histories if not history.has_moved]
+        turns = any(one.goes_to_and_fro and one.takes_turns(sample) for one in moved)
+        return not turns and not any(one.leads_to(x) for one in still)
 
     def _begin(self, history: History, force: bool = False) -> None:
         (_, x), *_ = self._inputs(history)
         step, weights = history.step, self._weights.sample()
         changed = differ(history.weights, weights)
         response = history.asked_at.response_at(step)
+        if history.aside:
+            history.controller.answers_serve(history.gap)
         if response is not None:  # it takes turns with others
             history.controller.follow(response)
         # How answers changed over steps of other questions is no guide; a budget is spent better elsewhere.
         force = force or (history.unsettled and not self._config.target_speedup)
         history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force, changed=changed)
         history.decided = True
+        if history.controller.exceeds_budget:
+            self._say("more evaluations are computed than target_speedup allows, as some cannot be predicted")
         self._evaluations.append((history, history.records))
         history.records += 1
         if history.computing:
@@ -462,3 +513,12 @@ class Attachment:
         if text not in self._said:
             self._said.add(text)
             log.info(f"EasyCache: {text}")
+
+
+def _itself(thing):
+    return thing
+
+
+def _require(name: str, fits: bool, kind: str, value) -> None:
+    if not fits:
+        raise TypeError(f"{name} must be {kind}, got {value!r}")

@@ -57,6 +57,7 @@ class CacheController(contextlib.AbstractContextManager):
             settings and call `begin` for the same evaluations, and `release` whatever happens, or others wait for them.
 
     Raises:
+        TypeError: response, supposed, by_row or ranks is of another kind.
         ValueError: total_steps, step_lengths or denoised make no sense.
         RanksDiffer, RankLost: the ranks cannot begin together.
     """
@@ -73,6 +74,11 @@ class CacheController(contextlib.AbstractContextManager):
         if len(lengths) != total_steps or not all(0 <= length < math.inf for length in lengths):
             raise ValueError(f"step_lengths must be {total_steps} finite numbers of 0 or more, got {lengths}")
         kind = PREDICTORS[config.predictor]
+        for name, given in (("response", response), ("supposed", supposed)):
+            if given is not None and not isinstance(given, Response):
+                raise TypeError(f"{name} must be a Response or None, got {given!r}")
+        if by_row not in (None, False, True):
+            raise TypeError(f"by_row must be True, False or None, got {by_row!r}")
         if denoised and not kind.follows_denoised:
             raise ValueError(f"predictor {config.predictor!r} needs the network's output: leave denoised=True out")
         self.config, self.total_steps, self._window = config, total_steps, window
@@ -95,6 +101,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._recomputed = False  # whether the network ran where the predictor did not know of it
         self.not_finite = 0  # evaluations that had to be computed because of NaN or inf
         self._kept = False  # whether answers are, by a guider
+        self._serves = 1  # steps, each answer
         self.reset_cache()
         self._cache_lost = False
 
@@ -160,7 +167,7 @@ class CacheController(contextlib.AbstractContextManager):
             self._warn_once("NaN or inf in the latent or the network's output; such steps are not reused")
         self._comparable = finite and not now.changed
         if self._planned is not None and not self._planned.expects(len(self._records), now.sigma):
-            self._forget_response()
+            self.forget_response()
         self._predictor.advance(now.sigma, self._comparable, now.input_change, now.windows_moved)
         if now.windows_moved and self._budget is not None:
             self._budget.looks = False
@@ -188,6 +195,23 @@ class CacheController(contextlib.AbstractContextManager):
         self._predictor.stop_corrections()
         if self._budget is not None:
             self._budget.looks = False
+
+    def answers_serve(self, steps: int) -> None:
+        """Each answer is kept for so many of the sampler's steps, and what a forecast misses is missed at all of them:
+        a budget is larger then, and computes everything where an answer serves more than two.
+        """
+        if self._budget is not None and steps > 1:
+            self._budget.ease()
+        self._serves = steps
+
+    def _serves_long(self, step: int) -> bool:
+        """Whether an answer given at this step is kept for more than two, or until the end."""
+        return self._serves > 2 or (self._serves > 1 and step + self._serves >= self.total_steps)
+
+    @property
+    def exceeds_budget(self) -> bool:
+        """Whether more was computed than target_speedup allows."""
+        return self._budget is not None and self._budget.exceeded
 
     def ends_as_planned(self, sigma: float | None) -> bool:
         """Whether a budget knows which evaluation is the last one, and keeps one for it; with the next one at this
@@ -222,7 +246,7 @@ class CacheController(contextlib.AbstractContextManager):
         if self._budget is not None:
             self._budget.foresee(changes)
 
-    def _forget_response(self) -> None:
+    def forget_response(self) -> None:
         """The sampler does not do what its response says."""
         self._response = self._planned = None
         self._predictor.forget_response()
@@ -271,6 +295,8 @@ class CacheController(contextlib.AbstractContextManager):
         if limit + 1 >= config.target_speedup:  # a budget could not keep a lower one
             forced = forced or 0 < limit <= self._gap_length
         outside = self._window is not None and now.sigma is not None and not self._window.has(now.sigma)
+        if self._budget is not None and self._serves_long(step):
+            return False, None
         if self._budget is not None:
             # Nothing is predicted from, or for, what is not finite: not even where the budget is spent.
             must = not finite or self._predictor.empty
@@ -279,7 +305,7 @@ class CacheController(contextlib.AbstractContextManager):
             urgent = urgent or (outside and not self._budget.places_window)
             computing = self._budget.should_compute(step, urgent) or must
             if computing:
-                self._budget.spend()
+                self._budget.spend(anew=self._predictor.empty)
             elif outside:
                 self._warn_once(
                     "target_speedup allows for too few evaluations to compute all that are outside of start_percent "
@@ -405,7 +431,7 @@ class CacheController(contextlib.AbstractContextManager):
         if not self._records[-1]["computed"]:
             self._records[-1].update(computed=True, error=0.0)
             if self._budget is not None:
-                self._budget.spend()
+                self._budget.spend(anew=self._predictor.empty)
 
     @property
     def trace(self) -> list[Record]:

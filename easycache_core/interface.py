@@ -61,6 +61,8 @@ def find_arguments(module: torch.nn.Module, input: str | None, time: str | None)
     for role, name in (("input", input), ("time", time)):
         if name not in names:
             raise ValueError(f"{role}={name!r} is no parameter of {type(module).__name__}.forward({', '.join(names)})")
+    if time == input:
+        raise ValueError(f"time={time!r} is the latent: input and time must be two parameters")
     return Arguments(Argument(input, names.index(input)), Argument(time, names.index(time)), names)
 
 
@@ -80,9 +82,14 @@ def tensors_of(x) -> list[torch.Tensor]:
     raise TypeError(f"the network's input must be a tensor or a list of tensors, got {type(x).__name__}")
 
 
-def timestep_of(t) -> float:
-    """A timestep as a number; waits for its device. Of several the largest: frames that are given have none."""
-    return float(t.detach().max()) if isinstance(t, torch.Tensor) else float(t)
+def timestep_of(t) -> tuple[float, float]:
+    """A timestep as (what it is known by, the largest of it); waits for its device. Where it has several, as of frames
+    that are given or are further on than others, it is known by their mean: the largest may stay for some steps.
+    """
+    if not isinstance(t, torch.Tensor):
+        return float(t), float(t)
+    least, largest = torch.stack(torch.aminmax(t.detach())).tolist()
+    return (largest if least == largest else float(t.detach().to(torch.float32).mean())), largest
 
 
 def fields_of(thing) -> dict | None:

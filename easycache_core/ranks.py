@@ -73,8 +73,11 @@ ALL_RANKS = Ranks()
 def join(ranks: Ranks | None, settings: str) -> "RankGroup | None":
     """Bring the ranks together for a run; None if this process is alone.
 
-    Raises RanksDiffer where settings differ, RankLost if a rank does not come, ValueError if this one is no member.
+    Raises RanksDiffer where settings differ, RankLost if a rank does not come, ValueError if this one is no member,
+    TypeError for what are no Ranks.
     """
+    if ranks is not None and not isinstance(ranks, Ranks):
+        raise TypeError(f"ranks must be Ranks or None, got {ranks!r}")
     if ranks is None or not dist.is_available() or not dist.is_initialized():
         return None
     if ranks.group == dist.GroupMember.NON_GROUP_MEMBER:

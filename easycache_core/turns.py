@@ -24,6 +24,7 @@ NOISED = 0.7  # or, where noise is added there, less than this
 NEARER = 0.5  # of the distance from another latent
 TRAIL = 4  # evaluations that are remembered, so many latents can be told apart that take turns from step to step
 MAX_HISTORIES = 64  # each holds tensors
+ASTRAY = "a latent that may be another"  # why nothing of its past may be used
 
 
 class History:
@@ -32,8 +33,10 @@ class History:
     x, timestep: of its newest evaluation, which other calls with both belong to. asked: how often each line was asked
     there. decided: whether it is known if the network runs there. aside: whether it is of a question that other
     evaluations leave out at times. step, gap: the sampler's step it was at, and how many steps after the one before.
-    unsettled: whether, at the evaluation before, those were more than the time before: other questions have led the
-    latent elsewhere meanwhile.
+    goes_to_and_fro: whether timesteps went both ways, or its first move is none that its answers lead to, so that other
+    latents may be among its evaluations. strays: how often in a row the latent was not where the scheduler leads it.
+    unsettled: whether, at the evaluation before, those steps were more than the time before: other questions have led
+    the latent elsewhere meanwhile.
     """
 
     def __init__(self, controller: CacheController, line: int, asked_at: AskedAt):
@@ -43,9 +46,9 @@ class History:
         self.timestep: float | None = None
         self.sigma: float | None = None
         self.asked: Counter[int] = Counter()
-        self.decided = self.aside = self.unsettled = self._came_back = False
+        self.decided = self.aside = self.goes_to_and_fro = self.unsettled = self._came_back = False
         self.templates: dict = {}  # by branch: what a call returned beside its predictions
-        self.step, self.gap, self.evaluations, self.records = -1, 1, 0, 0
+        self.step, self.gap, self.evaluations, self.records, self.strays = -1, 1, 0, 0, 0
         self.computing = True
         self.weights: torch.Tensor | None = None  # a sample of the network's, where it ran last
         self.missed: set[int] = set()  # lines that its evaluation asked for, and that were not in the cache
@@ -87,6 +90,11 @@ class History:
 
     def open(self, x: list[torch.Tensor], sample: torch.Tensor, timestep: float, step: int) -> None:
         """Begin another evaluation. sample: of x, as from sample_of."""
+        if len(self._start) == 1 and timestep not in self._start:
+            self.goes_to_and_fro = not self.leads_to(x)
+        elif self.has_moved:
+            first, second = self._start
+            self.goes_to_and_fro = self.goes_to_and_fro or (timestep - self.timestep) * (second - first) < 0
         self._path.clear()
         if not self.has_shapes_of(x):
             self.layout, self._trail, self.first = None, [], []
@@ -222,4 +230,4 @@ def choose(
     if not turned and history.takes_turns(sample):
         return None, ""
     strays = turned or adds_noise is False or history.may_be_another(sample, others)
-    return history, "a latent that may be another" if strays else ""
+    return history, ASTRAY if strays else ""

@@ -168,6 +168,40 @@ def test_what_is_not_known_is_not_made_up(scheduler, sigma_of):
     assert response_of(scheduler, STEPS, Prediction("flow"), sigma_of, first) is None
 
 
+@torch.no_grad()
+def test_noise_that_the_scheduler_does_not_tell_of():
+    """Pipelines hand eta to each step. Catches a scheduler that is believed all the same: the latent is never where it
+    should be then, and the budget goes before the end.
+    """
+    scheduler, steps, found = diffusers.DDIMScheduler(clip_sample=False), 30, {}
+    sigma_of = noise_over_signal(scheduler)
+
+    class Blurs(torch.nn.Module):
+        """Predicts the noise of a picture that follows the latent."""
+
+        def forward(self, sample, timestep):
+            signal = scheduler.alphas_cumprod[int(timestep)]
+            picture = torch.tanh(sample + sample.roll(1, -1) + sample.roll(1, -2))
+            return (sample - signal.sqrt() * picture) / (1 - signal).sqrt()
+
+    def sample(network):
+        generator = torch.Generator().manual_seed(3)
+        scheduler.set_timesteps(steps)
+        x = torch.randn(1, 4, 16, 16, generator=generator)
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, t), t, x, eta=1.0, generator=generator, return_dict=False)[0]
+        return x
+
+    exact, network = sample(Blurs()), Blurs().eval()
+    for given in (None, scheduler):
+        scheduler.set_timesteps(steps)
+        options = dict(sigma_of=sigma_of, prediction="epsilon", scheduler=given)
+        with attach(network, CacheConfig(target_speedup=2), steps, **options) as cache:
+            found[given] = decibels(sample(network), exact)
+        assert cache.computed <= steps / 2 + 1 and cache.trace[-1]["computed"]
+    assert found[scheduler] > found[None] - 1
+
+
 def decibels(latent, exact):
     return float(10 * torch.log10(exact.square().mean() / (latent - exact).square().mean()))
 

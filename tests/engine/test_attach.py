@@ -927,13 +927,22 @@ def test_a_budget_and_the_options_of_the_controller():
         (dict(input="img"), "input='img'"),
         (dict(time="clock"), "time='clock'"),
         (dict(prediction="x0"), "prediction"),
+        (dict(input="x", time="x"), "time='x'"),
+        (dict(config=dict(threshold=0.1)), "config"),
+        (dict(sigma_of=0.5), "sigma_of"),
+        (dict(tracked=0), "tracked"),
+        (dict(scheduler="euler"), "scheduler"),
+        (dict(response=[1, 2]), "response"),
+        (dict(by_row="all"), "by_row"),
+        (dict(ranks=3), "ranks"),
     ],
 )
 def test_bad_arguments_are_named(options, said):
     """Catches a mistake that shows as a crash within the network, or not at all; the module stays as it was."""
     network = Network()
     before = dict(network.__dict__)
-    with pytest.raises(ValueError, match=said), attach(network, **{"config": PAPER, "total_steps": 5, **options}):
+    options = {"config": PAPER, "total_steps": 5, **options}
+    with pytest.raises((ValueError, TypeError), match=said), attach(network, **options):
         pass
     assert network.__dict__ == before
 

@@ -1,0 +1,196 @@
+"""attach over runs after one another, and over runs whose steps show on the way only."""
+
+import copy
+import io
+import logging
+
+import pytest
+import torch
+from text_network import TextNetwork
+
+from easycache_core import CacheConfig, attach
+
+STEPS = 30
+BUDGET, THRESHOLD = CacheConfig(target_speedup=2), CacheConfig(threshold=0.1, warmup_steps=3)
+REUSE = CacheConfig(target_speedup=2, predictor="reuse")
+A, B = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[0.0, 0.5, 0.0]])
+
+
+class Network(TextNetwork):
+    """A smooth velocity towards data that depend on a text; x is (1, tokens, 4), t a number or one per token."""
+
+    def forward(self, x, t, text):
+        t = torch.as_tensor(t)
+        mixed = torch.tanh(self.mix(x) + self.text(text).reshape(1, 1, 4))
+        return (x - 0.6 * mixed) / (0.3 + (t[..., None] if t.ndim else t))
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def noise(seed=0, tokens=36):
+    return torch.randn(1, tokens, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def levels(steps=STEPS, start=1.0, shift=1.0):
+    t = torch.linspace(start, 0, steps + 1)
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def pairs(times):
+    return zip(times[:-1], times[1:], strict=True)
+
+
+def euler(network, x, times):
+    for t, following in pairs(times):
+        a, b = network(x, t, A), network(x, t, B)
+        x = x + (following - t) * (b + 2 * (a - b))
+    return x
+
+
+def off(got, exact):
+    return float((got - exact).abs().mean() / exact.abs().mean())
+
+
+@pytest.mark.parametrize("config", [BUDGET, THRESHOLD], ids=["budget", "threshold"])
+@pytest.mark.parametrize("done", [2, 5, 18], ids=["given up early", "given up", "whole"])
+def test_text_to_image_after_image_to_image_with_its_seed(done, config):
+    """Catches two runs that are taken for one: of the same seed, the noise is in the last latent of the one, and the
+    first of the other lies where its answers lead.
+    """
+    network, part = Network(), levels(18, 0.6)
+    with attach(network, config, STEPS, sigma_of=float) as cache:
+        alone, trace = euler(network, noise(), levels()), cache.trace
+    with attach(network, config, STEPS, sigma_of=float) as cache:
+        euler(network, (1 - part[0]) * noise(9) + part[0] * noise(), part[: done + 1])
+        after = euler(network, noise(), levels())
+    assert cache.trace == trace and torch.equal(after, alone)
+
+
+@pytest.mark.parametrize("config", [BUDGET, REUSE, THRESHOLD], ids=["budget", "reuse", "threshold"])
+def test_a_video_and_sound_with_timesteps_of_their_own(config):
+    """Catches steps that are counted for both together: the schedule is over half way through, and the last evaluation
+    is predicted.
+    """
+
+    def sample(network):
+        xs, times = [noise(), noise(1, 12)], [levels(shift=3.0), levels()]
+        for steps in zip(*map(pairs, times), strict=True):
+            moves = [(following - t) * network(x, t, A) for x, (t, following) in zip(xs, steps, strict=True)]
+            xs = [x + move for x, move in zip(xs, moves, strict=True)]
+        return xs
+
+    network, exact = Network(), sample(Network())
+    with attach(network, config, STEPS, sigma_of=float) as cache:
+        got = sample(network)
+    flags = [record["computed"] for record in cache.trace]
+    assert all(flags[-2:]) and [record["step"] for record in cache.trace[-2:]] == [STEPS - 1] * 2
+    assert flags[STEPS:].count(False) > STEPS / 4 and max(map(off, got, exact)) < 0.03
+
+
+@pytest.mark.parametrize("config", [BUDGET, THRESHOLD], ids=["budget", "threshold"])
+@pytest.mark.parametrize("groups", [2, 6])
+def test_frames_that_are_further_on_than_others(groups, config):
+    """As in diffusion forcing. Catches steps of which the largest timestep stays, being taken for latents in turn."""
+    lag, base = 5, levels()
+    total = STEPS + lag * (groups - 1)
+
+    def at(step):
+        each = [base[min(max(step - lag * group, 0), STEPS)] for group in range(groups)]
+        return torch.stack(each).repeat_interleave(36 // groups)[None]
+
+    def sample(network):
+        x = noise()
+        for step in range(total):
+            x = x + (at(step + 1) - at(step))[..., None] * network(x, at(step), A)
+        return x
+
+    network, exact = Network(), sample(Network())
+    with attach(network, config, total, sigma_of=float) as cache:
+        got = sample(network)
+    assert len(cache.trace) == total and cache.trace[-1]["computed"]
+    assert cache.skipped > total / 4 and off(got, exact) < 0.03
+
+
+@pytest.mark.parametrize("steps", [4, 8, 10])
+@pytest.mark.parametrize("config", [BUDGET, REUSE], ids=["forecast", "reuse"])
+def test_few_steps_that_renew_the_noise(config, steps, caplog):
+    """Catches a last evaluation that is predicted, as what could not be told from another latent took its budget."""
+    caplog.set_level(logging.INFO)
+    generator, network, x = torch.Generator().manual_seed(7), Network(), noise()
+    with attach(network, config, steps, sigma_of=float) as cache:
+        for t, following in pairs(levels(steps)):
+            denoised = x - t * network(x, t, A)
+            x = (1 - following) * denoised + following * torch.randn(x.shape, generator=generator)
+    assert cache.trace[-1]["computed"]
+    assert cache.computed <= steps / 2 or "more evaluations are computed than target_speedup allows" in caplog.text
+
+
+@pytest.mark.parametrize("every", [2, 3, 4])
+def test_a_negative_that_is_kept_for_some_steps(every):
+    """Catches one that is predicted from far back: what is missed once is missed at all steps that it is kept for. All
+    of its answers predicted by half, they were further off than `reuse`.
+    """
+
+    def sample(network):
+        x = noise()
+        for n, (t, following) in enumerate(pairs(levels())):
+            a = network(x, t, A)
+            if n % every == 0:
+                b = network(x, t, B)
+            x = x + (following - t) * (b + 3 * (a - b))
+        return x
+
+    exact, network, found = sample(Network()), Network(), {}
+    for name, config in dict(forecast=BUDGET, reuse=REUSE).items():
+        with attach(network, config, STEPS, sigma_of=float) as cache:
+            found[name] = off(sample(network), exact)
+        assert cache.skipped > 0.37 * len(cache.trace)
+    assert found["forecast"] < min(0.025, found["reuse"])
+
+
+def test_a_run_that_ends_early_is_said(caplog):
+    """Catches a last evaluation that was predicted, without a word: it was not known to be the last."""
+    network = Network()
+    with attach(network, CacheConfig(target_speedup=3), STEPS, sigma_of=float) as cache:
+        euler(network, noise(), levels()[:21])
+    assert not cache.trace[-1]["computed"]
+    assert "the last of 20 evaluations was predicted, as total_steps=30" in caplog.text
+
+
+def test_gradients_that_nobody_asked_for_are_said(caplog):
+    """Catches a network that is never answered for, without a word: its weights make a graph of the whole run."""
+    caplog.set_level(logging.INFO)
+    with torch.enable_grad(), attach(network := Network(), BUDGET, STEPS, sigma_of=float):
+        euler(network, noise(), levels())
+    assert "torch.no_grad()" in caplog.text
+
+
+def saved_and_loaded(network):
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded])
+def test_a_copy_of_an_attached_module(copied):
+    """Catches a module that cannot be copied, and a copy that is answered from the cache of the other one."""
+    network = Network()
+    with attach(network, BUDGET, STEPS, sigma_of=float) as cache:
+        other = copied(network)
+        got = euler(other, noise(), levels())
+        assert not cache.trace
+        euler(network, noise(), levels())
+    assert cache.skipped and torch.equal(got, euler(network, noise(), levels()))
+
+
+def test_a_noise_level_that_is_no_number(caplog):
+    """Catches the latent being blamed for what sigma_of says."""
+    caplog.set_level(logging.INFO)
+    with attach(network := Network(), BUDGET, STEPS, sigma_of=lambda t: float("nan")) as cache:
+        euler(network, noise(), levels())
+    assert "sigma_of(1) is nan" in caplog.text and cache.skipped == 0
