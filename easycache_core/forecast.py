@@ -43,6 +43,8 @@ LONG_GAP, LONG_STRETCH = 0.16, 0.3
 RIDGE = 1e-3
 # What remains of the regression's sums at each computed evaluation.
 FORGETTING_FACTOR = 0.5
+# The power of theta in forecasts where noise is added.
+NOISE_POWER = 0.5
 # Of x's moves, from which on a sampler of which nothing is known adds noise: those that add none have 0.06 at most.
 NOISE_PART = 0.15
 # By how many times as much x moves where a level rises by noise as it did where the level fell; by 1 without.
@@ -61,9 +63,10 @@ def _begin_of_end(influence: Sequence[float]) -> int:
 
 def forecast(x: torch.Tensor, i: Branch, ratios: StepRatios, gains: "Gains", payments: Sequence[float]) -> torch.Tensor:
     """D_n, a new tensor in at least float32 on x's device. x: x_n. payments: c_n per gap."""
-    theta_s = gains.theta * ratios.sigma_ratio
-    denoised = upcast(i.denoised.to(x.device)) * (1 - gains.theta + theta_s)
-    denoised.add_(x, alpha=gains.theta).add_(i.x.to(x.device), alpha=-theta_s)
+    theta = gains.theta_of_forecasts
+    theta_s = theta * ratios.sigma_ratio
+    denoised = upcast(i.denoised.to(x.device)) * (1 - theta + theta_s)
+    denoised.add_(x, alpha=theta).add_(i.x.to(x.device), alpha=-theta_s)
     if i.change is not None:
         denoised.add_(i.change.to(x.device), alpha=gains.gain * ratios.step_ratio)
     for c, defect in zip(payments, i.defects, strict=False):
@@ -78,9 +81,9 @@ class Gains:
     gain is that of the guided latent, which the sampler gets: guidance amplifies what differs between branches, and
     that goes on along t for less long than each of them does.
 
-    Where noise is added, theta is that of the paper's rule for flow models, 1 - sigma. What least squares would find,
-    mostly noise, is a third of it and less: but D answers to what is no noise in x more than to noise, and the sampler
-    removes what is too much.
+    Where noise is added, theta is that of the paper's rule for flow models, 1 - sigma, and forecasts take its root.
+    Least squares would find a third of theta and less, as most of x_n - xe_n is noise: but D answers more to what is
+    none, and the sampler removes what is too much. Theta itself is taken out of changes of D.
     """
 
     def __init__(self, noise_added: bool = False):
@@ -109,6 +112,10 @@ class Gains:
     @property
     def limit(self) -> float:
         return MAX_GAIN_NEAR if self.distance <= (NEAR if self._pp else 1) else MAX_GAIN
+
+    @property
+    def theta_of_forecasts(self) -> float:
+        return self.theta**NOISE_POWER if self.noise_added else self.theta
 
     def advance(self, sigmas: Sequence[float]) -> None:
         """Go on to the evaluation at the last of these noise levels."""
