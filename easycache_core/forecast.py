@@ -43,8 +43,9 @@ LONG_GAP, LONG_STRETCH = 0.16, 0.3
 RIDGE = 1e-3
 # What remains of the regression's sums at each computed evaluation.
 FORGETTING_FACTOR = 0.5
-# The power of theta in forecasts where noise is added.
-NOISE_POWER = 0.5
+# The power of theta in forecasts where noise is added, unless what is off the path explains more than this part of how
+# D changed, of squares: then theta holds as it is.
+NOISE_POWER, EXPLAINED = 0.5, 0.85
 # Of x's moves, from which on a sampler of which nothing is known adds noise: those that add none have 0.06 at most.
 NOISE_PART = 0.15
 # By how many times as much x moves where a level rises by noise as it did where the level fell; by 1 without.
@@ -94,6 +95,7 @@ class Gains:
         self.distance = 1  # over how many evaluations the last change of D was
         self._xy = self._xx = 0.0  # sums of the regression for theta
         self._pq = self._pp = 0.0  # and for the gain
+        self._explained = 0.0  # of how D changed last, by what was off the path; of squares
 
     def distrust_change(self) -> None:
         """The last change of D is no guide, as long as no gain was learnt."""
@@ -115,7 +117,7 @@ class Gains:
 
     @property
     def theta_of_forecasts(self) -> float:
-        return self.theta**NOISE_POWER if self.noise_added else self.theta
+        return self.theta**NOISE_POWER if self.noise_added and self._explained < EXPLAINED else self.theta
 
     def advance(self, sigmas: Sequence[float]) -> None:
         """Go on to the evaluation at the last of these noise levels."""
@@ -136,6 +138,7 @@ class Gains:
     def update(self, products: Sequence[float]) -> None:
         """products: those of Measurements."""
         xy, xx, yy, _, _, pq, pp, _ = products
+        self._explained = ratio(xy * xy, xx * yy)
         if not self.noise_added:
             self._xy = FORGETTING_FACTOR * self._xy + xy
             self._xx = FORGETTING_FACTOR * self._xx + xx + RIDGE * yy
