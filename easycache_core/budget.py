@@ -21,6 +21,8 @@ CALM, LEAST, START = 0.4, 0.1, 0.34
 FOR_CHANGES = 0.5
 # Of what a speed-up has beyond 1, where an answer is kept for two steps: 4 to 20 dB closer than with all of it.
 EASED = 0.45
+# So many may be computed beyond a budget as each of them may be the last one, until it has made up for them.
+MAX_BEYOND = 2
 
 
 def budget_of(evaluations: int, target_speedup: float) -> int:
@@ -49,6 +51,7 @@ class Budget:
         self._window = window
         self._spread, self._plan = Spread(step_lengths, window), None
         self._evaluations = self._spent = self._changes = self._noises = self._before = 0
+        self._beyond = 0  # evaluations in a row that were taken for the last one, though it was spent
         self._change_waits = False  # for the network to run
         self._began_anew = False
         # Where noise is added, every forecast misses by much, which says nothing of the next one.
@@ -85,13 +88,21 @@ class Budget:
         if plan is None:
             spread.check_window(left)
         if left < 1:  # what could not be predicted may have taken the last one's
-            return to_come == 1 if plan is not None else spread.is_last and (urgent or self._began_anew)
+            if plan is not None:
+                return to_come == 1
+            return spread.is_last and (urgent or self._began_anew) and self._may_go_beyond()
+        self._beyond = 0
         kept = spread.kept if plan is None else to_come > 1
         if left <= kept and self._spent:
             return False
         if urgent or not self._spent or left >= to_come:
             return True
         return spread.due(left) if plan is None else plan.has(now)
+
+    def _may_go_beyond(self) -> bool:
+        """Whether one more may be taken for the last one that was not."""
+        self._beyond += 1
+        return self._beyond <= MAX_BEYOND
 
     @property
     def exceeded(self) -> bool:

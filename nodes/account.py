@@ -142,7 +142,9 @@ class Account:
 
     @property
     def _steps(self) -> int:
-        """Steps of the sampler; those so far where it follows a schedule of its own."""
+        """Steps of the sampler; those so far where it follows a schedule of its own, or steps of its own."""
+        if any(history.own_steps for history in self.histories):
+            return max(self._schedule.steps, self.callbacks)
         return self._schedule.steps if self._schedule.steps < UNKNOWN else self.callbacks
 
     def _estimate_closeness(self, ends: Sequence[torch.Tensor] | None, guidance) -> float | None:
@@ -195,7 +197,7 @@ class Account:
             return "as the first and the last one are computed" if len(counts) == 1 else in_turn
         if len(self.trace) < self._schedule.steps:
             return "as the sampler took fewer evaluations than its schedule has steps"
-        return "as the last one is computed, and nothing told how many there would be"
+        return "as what may be the last one is computed, and nothing told how many there would be"
 
     @property
     def _reason(self) -> str | None:

@@ -98,10 +98,13 @@ class QuestionHistory:
         forced, changed = self._force_and_changed(step, sigma, conds, changed, force)
         changed = changed | differ(self._weights, weights) | self.overwrites.changed(sigma.device)
         last = self._at_last_level(timestep, sigma)
+        may_end = level is not None and self._strides.may_end(level, step, self.steps.ambiguous)
+        if self.own_steps:
+            last = False
         if not self.controller.ends_as_planned(level):  # the last evaluation draws the detail
             force = force | last
         force = force | forced
-        if level is not None and self._strides.may_end(level, step):
+        if may_end:
             force, step = True, max(step, self._schedule.steps - 1)  # for which a budget keeps one
         self.cache_miss = False
         if self.absences.came_back:  # the guider keeps the answer for the steps at which it does not ask
@@ -129,6 +132,11 @@ class QuestionHistory:
     def elsewhere(self, branches: Collection[str], x: torch.Tensor, sampler_x: torch.Tensor) -> bool:
         """Whether a latent of the guider's own moved away from the sampler's since these branches were computed."""
         return self._own_latents.went_elsewhere(branches, x, sampler_x)
+
+    @property
+    def own_steps(self) -> bool:
+        """Whether the sampler was seen to take other steps than its schedule has."""
+        return self._strides.own_steps
 
     @property
     def asks_several(self) -> bool:

@@ -14,6 +14,7 @@ UNKNOWN = 10_000  # steps
 SHORT_PIECE = 5  # steps
 STRIDE_MARGIN = 1e-2  # steps
 LOOKS_AHEAD = 4  # evaluations that may lie between a level and the next one that is no further along
+GROWS = 1.25  # times; by so much at most a step of a sampler's own is taken to be longer than the one before
 ROUNDED_UP = 1 + ROUNDED
 MAX_CHURN = 1.02 * 2**0.5  # times the level of the schedule, as in k-diffusion, but for rounding
 
@@ -53,8 +54,9 @@ class Schedule:
     a rise is no step. steps_known: whether the sampler takes these steps. step_lengths: as from `step_lengths`.
     unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there.
     flipped: whether they lead back to noise, rises: somewhere. first_sigma, end_sigma: where they begin, and where they
-    stop. last_sigma: evaluations at it or below are the last ones, and computed; none are in short pieces of a
-    schedule. levels: of each step; () where the sampler has others. window: the noise levels between which
+    stop. lowest_sigma: of the last step, with room for rounding; evaluations at it or below are the last ones.
+    last_sigma: the same where these are computed; -1 in short pieces of a schedule. levels: of each step; () where the
+    sampler has others. window: the noise levels between which
     evaluations may be skipped, None if that is everywhere.
 
     sigmas: (steps + 1,), as the sampler gets them. Waits for their device.
@@ -75,12 +77,13 @@ class Schedule:
         self.unfinished = self.steps_known and self.first_sigma > self.end_sigma > lowest
         left = [float(sigma) for sigma, take in zip(values[:-1], taken, strict=True) if take] if len(values) else []
         no_last = self.flipped or not left or (self.unfinished and self.steps <= SHORT_PIECE)
-        self.last_sigma = -1.0 if no_last else left[-1] * ROUNDED_UP
+        self.lowest_sigma = left[-1] * ROUNDED_UP if left else -1.0
+        self.last_sigma = -1.0 if no_last else self.lowest_sigma
         self.levels, self.window = tuple(left), None
         if settings.start_percent > 0 or settings.end_percent < 1:
             ends = map(model_sampling.percent_to_sigma, (settings.start_percent, settings.end_percent))
             self.window = Window(*map(float, ends), self.levels)
-        self._levels = None if no_last or self.rises else values.tolist()
+        self._levels = None if self.rises or not left else values.tolist()
 
     def position(self, sigma: float) -> float | None:
         """Where in the schedule this noise level is, in steps; None where that does not only descend."""
@@ -109,29 +112,42 @@ class Schedule:
 
 class Strides:
     """How far a sampler goes along its schedule from one evaluation to the next, as noise levels tell: some leave
-    levels out, or go on between two of them. Others tell the network a level that is not theirs, now further ahead and
-    now less: they take no fewer steps. And where one looks ahead and comes back, the way there is no stride.
+    levels out, go on between two of them, or take steps of their own between the ends. Others tell the network a level
+    that is not theirs, now further ahead and now less: they take no fewer steps. And where one looks ahead and comes
+    back, the way there is no stride.
     """
 
     def __init__(self, schedule: Schedule):
         self._schedule, self._longest = schedule, 0.0
         self._positions: list[float] = []  # of its last evaluations
         self._stride = 0.0  # to the last one; it is one once the sampler goes on from there
+        self._last_stride = 0.0  # that led further along
         self._comes_back = False  # whether it was seen to look ahead
+        self._lowest: tuple[float, int] | None = None  # (noise level, step), where it first was in the last step
+        # Whether it goes on from there in steps of its own: no level tells then which evaluation is the last one.
+        self.own_steps = False
 
-    def may_end(self, sigma: float, step: int) -> bool:
+    def may_end(self, sigma: float, step: int, ambiguous: bool = False) -> bool:
         """Whether as long a stride as the longest so far leads from this noise level to the end; where some were longer
-        than a step, to the last step. step: by the sampler's callbacks.
+        than a step, to the last step. Where it takes steps of its own, the last stride counts alone: some become much
+        shorter. step, ambiguous: as from StepCounter.
         """
         position = self._schedule.position(sigma)
         if position is None:
             return False
+        if not ambiguous and sigma <= self._schedule.lowest_sigma:
+            self._look_for_own_steps(sigma, step)
         before = self._positions
         if before and position < before[-1]:
             self._comes_back, self._stride = True, 0.0
         self._longest = max(self._longest, self._stride)
         self._stride = stride = position - max((one for one in before if one <= position), default=position)
         self._positions = [*before[1 - LOOKS_AHEAD :], position]
+        self._last_stride = stride or self._last_stride
+        if self.own_steps:
+            return position + GROWS * self._last_stride >= self._schedule.steps
+        if self._schedule.last_sigma < 0:
+            return False
         longest = self._longest if self._comes_back else max(self._longest, stride)
         if stride > longest + STRIDE_MARGIN:  # it looks ahead once more
             return False
@@ -140,6 +156,11 @@ class Strides:
         # One that evaluates above its levels, after it added noise, is behind them, and takes longer strides later.
         leaves_out = position - step >= 1 or min(stride - 1, position - step) > STRIDE_MARGIN
         return leaves_out and position + longest > self._schedule.steps - 1
+
+    def _look_for_own_steps(self, sigma: float, step: int) -> None:
+        """In the last step. All that it evaluates there belongs to that step, unless it calls back in between."""
+        first, at = self._lowest = self._lowest or (sigma, step)
+        self.own_steps = self.own_steps or (step > at and sigma * ROUNDED_UP < first)
 
 
 class StepCounter:

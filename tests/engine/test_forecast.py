@@ -749,6 +749,17 @@ def test_a_budget_for_a_run_of_unknown_length_never_runs_ahead():
         assert computed == math.ceil((step + 1) / 2.5)
 
 
+@pytest.mark.parametrize("speedup", [2.0, 4.0])
+def test_a_budget_for_a_run_of_which_each_evaluation_may_be_the_last_one(speedup):
+    """Catches a budget that gives way each time."""
+    budget, computed = Budget(speedup, []), 0
+    for step in range(40):
+        if budget.should_compute(step, urgent=True):
+            budget.spend()
+            computed += 1
+        assert math.ceil((step + 1) / speedup) <= computed <= math.ceil((step + 1) / speedup) + 2
+
+
 @pytest.mark.parametrize("predictor", PREDICTORS)
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 @pytest.mark.parametrize("at", [0, 7, 30])

@@ -273,6 +273,58 @@ def test_a_sampler_that_leaves_levels_out(tiny, run, caplog, levels, widgets):
     assert any("fewer evaluations than its schedule has steps" in line for line in log_of(caplog)) == beyond
 
 
+def solver(places, per_step=1, calls_back=True):
+    """A sampler that goes from the first of its levels to the last one in Euler steps of its own, to these places in
+    between, from 0 to 1. It calls back after so many of them, or never.
+    """
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        own = sigmas[0] + (sigmas[-1] - sigmas[0]) * torch.tensor(places)
+        for i, (sigma, following) in enumerate(zip(own[:-1], own[1:], strict=True)):
+            denoised = model(x, sigma * x.new_ones([len(x)]), **extra_args)
+            if calls_back and i % per_step == per_step - 1:
+                callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            x = x + (following - sigma) * (x - denoised) / sigma
+        return x
+
+    return sampler
+
+
+EVENLY = [i / 24 for i in range(25)]
+SOLVERS = {
+    "even steps": solver(EVENLY),
+    "without a callback": solver(EVENLY, calls_back=False),
+    "steps that become shorter": solver([1 - (1 - i / 24) ** 2 for i in range(25)]),
+    "steps that become longer": solver([(i / 24) ** 1.5 for i in range(25)]),
+    "five evaluations per step": solver(
+        [0.2 * n + at for n in range(5) for at in (0, 0.04, 0.06, 0.16, 0.18)] + [1.0], 5
+    ),
+}
+
+
+@pytest.mark.in_turn("kind")
+@pytest.mark.parametrize("widgets", [dict(threshold=0.3, warmup_steps=2), HALF, dict(HALF, predictor="reuse"), BUDGET])
+@pytest.mark.parametrize("given", [(1, 0), (2, 0), (4, 0), (1, 0.5), (4, 0.5)], ids="{0[0]} levels to {0[1]}".format)
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_a_solver_that_is_given_few_levels(comfy, demo_scene, run, caplog, kind, given, widgets):
+    """It takes steps of its own between them (ComfyUI-ODE). Catches all that it evaluates below the last level being
+    computed as the last one, beyond any budget; and a last one that is predicted.
+    """
+    latent = {"samples": demo_scene.latent["samples"][:, :, :2, :8, :8]}
+    make_guider = functools.partial(guiding, conds=pair(demo_scene), predict=both)
+    (levels, end), speedup = given, widgets.get("target_speedup")
+    with caplog.at_level(logging.INFO):
+        cached = run(demo_scene, make_guider, SOLVERS[kind], torch.linspace(1, end, levels + 1), latent, **widgets)
+    evaluations = len(cached.report["trace"])
+    assert evaluations in (24, 25) and cached.report["trace"][-1]["computed"]
+    allowed = math.ceil(evaluations / speedup) if speedup else 0.75 * evaluations
+    assert cached.report["computed"] <= allowed + (2 if speedup else 0)
+    if speedup:
+        beyond = any("as what may be the last one is computed" in line for line in log_of(caplog))
+        assert beyond == (cached.report["computed"] > allowed)
+
+
 @pytest.mark.parametrize("steps", [12, 13, 20])
 def test_a_sampler_that_combines_evaluations(comfy, demo_scene, steps):
     """dpm_fast takes as many evaluations as the schedule has steps, at other noise levels. Catches a budget that is
