@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from .predictors import PREDICTORS
 
 CACHE_DEVICES = ("gpu", "cpu")
+MAX_THRESHOLD = 1
 MAX_SPEEDUP = 10  # of target_speedup
 
 
@@ -38,7 +39,7 @@ class CacheConfig:
     cache_device: str = "gpu"
 
     def __post_init__(self):
-        require_number("threshold", self.threshold, 0, 1)
+        require_number("threshold", self.threshold, 0, MAX_THRESHOLD)
         require_integer("warmup_steps", self.warmup_steps, 1, 50)
         require_choice("predictor", self.predictor, PREDICTORS)
         if self.target_speedup != 0 or self.target_speedup is False:

@@ -99,6 +99,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._warnings: set[str] = set()
         self._final_error: float | None = None  # once the run is over
         self._recomputed = False  # whether the network ran where the predictor did not know of it
+        self.estimates = 0  # evaluations at which E was estimated
         self.not_finite = 0  # evaluations that had to be computed because of NaN or inf
         self._kept = False  # whether answers are, by a guider
         self._serves = 1  # steps, each answer
@@ -321,6 +322,7 @@ class CacheController(contextlib.AbstractContextManager):
         if forced or not in_range or config.threshold == 0 or not self._predictor.ready:
             return False, None
         errors = self._predictor.errors(now.input_change)
+        self.estimates += 1
         self._worst = max(range(len(errors)), key=lambda n: math.inf if math.isnan(errors[n]) else errors[n])
         return all(error < config.threshold for error in errors), errors
 

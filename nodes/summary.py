@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from ..easycache_core.budget import budget_of
+from ..easycache_core.config import MAX_THRESHOLD
 from .settings import Settings
 
 
@@ -29,17 +30,18 @@ class Course(NamedTuple):
     """What a run went through that its totals do not tell.
 
     steps: that the sampler took. steps_before: of the same schedule, in runs that this one continues. reason: why
-    nothing could be skipped, where the settings are not to blame. beyond_budget: why more was computed than
-    target_speedup allows, None if it was not. parts, gradients: calls about a part of the latent, and differentiated
-    ones, which are not among the evaluations. along: how often the network was asked what the guider leaves out at
-    times. end_unseen: whether the last evaluation was predicted, though the last one should be computed. noise_added:
-    whether the latent is moved by more than answers, as by a sampler's noise. windows_move: whether context windows are
-    others at most steps.
+    nothing could be skipped, where the settings are not to blame. estimated: whether an error was, at any step.
+    beyond_budget: why more was computed than target_speedup allows, None if it was not. parts, gradients: calls about a
+    part of the latent, and differentiated ones, which are not among the evaluations. along: how often the network was
+    asked what the guider leaves out at times. end_unseen: whether the last evaluation was predicted, though the last
+    one should be computed. noise_added: whether the latent is moved by more than answers, as by a sampler's noise.
+    windows_move: whether context windows are others at most steps.
     """
 
     steps: int
     steps_before: int
     reason: str | None
+    estimated: bool
     beyond_budget: str | None
     parts: int
     gradients: int
@@ -92,7 +94,7 @@ def nothing_skipped(did: dict, settings: Settings, course: Course) -> str | None
     if did["skipped"] or not did["evaluations"]:
         return None
     if course.reason is None or settings.config.threshold == 0 and not settings.config.target_speedup:
-        return _reason(settings, course.steps, course.steps_before)
+        return _reason(settings, course)
     return course.reason
 
 
@@ -116,8 +118,8 @@ def _rule(config) -> str:
     return f"threshold {config.threshold:g}, warm-up {config.warmup_steps}"
 
 
-def _reason(settings: Settings, steps: int, steps_before: int) -> str:
-    config = settings.config
+def _reason(settings: Settings, course: Course) -> str:
+    config, steps, steps_before = settings.config, course.steps, course.steps_before
     if config.threshold == 0 and not config.target_speedup:
         return "threshold is 0"
     if steps_before and steps <= (1 if config.target_speedup else 2):
@@ -128,8 +130,12 @@ def _reason(settings: Settings, steps: int, steps_before: int) -> str:
         )
     if config.target_speedup and steps == 2 > budget_of(steps, config.target_speedup):
         return "the run has two steps, and the first and the last one are always computed"
+    if config.target_speedup and course.beyond_budget:
+        return f"each of them had to be computed, {course.beyond_budget}"
     if config.target_speedup:
         return f"target_speedup {config.target_speedup:g} allows each of them to be computed"
+    if course.estimated:
+        return f"the error reached the threshold at every step{_between(settings)}; {_advice(settings)}"
     if steps_before and steps_before + steps <= config.warmup_steps:
         return f"the schedule is still in its first {config.warmup_steps} steps (warmup_steps)"
     if not steps_before and steps <= config.warmup_steps + 1:
@@ -137,9 +143,24 @@ def _reason(settings: Settings, steps: int, steps_before: int) -> str:
             f"the run has {steps} steps, of which the first {config.warmup_steps} (warmup_steps) and the last "
             "are always computed"
         )
-    if settings.start_percent > 0 or settings.end_percent < 1:
-        return (
-            f"the error reached the threshold at every step between start_percent {settings.start_percent:g} "
-            f"and end_percent {settings.end_percent:g}; widen them or raise threshold"
-        )
-    return "the error reached the threshold at every step; raise threshold, or set target_speedup, to skip some"
+    more = "widen them, or take more steps, to skip some" if _between(settings) else "of more steps some can be skipped"
+    return (
+        f"at no step{_between(settings)} could an error be estimated: the first ones are computed, and so are the last "
+        f"ones and those at which something changes; {more}"
+    )
+
+
+def _between(settings: Settings) -> str:
+    """Which steps may be skipped, where not all may."""
+    if settings.start_percent == 0 and settings.end_percent == 1:
+        return ""
+    return f" between start_percent {settings.start_percent:g} and end_percent {settings.end_percent:g}"
+
+
+def _advice(settings: Settings) -> str:
+    """How to skip some where an error reached the threshold."""
+    if _between(settings):
+        return "widen them" if settings.config.threshold == MAX_THRESHOLD else "widen them or raise threshold"
+    if settings.config.threshold == MAX_THRESHOLD:
+        return "set target_speedup to skip some"
+    return "raise threshold, or set target_speedup, to skip some"

@@ -256,6 +256,7 @@ def test_verbose_writes_a_line_an_evaluation(comfy, small_scene, caplog):
         (dict(warmup_steps=20), 10, "the run has 10 steps, of which the first 20 (warmup_steps)"),
         (dict(threshold=1e-6), 10, "raise threshold"),
         (dict(threshold=1.0, start_percent=1.0), 10, "start_percent"),
+        (dict(threshold=1e-6, end_percent=0.9), 10, "end_percent 0.9; widen them or raise threshold"),
         (dict(target_speedup=2.0), 2, "the first and the last one are always computed"),
         (dict(target_speedup=2.0), 1, "allows each of them to be computed"),
     ],
@@ -268,6 +269,33 @@ def test_the_log_says_why_nothing_was_skipped(comfy, small_scene, caplog, widget
     assert len(levels) == steps
     (line,) = [message for message in caplog.messages if message.startswith("EasyCache: computed")]
     assert "Nothing was skipped" in line and reason in line
+
+
+@pytest.mark.parametrize("predictor", ["forecast", "reuse"])
+@pytest.mark.parametrize(("steps", "denoise"), [(3, 0.3), (4, 0.2)])
+def test_the_log_blames_no_error_that_nobody_estimated(comfy, small_scene, caplog, steps, denoise, predictor):
+    """All steps are the first or the last ones. Catches the advice to raise a threshold that is as high as can be."""
+    model = comfy.cached(small_scene.model, threshold=1.0, warmup_steps=1, predictor=predictor)
+    with caplog.at_level(logging.INFO):
+        comfy.sample(small_scene, model, steps=steps, denoise=denoise)
+    (line,) = [message for message in caplog.messages if message.startswith("EasyCache: computed")]
+    assert "Nothing was skipped: at no step could an error be estimated" in line or "skipped 0" not in line
+
+
+def test_the_log_gives_no_advice_that_cannot_be_followed(comfy):
+    """Catches a threshold of 1 that is to be raised, and a budget that is said to allow for what is beyond it."""
+    summary, settings = comfy.module("nodes.summary"), comfy.module("nodes.settings").Settings
+    config = comfy.module("easycache_core").CacheConfig
+    did = dict(evaluations=10, computed=10, skipped=0)
+    course = dict.fromkeys(summary.Course._fields, False) | dict(steps=10, reason=None, estimated=True)
+
+    def reason(beyond_budget=None, **given):
+        about = summary.Course(**{**course, "beyond_budget": beyond_budget})
+        return summary.nothing_skipped(did, settings(config(**given)), about)
+
+    assert "raise" in reason(threshold=0.9) and "raise" not in reason(threshold=1.0)
+    assert "allows" in reason(target_speedup=1.0)
+    assert reason("as it is", target_speedup=2.0) == "each of them had to be computed, as it is"
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
