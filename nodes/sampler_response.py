@@ -61,8 +61,17 @@ class _Impulses:
 
 def is_own(sampler) -> bool:
     """Whether it is one of ComfyUI's samplers."""
-    function = getattr(sampler, "sampler_function", None)
-    return type(sampler) is KSAMPLER and getattr(function, "__module__", "").startswith(KNOWN_MODULES)
+    return type(sampler) is KSAMPLER and _module_of(sampler.sampler_function).startswith(KNOWN_MODULES)
+
+
+def _module_of(function) -> str:
+    """Where the code is that runs; "" if that is not known. Names prove nothing: functools.wraps copies them."""
+    module = getattr(function, "__globals__", {}).get("__name__", "")
+    decorated = getattr(function, "__wrapped__", None)
+    if decorated is None or not module.startswith("torch."):
+        return module
+    held = [cell.cell_contents for cell in function.__closure__ or ()]  # torch.no_grad calls what it decorates
+    return _module_of(decorated) if any(one is decorated for one in held) else ""
 
 
 def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | None:

@@ -57,6 +57,23 @@ def test_samplers_that_draw_noise_and_add_none_are_known(tiny, sampler, adds_noi
     assert found.adds_noise is adds_noise
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_only_comfyuis_samplers_are_its_own(comfy, sampler):
+    """Catches a sampler of another pack that bears their names, and one of theirs that is not recognised."""
+    import comfy.samplers
+
+    nodes = importlib.import_module(f"{comfy_host.load_pack().__name__}.nodes.sampler_response")
+    own = comfy.samplers.sampler_object(sampler)
+
+    def another(model, x, sigmas, **options):
+        return x
+
+    assert nodes.is_own(own)
+    for function in (another, torch.no_grad()(another), functools.partial(another)):
+        named = functools.wraps(own.sampler_function)(function)
+        assert not nodes.is_own(comfy.samplers.KSAMPLER(named))
+
+
 def sample(comfy, scene, sampler, scheduler, cfg, steps=STEPS, **widgets) -> Run:
     """A KSampler run; without widgets uncached."""
     from comfy.patcher_extension import WrappersMP

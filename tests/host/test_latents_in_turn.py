@@ -101,6 +101,16 @@ def test_latents_that_take_turns(comfy, tiny, run, name, count, widgets):
     assert cached.report["computed"] == cached.calls.total() < 0.75 * count * STEPS
 
 
+def test_latents_in_turn_of_a_sampler_that_bears_the_name_of_comfyuis(comfy, tiny, run):
+    """As functools.wraps gives it. Catches one past for all of its latents, as if it were ComfyUI's own."""
+    from comfy.k_diffusion.sampling import sample_euler
+
+    make_guider = functools.partial(guiding, conds=pair(tiny("Flux")), predict=both)
+    samplers = in_turn(2), functools.wraps(sample_euler)(in_turn(2))
+    unnamed, named = (run(tiny("Flux"), make_guider, sampler, target_speedup=2.0) for sampler in samplers)
+    assert torch.equal(named.latent, unnamed.latent)
+
+
 def test_more_latents_than_are_told_apart(comfy, tiny, run, monkeypatch, caplog):
     """Catches a log that blames the threshold."""
     scene = tiny("Flux")
