@@ -17,6 +17,7 @@ KNOWN_OPTIONS = {
 }  # fmt: skip
 INSIDE = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)  # of the cached part
 _MAX_ITEMS, _DEPTH = 64, 3  # of lists
+_MAX_NUMBERS = 4096  # of a list that holds nothing else: one for each frame of a video, say
 
 
 def unknown_options(model_options: dict) -> Iterator[tuple[str, object]]:
@@ -32,20 +33,36 @@ def switches_of(model_options: dict) -> tuple:
 
 
 def values_of(model_options: dict, identity: Callable) -> dict:
-    """Entries that are neither words nor switches, by name. identity(thing): tells objects, such as tensors, apart."""
-    found = ((name, value) for name, value in unknown_options(model_options) if not isinstance(value, str | bool))
-    return {name: _plain(value, _DEPTH, identity) for name, value in found}
+    """Entries that are neither words nor switches, by name, and the strengths that objects among them hold.
+    identity(thing): tells objects, such as tensors, apart.
+    """
+    values = {}
+    for name, value in unknown_options(model_options):
+        if not isinstance(value, str | bool):
+            values["option", name] = _plain(value, _DEPTH, identity)
+            values |= strengths(("option", name), value)
+    return values
+
+
+def strengths(name: tuple, value) -> dict:
+    """The fractional numbers in the variables of a function or an object, by name."""
+    return {(*name, key): one for key, one in variables_of(value).items() if isinstance(one, float)}
 
 
 def _plain(value, depth: int, identity: Callable):
-    """The value, with tuples for lists and dicts, and numbers for objects; None for lists that are too long or deep."""
+    """The value, with tuples for lists and dicts, and what tells objects apart; None for lists that are too long or
+    deep.
+    """
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, dict):
         value = sorted(value.items(), key=repr)
     if not isinstance(value, list | tuple):
         return identity(value)
-    if not depth or len(value) > _MAX_ITEMS:
+    if len(value) > _MAX_ITEMS:
+        numbers = len(value) <= _MAX_NUMBERS and all(isinstance(part, int | float) for part in value)
+        return tuple(value) if numbers else None
+    if not depth:
         return None
     return tuple(_plain(part, depth - 1, identity) for part in value)
 
@@ -70,15 +87,34 @@ def _code(function) -> int:
 
 
 def variables_of(value) -> dict:
-    """Of a function those that it takes from around it, of an object its attributes."""
+    """Of a function those that it takes from around it, and its arguments that are given already; of an object its
+    attributes.
+    """
     if isinstance(value, functools.partial):
-        return {**value.keywords, "called": value.func}
+        return {**_arguments(value), "called": value.func}
     if isinstance(value, types.MethodType):
         return variables_of(value.__self__) | {"called": value.__func__}
     if isinstance(value, types.FunctionType):
-        found = {}
+        found = _defaults(value)
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             with contextlib.suppress(ValueError):  # not assigned yet
                 found[name] = cell.cell_contents
         return found
-    return {} if isinstance(value, torch.nn.Module | type) else dict(getattr(value, "__dict__", {}))
+    if isinstance(value, torch.nn.Module | type):
+        return {}
+    fields = getattr(type(value), "__dataclass_fields__", ())  # some dataclasses have slots
+    return {name: getattr(value, name) for name in fields if hasattr(value, name)} | getattr(value, "__dict__", {})
+
+
+def _defaults(function: types.FunctionType) -> dict:
+    """By the names of the arguments."""
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    given = function.__defaults__ or ()
+    return dict(zip(names[len(names) - len(given) :], given, strict=False)) | (function.__kwdefaults__ or {})
+
+
+def _arguments(partial: functools.partial) -> dict:
+    """By name, or by position where that is not known."""
+    code = partial.func.__code__ if isinstance(partial.func, types.FunctionType) else None
+    names = code.co_varnames[: code.co_argcount] if code else ()
+    return {names[i] if i < len(names) else i: one for i, one in enumerate(partial.args)} | partial.keywords

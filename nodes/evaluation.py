@@ -10,12 +10,15 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ..easycache_core.samples import checksums, sample_of
 from .call_options import patches_of, switches_of, variables_of
 from .question_history import QuestionHistory
 from .value_changes import TellingValues
+
+SMALL = 256  # elements of a tensor that is told by what it holds
 
 
 class Question(NamedTuple):
@@ -112,7 +115,7 @@ class Identities:
     """Numbers that tell objects apart, also those that are made anew where another one was.
 
     Functions that are made anew with the same code and variables are the same one: some packs make their patches for
-    each call.
+    each call. Small tensors count as what they hold, where that can be read without waiting for a device.
 
     unversioned: tensors that were met and have no version, by number; nothing here tells whether they are overwritten.
     """
@@ -128,6 +131,9 @@ class Identities:
         return _contents(thing, self._number_and_version)
 
     def _number_and_version(self, thing):
+        content = _small_content(thing)
+        if content is not None:
+            return content
         number = self._number(thing)
         if not isinstance(thing, torch.Tensor):
             return number
@@ -142,14 +148,29 @@ class Identities:
             number = self._count = self._count + 1
             self._known[id(thing)] = _reference(thing), number  # now, as a function may hold itself
             if isinstance(thing, types.FunctionType):
-                given = *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()
-                held = *variables_of(thing).values(), *given
-                number = self._made.setdefault((thing.__code__, *map(self._plain_or_number, held)), number)
+                held = map(self._plain_or_number, variables_of(thing).values())
+                number = self._made.setdefault((thing.__code__, *held), number)
                 self._known[id(thing)] = _reference(thing), number
         return number
 
     def _plain_or_number(self, thing):
         return thing if thing is None or isinstance(thing, str | int | float) else self._number_and_version(thing)
+
+
+def _small_content(thing) -> tuple | None:
+    """What a tensor on the CPU, or an array, holds, as something that can be compared; None for larger ones, and for
+    anything else.
+    """
+    if isinstance(thing, np.ndarray | np.generic) and thing.size <= SMALL and not thing.dtype.hasobject:
+        return thing.shape, thing.dtype.str, thing.tobytes()
+    if type(thing) not in (torch.Tensor, torch.nn.Parameter) or thing.device.type != "cpu":
+        return None
+    if thing.layout != torch.strided or thing.numel() > SMALL:
+        return None
+    try:
+        return thing.shape, thing.dtype, thing.detach().flatten().view(torch.uint8).numpy().tobytes()
+    except (RuntimeError, TypeError):  # one that is being differentiated, say
+        return None
 
 
 def _reference(thing) -> Callable:
@@ -159,16 +180,30 @@ def _reference(thing) -> Callable:
         return lambda: thing
 
 
-def content_of(cond: Sequence[dict], identities: Identities) -> dict:
-    """What the parts of a conditioning hold, by name."""
+def content_of(cond: Sequence[dict], of: Callable) -> dict:
+    """What the parts of a conditioning hold, by name. of(thing): what stands for it."""
     content = {}
     for i, part in enumerate(cond):
         for key, value in part.items():
             if key == "model_conds":
-                content |= {("cond", i, name): identities.of(one) for name, one in value.items()}
+                content |= {("cond", i, name): of(one) for name, one in value.items()}
             elif key != "uuid":
-                content["cond", i, key] = identities.of(value)
+                content["cond", i, key] = of(value)
     return content
+
+
+def tensors_named(cond: Sequence[dict], model_options: dict, name: tuple) -> list[torch.Tensor]:
+    """Those that a part of a conditioning holds, named as by content_of, or an entry of the options, named as by
+    values_of: in lists, dicts and ComfyUI's holders of conditionings.
+    """
+    found: list = []
+    kind, *place = name
+    if kind == "cond":
+        i, key = place
+        _contents(cond[i].get("model_conds", {}).get(key, cond[i].get(key)), found.append)
+    elif kind == "option":
+        _contents(model_options["transformer_options"].get(place[0]), found.append)
+    return [one for one in found if isinstance(one, torch.Tensor)]
 
 
 class Evaluation:

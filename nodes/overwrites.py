@@ -1,28 +1,35 @@
-"""Tensors that somebody overwrites between evaluations."""
+"""Tensors that somebody overwrites between evaluations, or makes anew for each."""
 
 import weakref
+from collections.abc import Hashable
 
 import torch
+
+from ..easycache_core.samples import checksums
 
 
 class Overwrites:
     """Whether tensors hold something else than at the last computed evaluation, of those that have no version to tell
     it: tensors of torch.inference_mode, in which ComfyUI's server samples. But for those that move on with the steps,
-    which are others at three evaluations in a row.
+    which have changed three times, and were the same for few evaluations in between.
+
+    anew: tensors that are made anew for each call, which is no change by itself. They are known to move on until they
+    hold the same for some evaluations; and all of their elements count, by sums.
 
     Some elements are looked at, on their device: nothing waits for it. Of other devices only the CPU's count.
     """
 
     _ELEMENTS, _MOVES = 256, 3
 
-    def __init__(self):
-        self._tensors: dict[int, weakref.ref] = {}  # by number
+    def __init__(self, anew: bool = False):
+        self._anew = anew
+        self._tensors: dict[Hashable, weakref.ref] = {}  # by number or name
         self._indices: dict[tuple, torch.Tensor] = {}
         self._now: dict[torch.device, _Rows] = {}
         self._computed: dict[torch.device, _Rows] = {}
 
-    def note(self, tensors: dict[int, torch.Tensor]) -> None:
-        """These are given to the network, by number."""
+    def note(self, tensors: dict[Hashable, torch.Tensor]) -> None:
+        """These are given to the network, by number or name."""
         self._tensors |= {number: weakref.ref(one) for number, one in tensors.items() if one.numel()}
 
     def changed(self, device: torch.device) -> torch.Tensor | bool:
@@ -34,7 +41,7 @@ class Overwrites:
             if one.device == device or one.device.type == "cpu":
                 by_device.setdefault(one.device, {})[number] = self._some_elements(one)
         for place, rows in by_device.items():
-            self._now[place] = now = _Rows(rows, self._now.get(place), self._MOVES)
+            self._now[place] = now = _Rows(rows, self._now.get(place), self._MOVES, self._anew)
             differs = (now.differ(self._computed.get(place)) & ~now.moving).any()
             found = found | (differs if place == device else bool(differs))
         return found
@@ -45,21 +52,28 @@ class Overwrites:
         if place not in self._indices:
             every = torch.arange(self._ELEMENTS, device=flat.device) * len(flat)
             self._indices[place] = every // self._ELEMENTS
-        return flat[self._indices[place]].to(torch.float32).nan_to_num()
+        some = flat[self._indices[place]].to(torch.float32)
+        return (torch.cat((some, checksums(flat))) if self._anew else some).nan_to_num()
 
     def on_computed(self) -> None:
         self._computed = dict(self._now)
 
 
 class _Rows:
-    """Some elements of each tensor on one device, (tensors, elements). moving: which of them move on, (tensors,)."""
+    """Some elements of each tensor on one device, (tensors, elements). moving: which of them move on, (tensors,).
 
-    def __init__(self, rows: dict[int, torch.Tensor], before: "_Rows | None", moves: int):
+    moves: the changes after which one does. anew: whether one that was not there before does.
+    """
+
+    _STAYS = 3  # how often in a row it is what it was before, until what moved on has arrived
+
+    def __init__(self, rows: dict[Hashable, torch.Tensor], before: "_Rows | None", moves: int, anew: bool):
         self._numbers, self._values = list(rows), torch.stack(list(rows.values()))
-        self._in_a_row = self._taken_from(before, "_in_a_row", self._values.new_zeros(len(rows)))
-        self._in_a_row = (self._in_a_row + 1) * self.differ(before)
-        self.moving = self._taken_from(before, "moving", self._values.new_zeros(len(rows), dtype=torch.bool))
-        self.moving = self.moving | (self._in_a_row >= moves)
+        differs, none = self.differ(before), self._values.new_zeros(len(rows))
+        self._as_before = (self._taken_from(before, "_as_before", none) + 1) * ~differs
+        changes = self._taken_from(before, "_changes", none + moves * anew) + differs
+        self._changes = changes * (self._as_before < self._STAYS)
+        self.moving = self._changes >= moves
 
     def differ(self, before: "_Rows | None") -> torch.Tensor:
         """Which of them do; not those that were not there before."""

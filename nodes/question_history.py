@@ -5,7 +5,7 @@ asked along with it, then has a history, and decisions, of its own.
 """
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
@@ -62,6 +62,7 @@ class QuestionHistory:
         self.asked_at = AskedAt(response if one_per_step else None)
         self._values: dict[str, SettledValues] = {}  # by branch
         self.overwrites = Overwrites()  # of tensors that the network is given
+        self._made_anew = Overwrites(anew=True)
         self.absences = Absences()  # of questions; with them, the conditionings of the calls that asked them last
         self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
         self._rows_done: torch.Tensor | int = 0  # of the batch, at the last noise level
@@ -96,7 +97,8 @@ class QuestionHistory:
         if self._misses > 1 or another:
             self.controller.reset_cache()
         forced, changed = self._force_and_changed(step, sigma, conds, changed, force)
-        changed = changed | differ(self._weights, weights) | self.overwrites.changed(sigma.device)
+        changed = changed | differ(self._weights, weights)
+        changed = changed | self.overwrites.changed(sigma.device) | self._made_anew.changed(sigma.device)
         last = self._at_last_level(timestep, sigma)
         may_end = level is not None and self._strides.may_end(level, step, self.steps.ambiguous)
         if self.own_steps:
@@ -118,6 +120,7 @@ class QuestionHistory:
             self._windows = windows
             self._computed_sigma, self._weights = sigma.clone(), weights
             self.overwrites.on_computed()
+            self._made_anew.on_computed()
             self._switches.on_computed()
         return computing
 
@@ -128,6 +131,13 @@ class QuestionHistory:
         settled = self._values.setdefault(branch, SettledValues())
         settled.observe(values)
         return settled.changed
+
+    def look_at_moving(self, branch: str, tensors_of: Callable) -> None:
+        """Of values that move on, as they are made anew for each call, it is looked at what they hold.
+        tensors_of(name): those that a value holds.
+        """
+        moving = [(name, tensors_of(name)) for name in self._values[branch].moving]
+        self._made_anew.note({(branch, name, k): one for name, held in moving for k, one in enumerate(held)})
 
     def elsewhere(self, branches: Collection[str], x: torch.Tensor, sampler_x: torch.Tensor) -> bool:
         """Whether a latent of the guider's own moved away from the sampler's since these branches were computed."""
@@ -192,6 +202,6 @@ class QuestionHistory:
         """Free every tensor."""
         self._computed_sigma = self._switches = self._weights = None
         self._values, self.absences, self._rows_done = {}, Absences(), 0
-        self.overwrites = Overwrites()
+        self.overwrites, self._made_anew = Overwrites(), Overwrites(anew=True)
         self.trail, self._own_latents = Trail(), OwnLatents()
         self.controller.release()

@@ -5,6 +5,7 @@ the outputs, or predicts them. The state of a run is in its Run alone.
 """
 
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -22,7 +23,17 @@ from ..easycache_core.storage import Retries, is_out_of_memory
 from ..easycache_core.weights import Weights
 from .account import Account
 from .call_options import values_of
-from .evaluation import Evaluation, Identities, PartIds, Question, content_of, questions, tensors_of, where_active
+from .evaluation import (
+    Evaluation,
+    Identities,
+    PartIds,
+    Question,
+    content_of,
+    questions,
+    tensors_named,
+    tensors_of,
+    where_active,
+)
 from .histories import Histories
 from .latents import level_of
 from .network_memory import NetworkMemory
@@ -261,7 +272,9 @@ class Run:
             known = evaluation.computed_along(asked, x)
             asked = {i: question for i, question in asked.items() if i not in known}
             options = self._values_of(model_options)
-            answers = self._ask(evaluation, asked, conds, x, timestep, options) if asked else Answers({}, None, known)
+            answers = Answers({}, None, known)
+            if asked:
+                answers = self._ask(evaluation, asked, conds, x, timestep, options, model_options)
 
         def shown(i: int) -> torch.Tensor:
             return where_active(conds[i], timestep, known[i])
@@ -293,11 +306,13 @@ class Run:
                 self._store_along(evaluation, question, conds_along, computed, options)
         return [shown(i) if i in known else output for i, output in enumerate(denoised)]
 
-    def _ask(self, evaluation: Evaluation, asked: dict[int, Question], conds, x, timestep, options: dict) -> Answers:
+    def _ask(
+        self, evaluation: Evaluation, asked: dict[int, Question], conds, x, timestep, options: dict, model_options: dict
+    ) -> Answers:  # fmt: skip
         """Predict the answers to these questions, by position, if they can be. options: values in the model's options,
         by name.
         """
-        values = {i: options | content_of(conds[i], self._identities) for i in asked}
+        values = {i: options | content_of(conds[i], self._identities.of) for i in asked}
         first = next(iter(asked.values()))
         opens = evaluation.history is None and not self._is_tried_again(evaluation, first)
         if opens:
@@ -311,6 +326,9 @@ class Run:
             history.absences.note(question, [cond if n == i else None for n, cond in enumerate(conds)])
         branches = {i: evaluation.branch(asked[i], values[i], self._telling) for i in asked}
         changed = True in {history.observe(branches[i], values[i]) for i in asked}
+        if not self._exact:
+            for i, branch in branches.items():
+                history.look_at_moving(branch, functools.partial(tensors_named, conds[i], model_options))
         own_x = None if x is evaluation.x else self._network_input(x, timestep)
         if not self._exact and history.elsewhere(branches.values(), x, evaluation.x):
             self.account.on_elsewhere(
@@ -370,7 +388,7 @@ class Run:
         self, evaluation: Evaluation, question: Question, conds: list, denoised: list, options: dict
     ) -> None:
         i = next(n for n, cond in enumerate(conds) if cond is not None)
-        values = options | content_of(conds[i], self._identities)
+        values = options | content_of(conds[i], self._identities.of)
         branch = evaluation.branch(question, values, self._telling)
         evaluation.history.observe(branch, values)
         answers = Answers({i: branch}, None, None)

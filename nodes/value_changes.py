@@ -4,6 +4,8 @@ Some do: a mode, the layers to leave out, a strength. Others only move on, as th
 which is which but how they change.
 """
 
+from collections.abc import Collection
+
 
 class TellingValues:
     """Which names tell calls of one evaluation apart: those under which calls that ask the same had different values.
@@ -47,17 +49,22 @@ class SettledValues:
     """Whether a question is asked with other values than where it was computed last, but for those that move on
     with the steps: at least three, of which none comes back, in few evaluations each; or two that alternate from one
     evaluation to the next, as the number of a look within a step does. What those change, if anything, is in all that
-    is seen of how answers change.
+    is seen of how answers change. One that stays for longer than it did on its way has arrived: a strength, say, that
+    was raised over some steps. It counts again.
     """
 
     _DWELL = 2.5  # evaluations per value
+    _ARRIVED = 4, 2  # evaluations with one value, at least; and more than so many times the longest before
     _ALTERNATIONS = 4
 
     def __init__(self):
         self._evaluations = 0
         self._seen: dict[object, list] = {}  # values by name, the present one at the end unless one came back
         self._staying: set = set()  # names of values that came back
-        self._moving: set = set()
+        self._moving: dict[object, _Stay] = {}  # by name
+        self._since: dict[
+            object, int
+        ] = {}  # the evaluation from which on a name is looked at, where it has moved before
         self._alternations: dict[object, int] = {}  # by name, of values that do nothing else
         self._now: dict = {}
         self._computed: dict | None = None
@@ -69,7 +76,9 @@ class SettledValues:
         for name, value in values.items():
             if name in self._alternations:
                 self._go_on_alternating(name, value, before.get(name))
-            elif name not in self._staying and name not in self._moving:
+            elif name in self._moving:
+                self._go_on_moving(name, value, value == before.get(name))
+            elif name not in self._staying:
                 self._look(name, value, self._seen.setdefault(name, []))
 
     def _look(self, name, value, seen: list) -> None:
@@ -80,35 +89,60 @@ class SettledValues:
                 self._staying.add(name)
         elif value not in seen:
             seen.append(value)
-            if len(seen) > 2 and self._evaluations <= self._DWELL * len(seen):
-                self._moving.add(name)
+            if len(seen) > 2 and self._evaluations - self._since.get(name, 0) <= self._DWELL * len(seen):
+                self._moving[name] = _Stay()
+
+    def _go_on_moving(self, name, value, stays: bool) -> None:
+        stay, (least, times) = self._moving[name], self._ARRIVED
+        stay.go_on(stays)
+        if stay.evaluations >= least and stay.evaluations > times * stay.longest_before:
+            del self._moving[name]
+            self._seen[name], self._since[name] = [value], self._evaluations - 1
 
     def _go_on_alternating(self, name, value, before) -> None:
         if value in self._seen[name] and value != before:
             self._alternations[name] += 1
             if self._alternations[name] >= self._ALTERNATIONS:
-                self._moving.add(name)
+                self._moving[name] = _Stay()
         else:
             del self._alternations[name]
-            self._moving.discard(name)
+            self._moving.pop(name, None)
             self._staying.add(name)
 
     def on_computed(self) -> None:
         self._computed = self._now
 
     @property
+    def moving(self) -> Collection:
+        """Names of values that move on."""
+        return self._moving.keys()
+
+    @property
     def changed(self) -> bool:
         """False if nothing was computed yet."""
         if self._computed is None:
             return False
-        names = (self._now.keys() | self._computed.keys()) - self._moving
+        names = (self._now.keys() | self._computed.keys()) - self._moving.keys()
         changed = (name for name in names if self._now.get(name) != self._computed.get(name))
         return not all(map(self._is_given_by_itself, changed))
 
     def _is_given_by_itself(self, name) -> bool:
-        """Whether it is a number that a patch did not have then and has now: some keep one from their first call on.
-        name: as from patch_switches.patch_values.
+        """Whether it is a number that a patch or another object did not have then and has now: some keep one from their
+        first call on. name: as from patch_switches.patch_values, or call_options.values_of.
         """
-        if name in self._computed or not (isinstance(name, tuple) and len(name) == 3 and name[0] == "patch"):
+        if name in self._computed or not (len(name) == 3 and name[0] in ("patch", "option")):
             return False
         return self._now.get(name[:2]) == self._computed.get(name[:2])
+
+
+class _Stay:
+    """For how many evaluations a value that moves on has been the same, and for how many the values before it were."""
+
+    def __init__(self):
+        self.evaluations, self.longest_before = 1, 0
+
+    def go_on(self, stays: bool) -> None:
+        if stays:
+            self.evaluations += 1
+        else:
+            self.longest_before, self.evaluations = max(self.longest_before, self.evaluations), 1

@@ -3,8 +3,10 @@
 import copy
 import functools
 import json
+import types
 import uuid
 
+import numpy as np
 import pytest
 import torch
 from closeness import psnr
@@ -82,10 +84,25 @@ def exchanged(kind):
 
     def inner(network, given):
         answer = network(given["input"], given["timestep"], **given["c"])
-        return answer * getattr(given["c"]["transformer_options"].get("factor"), "mean", lambda: 1.0)()
+        factor = given["c"]["transformer_options"].get("factor", 1.0)
+        factor = getattr(factor, "factor", factor)
+        return answer * float(torch.as_tensor(factor).flatten()[0])
 
     factors = [torch.tensor([1.0]), torch.tensor([3.0])]
     wrappers = [Strength(1.0), Strength(3.0)]
+    settings = types.SimpleNamespace()
+
+    def in_the_options(step):
+        settings.factor = 3.0 if step >= MIDWAY else 1.0
+        return {
+            "a tensor in the options": factors[step >= MIDWAY],
+            "a number that was raised before": settings.factor + 0.02 * min(step, 3),
+            "a tensor made anew": torch.full((3,), settings.factor),
+            "a large tensor made anew": torch.full((1000,), settings.factor),
+            "an array made anew": np.full(3, settings.factor, dtype="float32"),
+            "a number for each frame": [settings.factor] * 81,
+            "an object's attribute": settings,
+        }[kind]
 
     def patch(model):
         if kind.startswith("a prompt"):
@@ -97,8 +114,8 @@ def exchanged(kind):
     def predict(guider, step, x, timestep, options):
         late = step >= MIDWAY
         held = guider.conds["positive"][0]["model_conds"]["c_crossattn"]
-        if kind == "a tensor in the options":
-            factor = {"factor": factors[late]}
+        if kind in IN_THE_OPTIONS:
+            factor = {"factor": in_the_options(step)}
             options = {**options, "transformer_options": {**options["transformer_options"], **factor}}
         elif kind == "the wrapper's closure":
             options = {**options, "model_function_wrapper": wrappers[late]}
@@ -106,6 +123,8 @@ def exchanged(kind):
             options["model_function_wrapper"].strength = 3.0 if late else 1.0
         elif kind == "a prompt in its holder" and step == MIDWAY:
             held.cond = held.cond * -2
+        elif kind == "a prompt made anew":
+            held.cond = held.cond * (-2 if step == MIDWAY else 1)
         elif kind == "a prompt, overwritten" and step == MIDWAY:
             held.cond = held.cond.mul_(-2)
         return guided(guider, x, timestep, options)
@@ -114,16 +133,21 @@ def exchanged(kind):
 
 
 KINDS = [
-    "a tensor in the options", "the wrapper's closure", "the wrapper's strength", "a prompt in its holder",
-    "a prompt, overwritten",
+    "the wrapper's closure", "the wrapper's strength", "a prompt in its holder", "a prompt, overwritten",
+    "a prompt made anew",
+]  # fmt: skip
+IN_THE_OPTIONS = [
+    "a tensor in the options", "a number that was raised before", "a tensor made anew", "a large tensor made anew",
+    "an array made anew", "a number for each frame", "an object's attribute",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + IN_THE_OPTIONS)
 def test_something_is_exchanged_between_evaluations(tiny, run, kind, mode):
     """Catches the step after that, predicted from before; also in the mode that ComfyUI's server samples in, in which
-    no version of a tensor tells that it was overwritten.
+    no version of a tensor tells that it was overwritten. What was made anew for each call, or moved before, tells it,
+    too.
     """
     with mode():
         check_exchanged(tiny("Flux"), run, *exchanged(kind))
@@ -137,13 +161,15 @@ def check_exchanged(scene, run, patch, predict):
         assert len(cached.levels) <= STEPS * 0.7
 
 
+@pytest.mark.parametrize("how", ["overwritten", "made anew"])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_prompt_that_is_overwritten_in_each_step(tiny, run, mode):
+def test_a_prompt_that_is_overwritten_in_each_step(tiny, run, mode, how):
     """By noise of its own, say. Catches a speed-up of nothing where a prompt only moves on."""
     scene = tiny("Flux")
 
     def predict(guider, step, x, timestep, options):
-        guider.conds["positive"][0]["model_conds"]["c_crossattn"].cond.mul_(1.01)
+        held = guider.conds["positive"][0]["model_conds"]["c_crossattn"]
+        held.cond = held.cond.mul_(1.01) if how == "overwritten" else held.cond * 1.01
         return guided(guider, x, timestep, options)
 
     with mode():

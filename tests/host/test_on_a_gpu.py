@@ -110,7 +110,7 @@ def between_callbacks(comfy, gpu):
     (whether the network ran, the places of the pack that made the host wait, how many operations the GPU was given).
     """
 
-    def run(scene, widgets, mode, cfg=4.0):
+    def run(scene, widgets, mode, cfg=4.0, patch=lambda model: None):
         from comfy.patcher_extension import WrappersMP
 
         spans = []
@@ -132,6 +132,7 @@ def between_callbacks(comfy, gpu):
             model = on_gpu(scene.model)
             model = comfy.cached(model, **widgets) if widgets else model
             model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "count", count)
+            patch(model)
             comfy.sample(scene, model, steps=STEPS, cfg=cfg)
         assert len(spans) == STEPS
         return spans
@@ -139,13 +140,28 @@ def between_callbacks(comfy, gpu):
     return run
 
 
+def making_anew(model):
+    """The tensors of conditionings, large and small ones, are made anew for each evaluation."""
+    from comfy.patcher_extension import WrappersMP
+
+    def make_anew(executor, x, *args, **kwargs):
+        for conds in executor.class_obj.conds.values():
+            for held in conds[0]["model_conds"].values():
+                held.cond = held.cond.clone() if isinstance(held.cond, torch.Tensor) else held.cond
+            conds[0]["note"] = x.new_ones(3)
+        return executor(x, *args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "anew", make_anew)
+
+
+@pytest.mark.parametrize("patch", [lambda model: None, making_anew], ids=["", "tensors made anew"])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "on the CPU"])
-def test_one_wait_per_evaluation(tiny, between_callbacks, way, mode):
+def test_one_wait_per_evaluation(tiny, between_callbacks, way, mode, patch):
     """Catches a comparison of tensors that is taken for a flag, and anything else that lets the GPU run dry in each
     step.
     """
-    (_, first, _), *others = between_callbacks(tiny("SD15"), WAYS[way], mode)
+    (_, first, _), *others = between_callbacks(tiny("SD15"), WAYS[way], mode, patch=patch)
     assert len(first) <= 2, f"the schedule is looked at once per run: {first}"
     assert all(len(waits) == 1 for _, waits, _ in others), others
 

@@ -174,7 +174,8 @@ def test_only_the_perturbed_network_is_asked_at_low_noise(comfy, tiny, run, kind
     assert errors and max(errors) < 0.4 and len(cached.levels) < STEPS - 3
 
 
-@pytest.mark.parametrize("note", ["number of the step", "noise level", "number of the call"])
+@pytest.mark.parametrize("note", ["number of the step", "noise level", "a tensor", "a tensor that is large",
+                                  "number of the call"])  # fmt: skip
 def test_options_that_move_on_change_no_question(tiny, run, note):
     """Catches a speed-up of nothing because a pack counts its calls."""
     scene = tiny("Flux")
@@ -183,7 +184,9 @@ def test_options_that_move_on_change_no_question(tiny, run, note):
         step = guider.calls // 2
         for _ in range(2):
             guider.calls += 1
-            value = {"number of the step": step, "noise level": float(timestep[0])}.get(note, guider.calls)
+            tensors = {"a tensor": timestep.clone(), "a tensor that is large": timestep.expand(1000).clone()}
+            notes = {"number of the step": step, "noise level": float(timestep[0]), **tensors}
+            value = notes.get(note, guider.calls)
             noted = {**options, "transformer_options": {**options["transformer_options"], "note": value}}
             (answer,) = ask(guider, ["positive"], x, timestep, noted)
         return answer
@@ -194,8 +197,38 @@ def test_options_that_move_on_change_no_question(tiny, run, note):
         return guider
 
     assert len(run(scene, make_guider, **THRESHOLD).levels) < STEPS * 0.7
-    extra = 2 if note == "number of the call" else 0  # until it is known to move on
+    extra = 2 if note in ("number of the call", "a tensor that is large") else 0  # until it is known to move on
     assert len(run(scene, make_guider, **BUDGET).levels) <= STEPS / 4 + extra
+
+
+COURSES = {
+    "with each evaluation": (list(range(16)), [1]),
+    "with each step of two": ([step for step in range(8) for _ in range(2)], [2]),
+    "with each step, some of which are tried again": (
+        [step for step, looks in enumerate([3, 3, 3, 3, 6, 3, 3, 6, 3]) for _ in range(looks)], [3],
+    ),
+    "to and fro": ([0, 1] * 8, [1, 2, 3, 4]),
+    "until it stays": ([0, 1, 2] + [3] * 5, [1]),
+    "until it stays, and is switched": ([0, 1, 2] + [3] * 4 + [9] * 5, [1, 7]),
+    "until it stays, each time": ([0, 1, 2] + [3] * 5 + [4, 5, 6, 7] + [8] * 4 + [0] * 3, [1, 8, 16]),
+    "at once, and back": ([0] * 5 + [1] * 5 + [0] * 5, [5, 10]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("course", COURSES)
+def test_which_values_move_on(comfy, course):
+    """Of a number that goes from evaluation to evaluation, all of which are computed. Catches a switch that does not
+    count as the number had moved before, and a counter that counts as it stood still for a step.
+    """
+    settled = comfy.module("nodes.value_changes").SettledValues()
+    values, expected = COURSES[course]
+    changed = []
+    for n, value in enumerate(values):
+        settled.observe({("option", "number"): value})
+        if settled.changed:
+            changed.append(n)
+        settled.on_computed()
+    assert changed == expected
 
 
 @pytest.mark.parametrize("at", [5, 8, 11])
