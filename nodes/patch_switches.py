@@ -1,24 +1,29 @@
 """What patches do changes: at which noise levels, and between evaluations, as far as their own variables tell.
 
 Patches that act in a part of the schedule only (Kohya's deep shrink, say) hold its ends in variables that are named
-after what they are: sigma_start, end_sigma, start_percent.
+after what they are: sigma_start, end_sigma, start_percent. These may be numbers, tensors or ranges, in a function's
+closure or default arguments, or in objects that a patch holds.
 """
 
+import math
+import types
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
-from .call_options import INSIDE, unknown_options, variables_of
+from .call_options import INSIDE, strengths, unknown_options, variables_of
 
 _DEPTH = 3  # of functions that call functions, and of what they hold
 _MAX_ITEMS = 64  # of a list
+_MAX_SEEN = 512  # functions, objects, dicts and lists
+_MAX_ENDS = 4  # numbers that are ends of ranges
 
 
 def patch_levels(model_options: dict, own_key: str, model_sampling, sigmas: torch.Tensor) -> list[float]:
     """Sigmas. A percent counts both as ComfyUI means it and as a part of the steps. own_key: of our wrappers."""
     levels, steps = [], sigmas.detach().cpu().double().tolist()
-    for name, value in _numbers(_patches(model_options, own_key), _DEPTH, set()):
+    for name, value in _numbers(_patches(model_options, own_key)):
         if "sigma" in name:
             levels.append(float(value))
         elif 0 < value < 1 and steps:
@@ -35,7 +40,7 @@ def patch_values(model_options: dict, own_key: str, identity: Callable) -> dict:
     values = {}
     for i, patch in enumerate(one for one in _patches(model_options, own_key) if one is not None):
         values["patch", i] = identity(patch)
-        values |= {("patch", i, name): one for name, one in variables_of(patch).items() if isinstance(one, float)}
+        values |= strengths(("patch", i), patch)
     return values
 
 
@@ -74,25 +79,49 @@ def _patches(model_options: dict, own_key: str) -> Iterator:
         yield from (wrapper for key, wrappers in by_key.items() if key != own_key for wrapper in wrappers)
 
 
-def _numbers(values, depth: int, seen: set[int]) -> Iterator[tuple[str, float]]:
-    """(name, value) of the numbers in the variables of functions and objects, and in the dicts and lists that these
-    hold, named after a noise level or percent.
+def _numbers(patches: Iterator) -> Iterator[tuple[str, float]]:
+    """(name, value) of the numbers in the variables of functions and objects, and in what these hold, named after a
+    noise level or percent. What is next to a patch comes first: there is a limit to what is looked at.
     """
-    for value in values:
-        if value is None or id(value) in seen:
-            continue
-        seen.add(id(value))
-        variables = _parts(value)
-        for name, number in variables.items():
-            named = isinstance(name, str) and ("sigma" in name.lower() or "percent" in name.lower())
-            if named and isinstance(number, int | float):
-                yield name.lower(), number
-        if depth:
-            held = [one for one in variables.values() if callable(one) or isinstance(one, dict | list | tuple)]
-            yield from _numbers(held, depth - 1, seen)
+    seen, near = set(), list(patches)
+    for _ in range(_DEPTH + 1):
+        further = []
+        for thing in near:
+            if thing is None or id(thing) in seen or len(seen) >= _MAX_SEEN:
+                continue
+            seen.add(id(thing))
+            parts = _parts(thing)
+            for name, value in parts.items():
+                if isinstance(name, str) and ("sigma" in name.lower() or "percent" in name.lower()):
+                    yield from ((name.lower(), number) for number in _ends(value))
+            further += filter(_holds_parts, parts.values())
+        near = further
 
 
 def _parts(value) -> dict:
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):  # a named one
+        return value._asdict()
     if isinstance(value, list | tuple):
         return dict(enumerate(value[:_MAX_ITEMS]))
     return value if isinstance(value, dict) else variables_of(value)
+
+
+def _holds_parts(value) -> bool:
+    """Whether what it holds may be a patch's own. Objects of torch and ComfyUI are the model's, mostly, and large."""
+    if callable(value) or isinstance(value, dict | list | tuple):
+        return True
+    others = isinstance(value, types.ModuleType) or type(value).__module__.startswith(("torch", "comfy."))
+    return not others and bool(variables_of(value))
+
+
+def _ends(value, depth: int = 2) -> list[float]:
+    """The number that it is, or those of a range, or of a few; longer lists may be the schedule itself. Waits for the
+    device of a tensor.
+    """
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        held = math.prod(value.shape) <= _MAX_ENDS and not getattr(value, "is_meta", False)
+        value = value.reshape(-1).tolist() if held else ()
+    if isinstance(value, list | tuple | dict):
+        parts = value.values() if isinstance(value, dict) else value
+        return [one for part in parts for one in _ends(part, depth - 1)] if depth and len(value) <= _MAX_ENDS else []
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []

@@ -1,9 +1,12 @@
 """What changes by itself at noise levels of its own: ControlNets, keyframes, patches."""
 
+import dataclasses
 import functools
 import logging
 import math
+import types
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
@@ -237,6 +240,11 @@ def test_the_strength_of_a_controlnet_is_changed_from_outside(comfy, tiny, contr
     check_held(everywhere, ran)
 
 
+@dataclasses.dataclass(slots=True)
+class Ends:
+    sigma_end: float
+
+
 def by_noise_level(kind, at):
     """A patch that acts at this noise level and above, as other packs write them; it knows the level by a name."""
 
@@ -263,8 +271,34 @@ def by_noise_level(kind, at):
                 weights = [one["weight"] for one in self.arguments if extra["sigmas"][0] >= one["sigma_end"]]
                 return q, k, v * math.prod(weights)
 
-        if kind == "a wrapper":
-            model.set_model_unet_function_wrapper(wrapper)
+        def held(ends_of):
+            """A wrapper that takes the ends of its part from something that it holds."""
+
+            def held_by(network, given):
+                start, end = ends_of()
+                output = network(given["input"], given["timestep"], **given["c"])
+                return output * 3.0 if start >= given["timestep"][0] >= end else output
+
+            return held_by
+
+        def with_arguments(network, given, percent=0.0, sigma_end=at):
+            return held(lambda: (math.inf, sigma_end))(network, given)
+
+        sigma_end, sigma_range = torch.tensor([at]), (1e6, np.float32(at))
+        config, slots = types.SimpleNamespace(ends=types.SimpleNamespace(sigma_end=at)), Ends(sigma_end=at)
+        wrappers = {
+            "a wrapper": wrapper,
+            "with a tensor": held(lambda: (math.inf, sigma_end)),
+            "with a range": held(lambda: sigma_range),
+            "with an object": held(lambda: (math.inf, config.ends.sigma_end)),
+            "with an object that has slots": held(lambda: (math.inf, slots.sigma_end)),
+            "with an argument": with_arguments,
+            "with an argument that is given": functools.partial(
+                lambda sigma_end, *call: held(lambda: (math.inf, sigma_end))(*call), at
+            ),
+        }
+        if kind in wrappers:
+            model.set_model_unet_function_wrapper(wrappers[kind])
         elif kind == "a wrapper around another one":
             model.set_model_unet_function_wrapper(lambda network, given: wrapper(network, given))
         else:
@@ -276,7 +310,9 @@ def by_noise_level(kind, at):
 
 @pytest.mark.parametrize("at", [5, 8, 11])
 @pytest.mark.parametrize("kind", ["a wrapper", "a wrapper around another one", "an attention patch",
-                                  "attention patches in one"])  # fmt: skip
+                                  "attention patches in one", "with a tensor", "with a range", "with an object",
+                                  "with an object that has slots", "with an argument",
+                                  "with an argument that is given"])  # fmt: skip
 def test_a_patch_that_acts_by_noise_level(comfy, tiny, run, kind, at):
     """Catches the step after it, predicted from before."""
     scene = tiny("SD15")
@@ -289,6 +325,25 @@ def test_a_patch_that_acts_by_noise_level(comfy, tiny, run, kind, at):
     cached = run(scene, make_guider, patch=patch, **THRESHOLD)
     assert max(level for level in plain.levels if level < switch) in cached.levels
     assert len(cached.levels) < STEPS
+
+
+def test_a_patch_that_holds_what_tells_nothing(comfy, tiny, run):
+    """All noise levels of the schedule, say, and switches. Catches levels at which nothing changes: with those of the
+    schedule everything is computed.
+    """
+    scene = tiny("SD15")
+    sigmas = schedule(comfy, scene)
+    held = types.SimpleNamespace(sigmas=sigmas, all_sigmas=sigmas.tolist(), use_sigma=True, percents=[0.5] * 30)
+
+    def patch(model):
+        model = model.clone()
+        model.set_model_unet_function_wrapper(
+            lambda network, given: network(given["input"], given["timestep"], **given["c"]) if held else None
+        )
+        return model
+
+    make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
+    assert run(scene, make_guider, patch=patch, **THRESHOLD).levels == run(scene, make_guider, **THRESHOLD).levels
 
 
 @pytest.mark.parametrize("widgets", [THRESHOLD, BUDGET], ids=["threshold", "budget"])
