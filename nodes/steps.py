@@ -56,8 +56,7 @@ class Schedule:
     flipped: whether they lead back to noise, rises: somewhere. first_sigma, end_sigma: where they begin, and where they
     stop. lowest_sigma: of the last step, with room for rounding; evaluations at it or below are the last ones.
     last_sigma: the same where these are computed; -1 in short pieces of a schedule. levels: of each step; () where the
-    sampler has others. window: the noise levels between which
-    evaluations may be skipped, None if that is everywhere.
+    sampler has others. window: the noise levels between which evaluations may be skipped, None if that is everywhere.
 
     sigmas: (steps + 1,), as the sampler gets them. Waits for their device.
     """

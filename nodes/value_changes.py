@@ -62,9 +62,7 @@ class SettledValues:
         self._seen: dict[object, list] = {}  # values by name, the present one at the end unless one came back
         self._staying: set = set()  # names of values that came back
         self._moving: dict[object, _Stay] = {}  # by name
-        self._since: dict[
-            object, int
-        ] = {}  # the evaluation from which on a name is looked at, where it has moved before
+        self._since: dict[object, int] = {}  # the evaluation from which on a name that had arrived is looked at
         self._alternations: dict[object, int] = {}  # by name, of values that do nothing else
         self._now: dict = {}
         self._computed: dict | None = None
