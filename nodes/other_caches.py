@@ -2,7 +2,7 @@
 
 import logging
 import re
-from itertools import groupby
+from itertools import chain, combinations, groupby, starmap
 from typing import NamedTuple
 
 import torch
@@ -100,7 +100,8 @@ class _Sample(NamedTuple):
 
 class Repetitions:
     """Looks for answers that were those at another noise level: what a cache repeats that lies anywhere between the
-    sampler and the network. Some repeat the network's output, some denoised latents, some distances of these from x.
+    sampler and the network. Some repeat the network's output, some denoised latents, some distances of these from x,
+    some what two branches differ by.
 
     Samples are compared once the sampler is through, all at once: on a GPU each comparison is a dozen kernels.
     """
@@ -122,25 +123,35 @@ class Repetitions:
     def found(self) -> bool:
         """Whether there was any, once the sampler is through. Waits for the device."""
         try:
-            for samples in self._samples.values():
-                for _, alike in groupby(samples, lambda one: one.denoised.shape):
-                    self._level = self._first_level(_Sample(*map(torch.stack, zip(*alike, strict=True))))
-                    if self._level is not None:
-                        return True
+            kinds = [list(alike) for of in self._samples.values() for _, alike in groupby(of, lambda one: len(one.x))]
+            each = [_Sample(*map(torch.stack, zip(*alike, strict=True))) for alike in kinds]
+            levels = map(self._first_level, each, [None] * len(each))
+            between = starmap(self._first_level, combinations(each, 2))
+            self._level = next((level for level in chain(levels, between) if level is not None), None)
         except Exception as error:  # a run that is through is not lost for this
             log.debug(f"EasyCache: answers cannot be compared: {type(error).__name__}: {error}")
-        return False
+        return self._level is not None
 
-    def _first_level(self, samples: _Sample) -> float | None:
-        """The first noise level whose answer is the one before. samples: of one branch, stacked."""
-        denoised, x, sigma = samples
+    def _first_level(self, samples: _Sample, others: _Sample | None) -> float | None:
+        """The first noise level whose answer is the one before; with others, of another branch, whose difference
+        between the two is: what guidance makes use of. samples: of one branch, stacked.
+        """
+        sigma = samples.sigma
+        if others is not None and (others.x.shape != samples.x.shape or not torch.equal(others.sigma, sigma)):
+            return None
         same = torch.zeros_like(sigma[1:], dtype=torch.bool)
-        # What a cache may keep of an answer.
-        for kept in denoised, denoised - x, self._conversion.network_output(denoised, x, sigma):
-            change, size = kept.diff(dim=0).abs(), kept[1:].abs()
-            same |= change.amax(1) <= REPEATED * size.amax(1)
-        same &= denoised[1:].any(1) & (sigma.diff() != 0)
+        for n, kept in enumerate(self._kept(samples)):
+            size = kept[1:].abs().amax(1)
+            if others is not None:
+                kept = kept - self._kept(others)[n]
+            same |= (kept.diff(dim=0).abs().amax(1) <= REPEATED * size) & kept[1:].any(1)
+        same &= samples.denoised[1:].any(1) & (sigma.diff() != 0)
         return next(iter(sigma[1:][same].tolist()), None)
+
+    def _kept(self, samples: _Sample) -> tuple[torch.Tensor, ...]:
+        """What a cache may keep of an answer."""
+        denoised, x, sigma = samples
+        return denoised, denoised - x, self._conversion.network_output(denoised, x, sigma)
 
     def warn(self) -> None:
         """Say where one was, if any was found."""

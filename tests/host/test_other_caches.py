@@ -140,11 +140,29 @@ def repeating(model, where, distance=False):
     return model
 
 
+def repeating_guidance(model):
+    """A cache whose name says nothing: each second time, cond and uncond differ by as much as before."""
+    from comfy.patcher_extension import WrappersMP
+
+    differences = []
+
+    def around(executor, network, conds, *args):
+        repeats = len(differences) % 2
+        cond, uncond = executor(network, [conds[0], None] if repeats else conds, *args)
+        differences.append(differences[-1] if repeats else uncond - cond)
+        return [cond, cond + differences[-1]]
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "a wrapper", around)
+    return model
+
+
 REPEATING = {
-    "the network's answers": dict(where="DIFFUSION_MODEL"),
-    "denoised latents": dict(where="APPLY_MODEL"),
-    "denoised latents, as a function": dict(where="a function"),
-    "their distances from x": dict(where="APPLY_MODEL", distance=True),
+    "the network's answers": functools.partial(repeating, where="DIFFUSION_MODEL"),
+    "denoised latents": functools.partial(repeating, where="APPLY_MODEL"),
+    "denoised latents, as a function": functools.partial(repeating, where="a function"),
+    "their distances from x": functools.partial(repeating, where="APPLY_MODEL", distance=True),
+    "what guidance makes use of": repeating_guidance,
 }
 
 
@@ -155,7 +173,7 @@ def test_a_cache_without_a_name_is_known_by_its_repetitions(comfy, tiny, caplog,
     """Catches two caches of which nobody is told, and a network that is taken for one."""
     scene = tiny(name)
     for widgets in (dict(threshold=0.1), dict(target_speedup=2.0)):
-        for model, warned in ((repeating(scene.model, **REPEATING[repeated]), 1), (scene.model, 0)):
+        for model, warned in ((REPEATING[repeated](scene.model), 1), (scene.model, 0)):
             caplog.clear()
             with caplog.at_level(logging.INFO):
                 comfy.sample(scene, comfy.cached(model, predictor=predictor, **widgets))
