@@ -7,16 +7,15 @@ with the latent's own peak-to-peak. The power of theta is NOISE_POWER of easycac
 nothing was chosen. Rows go to benchmarks/results/noise.csv; the table is printed at the end.
 """
 
-import argparse
 import csv
 import statistics
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from unittest import mock
 
+import study
 from host import Host
 from measures import latent_psnr
 
@@ -29,7 +28,12 @@ STEPS, CFG, SPEEDUPS, SEEDS = 20, 3.0, (1.5, 2.0, 3.0), (60, 61, 62)
 FOLLOWED = {"reuse": ("reuse", 1.0), "theta": ("forecast", 1.0), "its root": ("forecast", 0.5)}
 
 
-def measure(host: Host, name: str) -> Iterator[tuple]:
+def measure(host: Host) -> Iterator[tuple]:
+    for name in SUBJECTS:
+        yield from measure_one(host, name)
+
+
+def measure_one(host: Host, name: str) -> Iterator[tuple]:
     """Rows of one subject."""
     from subjects import WITH_SHEET  # it imports ComfyUI, which the host makes importable
 
@@ -61,19 +65,5 @@ def table(path: Path) -> str:
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
-        host = Host(Path(base))
-        with args.results.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(COLUMNS)
-            for name in SUBJECTS:
-                rows.writerows(measure(host, name))
-    print(table(args.results))
-
-
 if __name__ == "__main__":
-    main()
+    study.run(__doc__, RESULTS, COLUMNS, measure, table)

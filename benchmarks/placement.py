@@ -9,17 +9,16 @@ where they are left out. On these seeds nothing was chosen. Rows go to benchmark
 printed at the end.
 """
 
-import argparse
 import contextlib
 import csv
 import statistics
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from unittest import mock
 
+import study
 from host import Host
 from measures import latent_psnr
 
@@ -38,7 +37,12 @@ SAMPLERS, STEPS, SPEEDUPS, SEEDS, CFG = ("euler", "dpmpp_2m"), (20, 50), (1.4, 2
 PLACED = {"time": ("MOVES", "CALM"), "moves": ("CALM",), "moves and calm": ()}
 
 
-def measure(host: Host, name: str, shifts, schedulers) -> Iterator[tuple]:
+def measure(host: Host) -> Iterator[tuple]:
+    for schedule in SCHEDULES:
+        yield from measure_one(host, *schedule)
+
+
+def measure_one(host: Host, name: str, shifts, schedulers) -> Iterator[tuple]:
     """Rows of one subject."""
     from subjects import WITH_SHEET  # it imports ComfyUI, which the host makes importable
 
@@ -78,19 +82,5 @@ def table(path: Path) -> str:
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
-        host = Host(Path(base))
-        with args.results.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(COLUMNS)
-            for schedule in SCHEDULES:
-                rows.writerows(measure(host, *schedule))
-    print(table(args.results))
-
-
 if __name__ == "__main__":
-    main()
+    study.run(__doc__, RESULTS, COLUMNS, measure, table)
