@@ -88,8 +88,9 @@ def timestep_of(t) -> tuple[float, float]:
     """
     if not isinstance(t, torch.Tensor):
         return float(t), float(t)
-    least, largest = torch.stack(torch.aminmax(t.detach())).tolist()
-    return (largest if least == largest else float(t.detach().to(torch.float32).mean())), largest
+    t = t.detach()
+    least, largest = torch.stack([t.min(), t.max()]).tolist()
+    return (largest if least == largest else float(t.to(torch.float32).mean())), largest
 
 
 def fields_of(thing) -> dict | None:
