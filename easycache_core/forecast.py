@@ -82,13 +82,14 @@ class Gains:
     gain is that of the guided latent, which the sampler gets: guidance amplifies what differs between branches, and
     that goes on along t for less long than each of them does.
 
-    Where noise is added, theta is that of the paper's rule for flow models, 1 - sigma, and forecasts take its root.
+    Where noise is added, theta is that of the paper's rule for flow models, 1 - sigma, and forecasts take its root,
+    where that is known of the sampler.
     Least squares would find a third of theta and less, as most of x_n - xe_n is noise: but D answers more to what is
     none, and the sampler removes what is too much. Theta itself is taken out of changes of D.
     """
 
     def __init__(self, noise_added: bool = False):
-        self.noise_added = noise_added
+        self.noise_added = self._noise_known = noise_added  # what is seen for noise may be the moves of others
         self.theta = 0.0
         self.looks = self.noises = 0  # for noise, and how often there was some
         self._learnt = 0.0 if noise_added else 1.0  # the gain without its limit
@@ -117,7 +118,7 @@ class Gains:
 
     @property
     def theta_of_forecasts(self) -> float:
-        return self.theta**NOISE_POWER if self.noise_added and self._explained < EXPLAINED else self.theta
+        return self.theta**NOISE_POWER if self._noise_known and self._explained < EXPLAINED else self.theta
 
     def advance(self, sigmas: Sequence[float]) -> None:
         """Go on to the evaluation at the last of these noise levels."""

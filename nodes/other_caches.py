@@ -43,6 +43,8 @@ NAMES = {
 }
 # The same answer at two noise levels, as a part of its size: networks, and rounding, are further apart.
 REPEATED = 1e-6
+# Where branches differ by less, as a part of their size, as near noise level 0, that they still do is nothing kept.
+LEAST = 1e-3
 SAMPLE_SIZE = 256  # elements
 
 
@@ -144,7 +146,8 @@ class Repetitions:
             size = kept[1:].abs().amax(1)
             if others is not None:
                 kept = kept - self._kept(others)[n]
-            same |= (kept.diff(dim=0).abs().amax(1) <= REPEATED * size) & kept[1:].any(1)
+            change = kept.diff(dim=0).abs().amax(1)
+            same |= (change <= REPEATED * size) & (kept[1:].abs().amax(1) > LEAST * size)
         same &= samples.denoised[1:].any(1) & (sigma.diff() != 0)
         return next(iter(sigma[1:][same].tolist()), None)
 
