@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -151,7 +152,6 @@ class Attachment:
         self._lock = threading.RLock()
         self._weights, self._retries = Weights(module), Retries()
         self._histories: list[History] = []
-        self._evaluations: list[tuple[History, int]] = []
         self._unused: CacheController | None = None
         self.reset()
         functools.update_wrapper(self, self._network, updated=())
@@ -170,11 +170,16 @@ class Attachment:
         self._unused = self._new_controller()  # other ranks wait for this one from here on
 
     def _check_end(self) -> None:
-        """Nothing makes up for what the last evaluation of a run missed."""
-        count = len(self._evaluations)
-        if 0 < count < self._total_steps and not self.trace[-1]["computed"]:
+        """Say it where the run ends early with a predicted evaluation: nothing makes up for what that missed. Not where
+        something failed.
+        """
+        last = max((history.step for history in self._histories), default=-1)
+        ends = [history for history in self._histories if history.step == last]
+        if not ends or last + 1 >= self._total_steps or sys.exc_info()[1] is not None:
+            return
+        if not all(history.computing for history in ends):
             expected = f"as total_steps={self._total_steps} were expected"
-            log.warning(f"EasyCache: the last of {count} evaluations was predicted, {expected}")
+            log.warning(f"EasyCache: the last of {last + 1} evaluations was predicted, {expected}")
 
     def _new_controller(self) -> CacheController:
         return CacheController(self._config, self._total_steps, **{**self._options, **self._run_options})
@@ -219,7 +224,8 @@ class Attachment:
             raise RuntimeError("a cache is for sampling: call module.eval(), or sample under torch.no_grad()")
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
         if (graph and any(one.requires_grad for one in x)) or are_differentiated(given):
-            self._say("calls whose x, or prompt, requires a gradient go past the cache: sample under torch.no_grad()")
+            told = ": sample under torch.no_grad()" if graph else ""
+            self._say(f"calls whose x, or prompt, requires a gradient go past the cache{told}")
             return self._network(*args, **kwargs)
         if getattr(_running, "network", False):
             self._say("the network runs within another attached one, whose cache answers for both")
@@ -321,7 +327,7 @@ class Attachment:
         step = self._steps.number(timestep, form, history.step + 1)
         if history.evaluations and step - history.step > max(4, 2 * history.gap):
             doubt = "something after a long time"
-        if adds_noise is False and history.evaluations:
+        if adds_noise is False and history.evaluations and not history.controller.shared:  # ranks might not agree
             history.strays = history.strays + 1 if doubt == ASTRAY else 0
             if history.strays > 1:
                 self._distrust_scheduler(history)
@@ -454,7 +460,7 @@ class Attachment:
         force = force or (history.unsettled and not self._config.target_speedup)
         history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force, changed=changed)
         history.decided = True
-        if history.controller.exceeds_budget:
+        if history.controller.exceeds_budget and not history.aside:
             self._say("more evaluations are computed than target_speedup allows, as some cannot be predicted")
         self._evaluations.append((history, history.records))
         history.records += 1

@@ -53,7 +53,7 @@ class Budget:
         self._evaluations = self._spent = self._changes = self._noises = self._before = 0
         self._beyond = 0  # evaluations in a row that were taken for the last one, though it was spent
         self._change_waits = False  # for the network to run
-        self._began_anew = False
+        self._began_anew = False  # whether the network ran as nothing was known any more, beside the first time
         # Where noise is added, every forecast misses by much, which says nothing of the next one.
         self.looks = response is not None and not response.adds_noise
         if response is not None:
@@ -106,9 +106,11 @@ class Budget:
 
     @property
     def exceeded(self) -> bool:
-        """Whether more was computed than it allows for as many evaluations as there will be, as far as is known."""
+        """Whether more was computed than it allows for as many evaluations as there will be, as far as is known; more
+        than the first one and the last.
+        """
         expected = self._evaluations - 1 + self._spread.to_come if self._plan is None else self._plan.size
-        return self._spent > self._allowed(expected)
+        return self._spent > max(2, self._allowed(expected))
 
     @property
     def places_window(self) -> bool:

@@ -162,10 +162,12 @@ class CacheController(contextlib.AbstractContextManager):
         now = self._read(x, sigma, step, force, changed, windows_moved)
         self._sigma = now.sigma
         self._learn(now)
-        finite = now.finite and all(map(math.isfinite, now.input_change or ()))
+        finite = now.finite and all(map(math.isfinite, (*(now.input_change or ()), now.sigma or 0.0)))
         if not finite:
             self.not_finite += 1
-            self._warn_once("NaN or inf in the latent or the network's output; such steps are not reused")
+            self._warn_once(
+                "NaN or inf in the latent, its noise level or the network's output; such steps are not reused"
+            )
         self._comparable = finite and not now.changed
         if self._planned is not None and not self._planned.expects(len(self._records), now.sigma):
             self.forget_response()
@@ -296,11 +298,9 @@ class CacheController(contextlib.AbstractContextManager):
         if limit + 1 >= config.target_speedup:  # a budget could not keep a lower one
             forced = forced or 0 < limit <= self._gap_length
         outside = self._window is not None and now.sigma is not None and not self._window.has(now.sigma)
-        if self._budget is not None and self._serves_long(step):
-            return False, None
         if self._budget is not None:
             # Nothing is predicted from, or for, what is not finite: not even where the budget is spent.
-            must = not finite or self._predictor.empty
+            must = not finite or self._predictor.empty or self._serves_long(step)
             urgent = forced or (now.changed and self._budget.change_is_urgent())
             urgent = urgent or (jumped and self._budget.noise_is_urgent())
             urgent = urgent or (outside and not self._budget.places_window)

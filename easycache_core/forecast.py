@@ -118,7 +118,8 @@ class Gains:
 
     @property
     def theta_of_forecasts(self) -> float:
-        return self.theta**NOISE_POWER if self._noise_known and self._explained < EXPLAINED else self.theta
+        known = self.noise_added and self._noise_known
+        return self.theta**NOISE_POWER if known and self._explained < EXPLAINED else self.theta
 
     def advance(self, sigmas: Sequence[float]) -> None:
         """Go on to the evaluation at the last of these noise levels."""

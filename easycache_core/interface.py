@@ -88,9 +88,9 @@ def timestep_of(t) -> tuple[float, float]:
     """
     if not isinstance(t, torch.Tensor):
         return float(t), float(t)
-    t = t.detach()
-    least, largest = torch.stack([t.min(), t.max()]).tolist()
-    return (largest if least == largest else float(t.to(torch.float32).mean())), largest
+    t = t.detach().to(torch.float64 if t.dtype == torch.float64 else torch.float32)
+    least, largest, mean = torch.stack([t.min(), t.max(), t.mean()]).tolist()
+    return (largest if least == largest else mean), largest
 
 
 def fields_of(thing) -> dict | None:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from itertools import chain, combinations, groupby, starmap
 from typing import NamedTuple
 
@@ -46,6 +47,7 @@ REPEATED = 1e-6
 # Where branches differ by less, as a part of their size, as near noise level 0, that they still do is nothing kept.
 LEAST = 1e-3
 SAMPLE_SIZE = 256  # elements
+MAX_PAIRED = 8  # branches of which each pair is looked at
 
 
 def other_caches(patcher, model_options: dict, own_key: str) -> list[str]:
@@ -93,11 +95,36 @@ def warn_of_other_caches(patcher, model_options: dict, own_key: str) -> list[str
 
 
 class _Sample(NamedTuple):
-    """Of one answer: some of D and of x, and sigma; or of several, stacked."""
+    """Of one answer: some of D and of x, and sigma."""
 
     denoised: torch.Tensor
     x: torch.Tensor
     sigma: torch.Tensor
+
+
+class _Kept(NamedTuple):
+    """What a cache may keep of the answers of a branch, each (answers, elements), and sigma, (answers,)."""
+
+    sigma: torch.Tensor
+    forms: Sequence[torch.Tensor]
+
+
+def _first_level(branch: _Kept, other: _Kept | None = None) -> float | None:
+    """The first noise level whose answer is the one before; with another branch, whose difference between the two is,
+    which is what guidance makes use of.
+    """
+    sigma = branch.sigma
+    if other is not None and (branch.forms[0].shape != other.forms[0].shape or not torch.equal(sigma, other.sigma)):
+        return None
+    same = torch.zeros_like(sigma[1:], dtype=torch.bool)
+    for n, kept in enumerate(branch.forms):
+        size = kept[1:].abs().amax(1)
+        if other is not None:
+            kept = kept - other.forms[n]
+        change = kept.diff(dim=0).abs().amax(1)
+        same |= (change <= REPEATED * size) & (kept[1:].abs().amax(1) > LEAST * size)
+    same &= branch.forms[0][1:].any(1) & (sigma.diff() != 0)
+    return next(iter(sigma[1:][same].tolist()), None)
 
 
 class Repetitions:
@@ -126,35 +153,17 @@ class Repetitions:
         """Whether there was any, once the sampler is through. Waits for the device."""
         try:
             kinds = [list(alike) for of in self._samples.values() for _, alike in groupby(of, lambda one: len(one.x))]
-            each = [_Sample(*map(torch.stack, zip(*alike, strict=True))) for alike in kinds]
-            levels = map(self._first_level, each, [None] * len(each))
-            between = starmap(self._first_level, combinations(each, 2))
-            self._level = next((level for level in chain(levels, between) if level is not None), None)
+            branches = [self._kept(alike) for alike in kinds if len(alike) > 1]
+            pairs = combinations(branches[:MAX_PAIRED], 2)
+            levels = chain(map(_first_level, branches), starmap(_first_level, pairs))
+            self._level = next((level for level in levels if level is not None), None)
         except Exception as error:  # a run that is through is not lost for this
             log.debug(f"EasyCache: answers cannot be compared: {type(error).__name__}: {error}")
         return self._level is not None
 
-    def _first_level(self, samples: _Sample, others: _Sample | None) -> float | None:
-        """The first noise level whose answer is the one before; with others, of another branch, whose difference
-        between the two is: what guidance makes use of. samples: of one branch, stacked.
-        """
-        sigma = samples.sigma
-        if others is not None and (others.x.shape != samples.x.shape or not torch.equal(others.sigma, sigma)):
-            return None
-        same = torch.zeros_like(sigma[1:], dtype=torch.bool)
-        for n, kept in enumerate(self._kept(samples)):
-            size = kept[1:].abs().amax(1)
-            if others is not None:
-                kept = kept - self._kept(others)[n]
-            change = kept.diff(dim=0).abs().amax(1)
-            same |= (change <= REPEATED * size) & (kept[1:].abs().amax(1) > LEAST * size)
-        same &= samples.denoised[1:].any(1) & (sigma.diff() != 0)
-        return next(iter(sigma[1:][same].tolist()), None)
-
-    def _kept(self, samples: _Sample) -> tuple[torch.Tensor, ...]:
-        """What a cache may keep of an answer."""
-        denoised, x, sigma = samples
-        return denoised, denoised - x, self._conversion.network_output(denoised, x, sigma)
+    def _kept(self, samples: list[_Sample]) -> "_Kept":
+        denoised, x, sigma = (torch.stack(each) for each in zip(*samples, strict=True))
+        return _Kept(sigma, (denoised, denoised - x, self._conversion.network_output(denoised, x, sigma)))
 
     def warn(self) -> None:
         """Say where one was, if any was found."""

@@ -30,7 +30,7 @@ class Overwrites:
 
     def note(self, tensors: dict[Hashable, torch.Tensor]) -> None:
         """These are given to the network, by number or name."""
-        self._tensors |= {number: weakref.ref(one) for number, one in tensors.items() if one.numel()}
+        self._tensors |= {number: weakref.ref(one) for number, one in tensors.items() if _can_be_sampled(one)}
 
     def changed(self, device: torch.device) -> torch.Tensor | bool:
         """Look at them. device: the latent's. False if nothing was computed yet."""
@@ -57,6 +57,11 @@ class Overwrites:
 
     def on_computed(self) -> None:
         self._computed = dict(self._now)
+
+
+def _can_be_sampled(tensor: torch.Tensor) -> bool:
+    plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_complex()
+    return plain and tensor.numel() > 0
 
 
 class _Rows:

@@ -9,6 +9,7 @@ import torch
 from text_network import TextNetwork
 
 from easycache_core import CacheConfig, attach
+from easycache_core.response import euler_response
 
 STEPS = 30
 BUDGET, THRESHOLD = CacheConfig(target_speedup=2), CacheConfig(threshold=0.1, warmup_steps=3)
@@ -152,13 +153,41 @@ def test_a_negative_that_is_kept_for_some_steps(every):
     assert found["forecast"] < min(0.025, found["reuse"])
 
 
-def test_a_run_that_ends_early_is_said(caplog):
+@pytest.mark.parametrize(("every", "until"), [(4, 15), (5, 21)])
+def test_a_negative_that_is_kept_in_a_part_of_the_run(every, until):
+    """And asked at each step from there on. Catches a budget that has not heard of all evaluations: the last one of the
+    negative was predicted.
+    """
+    network, x, times = Network(), noise(), levels()
+    with attach(
+        network, CacheConfig(target_speedup=3), STEPS, sigma_of=float, response=euler_response(times.tolist())
+    ) as cache:
+        for n, (t, following) in enumerate(pairs(times)):
+            a = network(x, t, A)
+            if n % every == 0 or n >= until:
+                b = network(x, t, B)
+            x = x + (following - t) * (b + 2 * (a - b))
+    assert [one["computed"] for one in cache.trace if one["step"] == STEPS - 1] == [True] * 2
+
+
+@pytest.mark.parametrize("latents", [1, 2])
+def test_a_run_that_ends_early_is_said(latents, caplog):
     """Catches a last evaluation that was predicted, without a word: it was not known to be the last."""
-    network = Network()
+    network, xs = Network(), [noise(seed) for seed in range(latents)]
     with attach(network, CacheConfig(target_speedup=3), STEPS, sigma_of=float) as cache:
-        euler(network, noise(), levels()[:21])
+        for t, following in pairs(levels()[:21]):
+            xs = [x + (following - t) * network(x, t, A) for x in xs]
     assert not cache.trace[-1]["computed"]
     assert "the last of 20 evaluations was predicted, as total_steps=30" in caplog.text
+
+
+def test_a_run_that_is_given_up_is_not_told_of(caplog):
+    """Catches a warning about a run of which nobody keeps the result."""
+    network = Network()
+    with pytest.raises(KeyboardInterrupt), attach(network, CacheConfig(target_speedup=3), STEPS, sigma_of=float):
+        euler(network, noise(), levels()[:21])
+        raise KeyboardInterrupt
+    assert "was predicted" not in caplog.text
 
 
 def test_gradients_that_nobody_asked_for_are_said(caplog):
@@ -188,9 +217,15 @@ def test_a_copy_of_an_attached_module(copied):
     assert cache.skipped and torch.equal(got, euler(network, noise(), levels()))
 
 
-def test_a_noise_level_that_is_no_number(caplog):
-    """Catches the latent being blamed for what sigma_of says."""
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("places", [range(STEPS), [8], [9]], ids=["all", "one", "the next one"])
+def test_a_noise_level_that_is_no_number(bad, places, caplog):
+    """Catches the latent being blamed for what sigma_of says, and a prediction for a level that is none: it would make
+    NaN of the latent.
+    """
     caplog.set_level(logging.INFO)
-    with attach(network := Network(), BUDGET, STEPS, sigma_of=lambda t: float("nan")) as cache:
-        euler(network, noise(), levels())
-    assert "sigma_of(1) is nan" in caplog.text and cache.skipped == 0
+    known = {float(t): n for n, t in enumerate(levels()[:-1])}
+    with attach(network := Network(), BUDGET, STEPS, sigma_of=lambda t: bad if known[t] in places else t) as cache:
+        latent = euler(network, noise(), levels())
+    assert f"is {bad}, which is no noise level" in caplog.text and latent.isfinite().all()
+    assert all(cache.trace[place]["computed"] for place in places)

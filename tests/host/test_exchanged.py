@@ -153,6 +153,26 @@ def test_something_is_exchanged_between_evaluations(tiny, run, kind, mode):
         check_exchanged(tiny("Flux"), run, *exchanged(kind))
 
 
+ODD = {
+    "sparse": lambda: torch.eye(40).to_sparse(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(300), torch.ones(200)]),
+    "complex": lambda: torch.ones(300, dtype=torch.complex64),
+}
+
+
+@pytest.mark.parametrize("made", ODD)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_of_other_kinds_that_are_made_anew(tiny, run, made):
+    """Catches a run that fails as some elements of what a pack keeps in the options are to be looked at."""
+
+    def predict(guider, step, x, timestep, options):
+        options = {**options, "transformer_options": {**options["transformer_options"], "mask": ODD[made]()}}
+        return guided(guider, x, timestep, options)
+
+    cached = run(tiny("Flux"), counting(predict), **HALF)
+    assert len(cached.levels) <= STEPS * 0.7
+
+
 def check_exchanged(scene, run, patch, predict):
     plain = uncached(run, scene, counting(predict), patch=patch)
     for widgets in (dict(threshold=1.0, warmup_steps=2), HALF):
