@@ -9,7 +9,8 @@ import torch
 from comfy_api.latest import io
 
 from ..demo.codec import CHANNELS, Decoder, latent_shape
-from ..demo.words import BACKGROUNDS, CAMERAS, SUBJECTS, embed, unconditional
+from ..demo.words import BACKGROUNDS, CAMERAS, KINDS, SUBJECTS, embed, unconditional
+from ..easycache_core.config import require_choice
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "demo" / "weights"
 
@@ -44,11 +45,14 @@ class EasyCacheDemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, subject: str, background: str, camera: str, batch_size: int) -> io.NodeOutput:
+        words = dict(subject=subject, background=background, camera=camera)
+        for (name, word), known in zip(words.items(), KINDS, strict=True):
+            require_choice(name, word, known)
         model = comfy.sd.load_diffusion_model(str(WEIGHTS / "easycache_demo_wan.safetensors"))
         latent = torch.zeros(latent_shape(batch_size), device=comfy.model_management.intermediate_device())
         return io.NodeOutput(
             model,
-            [[embed((subject, background, camera)), {}]],
+            [[embed(words.values()), {}]],
             [[unconditional(), {}]],
             {"samples": latent},
         )

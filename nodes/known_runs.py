@@ -1,7 +1,7 @@
 """The run to show of a prompt that has been run before.
 
 ComfyUI answers such a prompt from its own cache: nothing is sampled, and a browser that has not seen the run would have
-none to show.
+none to show. It is told when the prompt is queued; a chart whose run still goes on shows it afterwards.
 """
 
 from .progress_events import EVENT, message, prompt_server
@@ -25,7 +25,7 @@ def _send_known_runs(data: dict) -> dict:
         if content.get("class_type") == NODE and (run := _run_of(server, prompt, node)):
             report = {name: value for name, value in run.report.items() if name != "trace"}
             shown = message(node, run.prompt_id, data.get("prompt_id"), "done", report, run.report["trace"])
-            server.send_sync(EVENT, shown, client)
+            server.send_sync(EVENT, {**shown, "known": True}, client)
     return data
 
 

@@ -13,12 +13,13 @@ NOT_PATCHED = (
 )
 NOT_SAMPLED = (
     "Nothing to report: no run of this model has ended yet. Connect the model from the same EasyCache (Adaptive) node "
-    "to the sampler. If it is connected, ComfyUI has taken the sampler's result from its cache; change the seed to "
-    "sample again."
+    "to the sampler. If it is connected, the sampler had no steps to take (denoise 0), or ComfyUI has taken its result "
+    "from its cache; change the seed to sample again."
 )
 NOT_THIS_LATENT = (
     "Nothing to report: no run of this model left this latent, and none was part of this job. Connect the LATENT that "
-    "comes out of the sampler, as it is; or change the seed to sample again."
+    "comes out of the sampler, as it is. If it is, the sampler had no steps to take (denoise 0), or ComfyUI has taken "
+    "its result from its cache; change the seed to sample again."
 )
 
 

@@ -140,8 +140,8 @@ def _reason(settings: Settings, course: Course) -> str:
         return f"the schedule is still in its first {config.warmup_steps} steps (warmup_steps)"
     if not steps_before and steps <= config.warmup_steps + 1:
         return (
-            f"the run has {steps} steps, of which the first {config.warmup_steps} (warmup_steps) and the last "
-            "are always computed"
+            f"the run has {steps} step{'s' * (steps > 1)}, of which the first {config.warmup_steps} (warmup_steps) and "
+            "the last are always computed"
         )
     more = "widen them, or take more steps, to skip some" if _between(settings) else "of more steps some can be skipped"
     return (

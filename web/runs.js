@@ -14,6 +14,7 @@ const FIELDS = ["step", "sigma", "computed", "input_change", "rate", "error", "o
 
 export class Runs {
   #live = new Map();
+  #waiting = new Map(); // messages, by key
   #storage;
 
   /** storage: as window.localStorage. */
@@ -21,15 +22,26 @@ export class Runs {
     this.#storage = storage;
   }
 
-  /** Take in a message on the run of a node, by the node's key. */
-  receive(key, { run, state, report, first, records }) {
-    const known = this.#live.get(key);
-    const before = known?.run === run ? known.records : [];
-    const together = Array.from({ length: first }, (_, n) => before[n] ?? null).concat(records);
+  /**
+   * Take in a message on the run of a node, by the node's key. One that was known when its prompt was queued waits until
+   * the node's present run is over: its prompt does.
+   */
+  receive(key, message) {
+    const before = this.#live.get(key);
+    if (message.known && before?.state === "running") {
+      this.#waiting.set(key, message);
+      return before;
+    }
+    const { run, state, report, first, records } = message;
+    const heard = before?.run === run ? before.records : [];
+    const together = Array.from({ length: first }, (_, n) => heard[n] ?? null).concat(records);
     const now = { run, state, report, records: together };
     this.#live.set(key, now);
-    if (state !== "running") this.#keep(key, now);
-    return now;
+    if (state === "running") return now;
+    this.#keep(key, now);
+    const waiting = this.#waiting.get(key);
+    this.#waiting.delete(key);
+    return waiting ? this.receive(key, waiting) : now;
   }
 
   /** The run of that key; undefined if there was none. */

@@ -607,6 +607,28 @@ def test_what_if(tab, seed):
     tab.wait_for_summary("8 of 24")
 
 
+RECEIVE = """async (messages) => {
+    const { Runs } = await import("/extensions/ComfyUI-EasyCache/runs.js");
+    const runs = new Runs({ getItem: () => null, setItem: () => {} });
+    return messages.map((message) => runs.receive("key", { report: {}, ...message }));
+}"""
+
+
+def test_a_run_that_was_known_waits_for_the_one_that_goes_on(tab):
+    """A prompt that has been run is queued again while another one samples. Catches a chart that changes to the known
+    run in the midst of that one, and then lacks what came before.
+    """
+    tab.open()
+    known = dict(run="A", state="done", first=0, records=[1, 2], known=True)
+    now = dict(run="B", state="running", first=0)
+    messages = [
+        known, {**now, "records": [3]}, known, {**now, "first": 1, "records": [4]},
+        {**now, "state": "done", "records": [3, 4]},
+    ]  # fmt: skip
+    shown = [(run["run"], run["records"]) for run in tab.page.evaluate(RECEIVE, messages)]
+    assert shown == [("A", [1, 2]), ("B", [3]), ("B", [3]), ("B", [3, 4]), ("A", [1, 2])]
+
+
 @pytest.mark.parametrize("palette", ["dark", "light"])
 def test_readable_in_the_theme(tab, seed, palette):
     """Text stands out against its ground (contrast of 4.5, WCAG AA), and none of it is cut off."""

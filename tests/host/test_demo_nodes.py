@@ -7,6 +7,8 @@ import comfy_host
 import pytest
 import torch
 
+NAMES = ["subject", "background", "camera"]
+
 
 @pytest.fixture(scope="module")
 def demo():
@@ -63,6 +65,20 @@ def test_the_camera_moves_as_asked(comfy):
         red = (video[:, 0] - video[:, 1] > 0.3).float()
         centre = (red.sum(1) * column).sum(1) / red.sum((1, 2))
         assert direction * (centre[-1] - centre[0]) > 0.3, camera
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("subject", ("Rocket", "night", "still")),
+        ("background", ("rocket", "rocket", "still")),
+        ("camera", ("rocket", "night", None)),
+    ],
+)
+def test_words_that_it_does_not_know_are_refused(comfy, name, words):
+    """Catches a bare KeyError, and a word of another kind that is taken: some versions of ComfyUI check none."""
+    with pytest.raises(ValueError, match=f"{name} must be one of .*, got {words[NAMES.index(name)]!r}"):
+        comfy.node("EasyCacheDemoModel", *words, 1)
 
 
 def test_latents_of_another_model_are_refused(comfy):

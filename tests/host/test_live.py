@@ -137,6 +137,7 @@ def test_runs_are_told_to_whom_they_concern(tmp_path):
             assert {name: known[name] for name in same} == {name: heard[-1][name] for name in same}, (
                 "ComfyUI answers an equal prompt from its cache; who has not seen the run must be shown it"
             )
+            assert known["known"] and not any("known" in message for message in heard)
             assert ours.heard == []
             other_seed = prompt(5)
             other_seed["3"]["inputs"]["seed"] = 6

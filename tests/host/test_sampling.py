@@ -254,6 +254,7 @@ def test_verbose_writes_a_line_an_evaluation(comfy, small_scene, caplog):
     [
         (dict(threshold=0.0), 10, "threshold is 0"),
         (dict(warmup_steps=20), 10, "the run has 10 steps, of which the first 20 (warmup_steps)"),
+        (dict(warmup_steps=20), 1, "the run has 1 step, of which"),
         (dict(threshold=1e-6), 10, "raise threshold"),
         (dict(threshold=1.0, start_percent=1.0), 10, "start_percent"),
         (dict(threshold=1e-6, end_percent=0.9), 10, "end_percent 0.9; widen them or raise threshold"),
