@@ -16,13 +16,14 @@ from pathlib import Path
 from unittest import mock
 
 import study
+from grid import ADD_NOISE, FACTORS
 from host import Host
 from measures import latent_psnr
 
 RESULTS = Path(__file__).resolve().parent / "results" / "noise.csv"
 COLUMNS = ("subject", "sampler", "target_speedup", "followed", "seed", "psnr")
 SUBJECTS = "video", "digits", "digits-unet", "sheet"
-SAMPLERS = "euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde", "lcm", "er_sde", "sa_solver"
+SAMPLERS = [sampler for sampler in FACTORS.sampler if sampler in ADD_NOISE]
 STEPS, CFG, SPEEDUPS, SEEDS = 20, 3.0, (1.5, 2.0, 3.0), (60, 61, 62)
 # How, with which predictor and power of theta.
 FOLLOWED = {"reuse": ("reuse", 1.0), "theta": ("forecast", 1.0), "its root": ("forecast", 0.5)}

@@ -12,7 +12,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from .asked_at import AskedAt
-from .config import CacheConfig, require_integer
+from .config import CacheConfig, require_integer, require_kind
 from .controller import CacheController
 from .gradients import are_differentiated
 from .interface import (
@@ -130,11 +130,11 @@ class Attachment:
         self, module, network, arguments, config, total_steps, sigma_of, prediction, tracked, latent, scheduler, options
     ):
         require_integer("total_steps", total_steps, 1, 1_000_000)
-        _require("config", isinstance(config, CacheConfig), "a CacheConfig", config)
-        _require("sigma_of", sigma_of is None or callable(sigma_of), "a function of the timestep, or None", sigma_of)
-        _require("tracked", tracked is None or isinstance(tracked, slice), "a slice of the batch, or None", tracked)
+        require_kind("config", isinstance(config, CacheConfig), "a CacheConfig", config)
+        require_kind("sigma_of", sigma_of is None or callable(sigma_of), "a function of the timestep or None", sigma_of)
+        require_kind("tracked", tracked is None or isinstance(tracked, slice), "a slice of the batch or None", tracked)
         steps = scheduler is None or (hasattr(scheduler, "step") and hasattr(scheduler, "config"))
-        _require("scheduler", steps, "a diffusers scheduler, or None", scheduler)
+        require_kind("scheduler", steps, "a diffusers scheduler or None", scheduler)
         predictor = PREDICTORS[config.predictor]
         if predictor.follows_denoised and sigma_of is None:
             raise ValueError(
@@ -523,8 +523,3 @@ class Attachment:
 
 def _itself(thing):
     return thing
-
-
-def _require(name: str, fits: bool, kind: str, value) -> None:
-    if not fits:
-        raise TypeError(f"{name} must be {kind}, got {value!r}")

@@ -63,3 +63,9 @@ def require_integer(name: str, value, low: int, high: int) -> None:
 def require_choice(name: str, value, choices) -> None:
     if value not in tuple(choices):
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def require_kind(name: str, fits: bool, kind: str, value) -> None:
+    """Raise TypeError unless value fits, as something of that kind."""
+    if not fits:
+        raise TypeError(f"{name} must be {kind}, got {value!r}")

@@ -11,7 +11,7 @@ import torch
 
 from .budget import Budget
 from .closeness import decibels
-from .config import CacheConfig
+from .config import CacheConfig, require_kind
 from .norms import Norms, upcast
 from .prediction import Prediction
 from .predictors import PREDICTORS
@@ -74,11 +74,9 @@ class CacheController(contextlib.AbstractContextManager):
         if len(lengths) != total_steps or not all(0 <= length < math.inf for length in lengths):
             raise ValueError(f"step_lengths must be {total_steps} finite numbers of 0 or more, got {lengths}")
         kind = PREDICTORS[config.predictor]
-        for name, given in (("response", response), ("supposed", supposed)):
-            if given is not None and not isinstance(given, Response):
-                raise TypeError(f"{name} must be a Response or None, got {given!r}")
-        if by_row not in (None, False, True):
-            raise TypeError(f"by_row must be True, False or None, got {by_row!r}")
+        require_kind("response", isinstance(response, Response | None), "a Response or None", response)
+        require_kind("supposed", isinstance(supposed, Response | None), "a Response or None", supposed)
+        require_kind("by_row", by_row in (None, False, True), "True, False or None", by_row)
         if denoised and not kind.follows_denoised:
             raise ValueError(f"predictor {config.predictor!r} needs the network's output: leave denoised=True out")
         self.config, self.total_steps, self._window = config, total_steps, window
@@ -99,7 +97,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._warnings: set[str] = set()
         self._final_error: float | None = None  # once the run is over
         self._recomputed = False  # whether the network ran where the predictor did not know of it
-        self.estimates = 0  # evaluations at which E was estimated
+        self.estimated = False  # whether E was, at any evaluation
         self.not_finite = 0  # evaluations that had to be computed because of NaN or inf
         self._kept = False  # whether answers are, by a guider
         self._serves = 1  # steps, each answer
@@ -322,7 +320,7 @@ class CacheController(contextlib.AbstractContextManager):
         if forced or not in_range or config.threshold == 0 or not self._predictor.ready:
             return False, None
         errors = self._predictor.errors(now.input_change)
-        self.estimates += 1
+        self.estimated = True
         self._worst = max(range(len(errors)), key=lambda n: math.inf if math.isnan(errors[n]) else errors[n])
         return all(error < config.threshold for error in errors), errors
 

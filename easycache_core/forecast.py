@@ -82,10 +82,10 @@ class Gains:
     gain is that of the guided latent, which the sampler gets: guidance amplifies what differs between branches, and
     that goes on along t for less long than each of them does.
 
-    Where noise is added, theta is that of the paper's rule for flow models, 1 - sigma, and forecasts take its root,
-    where that is known of the sampler.
-    Least squares would find a third of theta and less, as most of x_n - xe_n is noise: but D answers more to what is
-    none, and the sampler removes what is too much. Theta itself is taken out of changes of D.
+    Where noise is added, theta is that of the paper's rule for flow models, 1 - sigma. Least squares would find a third
+    of that and less, as most of x_n - xe_n is noise: but D answers more to what is none, and the sampler removes what
+    is too much. Where it is known of the sampler, forecasts take the root of theta; theta itself is taken out of
+    changes of D.
     """
 
     def __init__(self, noise_added: bool = False):

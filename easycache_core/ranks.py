@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch.distributed as dist
 
+from .config import require_kind
 from .reading import Measurements, Reading
 
 MAX_POLL_INTERVAL = 0.01  # seconds
@@ -76,8 +77,7 @@ def join(ranks: Ranks | None, settings: str) -> "RankGroup | None":
     Raises RanksDiffer where settings differ, RankLost if a rank does not come, ValueError if this one is no member,
     TypeError for what are no Ranks.
     """
-    if ranks is not None and not isinstance(ranks, Ranks):
-        raise TypeError(f"ranks must be Ranks or None, got {ranks!r}")
+    require_kind("ranks", isinstance(ranks, Ranks | None), "Ranks or None", ranks)
     if ranks is None or not dist.is_available() or not dist.is_initialized():
         return None
     if ranks.group == dist.GroupMember.NON_GROUP_MEMBER:

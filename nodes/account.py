@@ -103,7 +103,7 @@ class Account:
             steps=self.callbacks or self._steps,
             steps_before=self._steps_before,
             reason=self._reason,
-            estimated=any(controller.estimates for controller in self.controllers),
+            estimated=any(controller.estimated for controller in self.controllers),
             beyond_budget=self._beyond_budget,
             parts=self.parts,
             gradients=self.gradients,

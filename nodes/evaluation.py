@@ -180,15 +180,15 @@ def _reference(thing) -> Callable:
         return lambda: thing
 
 
-def content_of(cond: Sequence[dict], of: Callable) -> dict:
-    """What the parts of a conditioning hold, by name. of(thing): what stands for it."""
+def content_of(cond: Sequence[dict], identities: Identities) -> dict:
+    """What the parts of a conditioning hold, by name."""
     content = {}
     for i, part in enumerate(cond):
         for key, value in part.items():
             if key == "model_conds":
-                content |= {("cond", i, name): of(one) for name, one in value.items()}
+                content |= {("cond", i, name): identities.of(one) for name, one in value.items()}
             elif key != "uuid":
-                content["cond", i, key] = of(value)
+                content["cond", i, key] = identities.of(value)
     return content
 
 

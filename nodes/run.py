@@ -312,7 +312,7 @@ class Run:
         """Predict the answers to these questions, by position, if they can be. options: values in the model's options,
         by name.
         """
-        values = {i: options | content_of(conds[i], self._identities.of) for i in asked}
+        values = {i: options | content_of(conds[i], self._identities) for i in asked}
         first = next(iter(asked.values()))
         opens = evaluation.history is None and not self._is_tried_again(evaluation, first)
         if opens:
@@ -388,7 +388,7 @@ class Run:
         self, evaluation: Evaluation, question: Question, conds: list, denoised: list, options: dict
     ) -> None:
         i = next(n for n, cond in enumerate(conds) if cond is not None)
-        values = options | content_of(conds[i], self._identities.of)
+        values = options | content_of(conds[i], self._identities)
         branch = evaluation.branch(question, values, self._telling)
         evaluation.history.observe(branch, values)
         answers = Answers({i: branch}, None, None)
