@@ -62,7 +62,7 @@ class Account:
         """A call about a latent that lies another way than before. who: turns it."""
         self.elsewhere += 1
         if self.elsewhere == 1:
-            log.info(f"EasyCache: {who} from step to step; where it lies another way than before, the network runs")
+            log.info(f"EasyCache: {who}; where it lies another way than before, the network runs")
 
     def warn_of_self_switching(self) -> None:
         """Say what a ControlNet costs that changes at noise levels which nothing tells."""

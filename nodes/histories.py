@@ -36,6 +36,7 @@ class Histories:
         self._alternation: Alternation | None = None  # known once the conditionings are prepared
         self._by_name: dict = {}  # by the question that opens their evaluations, the one asked last at the end
         self._left: set[tuple] = set()  # names under which no history goes on
+        self._moved: set[QuestionHistory] = set()  # those whose latent was, since their last evaluation
         self._switched = True  # whether switches were for good so far
         # Other ranks wait for this one from here on.
         self._unused = self._new() if controller_options["ranks"] is not None else None
@@ -51,6 +52,7 @@ class Histories:
             alike = {name: one for name, one in others.items() if one.absences.asked(tracked)}
         alike = alike or self._before_a_switch(key)
         history, another = self._among(list(alike.values()), evaluation, active)
+        another, self._moved = another or history in self._moved, self._moved - {history}
         name = next((name for name, one in alike.items() if one is history), (*key, len(self._account.histories)))
         self._by_name.pop(name, None)
         while len(self._by_name) >= MAX_HISTORIES:
@@ -96,7 +98,7 @@ class Histories:
         history = next((one for one in alike if one.trail is trail), None) or self._next(evaluation, active)
         another = history.trail.add(sigma, sample, evaluation.x)
         if history.trail.turned:
-            self._account.on_elsewhere("the sampler turns its latent, as for pictures without seams,")
+            self._account.on_elsewhere("the sampler turns its latent from step to step, as for pictures without seams")
         return history, another
 
     def _next(self, evaluation: Evaluation, active: tuple) -> QuestionHistory:
@@ -128,6 +130,11 @@ class Histories:
         """The sampler has called back."""
         for history in self._by_name.values():
             history.steps.on_callback()
+
+    def on_moved(self) -> None:
+        """The sampler's latent is another one than at the last evaluation, by a callback."""
+        self._moved = {one for one in self._account.histories if not one.controller.shared}  # ranks might not agree
+        self._account.on_elsewhere("a callback turns or moves the sampler's latent")
 
     def close(self) -> None:
         """Free every tensor."""

@@ -5,6 +5,7 @@ The wrappers of the Run (run.py) go into a copy of the model options, so that ru
 
 import logging
 import math
+from contextlib import nullcontext
 
 import comfy.model_patcher
 from comfy.patcher_extension import WrappersMP
@@ -12,6 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from ..easycache_core import CacheConfig
 from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
+from .callback_writes import CallbackWrites
 from .continuation import Piece
 from .held_options import wrapped_along
 from .other_caches import warn_of_other_caches
@@ -67,13 +69,14 @@ def sample_with_cache(
     )
     run.account.warn_of_self_switching()
     run.account.other_caches = bool(others)
-    events, state = ProgressEvents(history.node), "stopped"
+    events, writes, state = ProgressEvents(history.node), CallbackWrites(), "stopped"
 
     def after_step(step, denoised, x, total_steps):
         run.on_callback(denoised)
         events.send("running", run.account.snapshot)
         if callback is not None:
-            callback(step, denoised, x, total_steps)
+            with nullcontext() if settings.exact else writes.watch(callback, x, run.on_moved):
+                callback(step, denoised, x, total_steps)
 
     original_options = guider.model_options
     guider.model_options = comfy.model_patcher.create_model_options_clone(original_options)

@@ -144,6 +144,10 @@ class Run:
             self._predict_noise_called = False
         self._histories.on_callback()
 
+    def on_moved(self) -> None:
+        """A callback has made another latent of the sampler's."""
+        self._histories.on_moved()
+
     def predict_noise(self, executor, x, timestep, model_options, *args, **kwargs):
         """PREDICT_NOISE wrapper: opens an evaluation.
 
@@ -332,7 +336,8 @@ class Run:
         own_x = None if x is evaluation.x else self._network_input(x, timestep)
         if not self._exact and history.elsewhere(branches.values(), x, evaluation.x):
             self.account.on_elsewhere(
-                "the guider asks about a latent of its own, which is turned or moved against the sampler's"
+                "the guider asks about a latent of its own, which is turned or moved against the sampler's from step "
+                "to step"
             )
             changed = evaluation.another = True
         known = all(map(history.controller.has, branches.values()))

@@ -9,14 +9,13 @@ from comfy.samplers import KSAMPLER
 
 from ..easycache_core import Response
 from ..easycache_core.response import euler_response, evaluated_levels
+from .origins import COMFY, is_code_of
 from .steps import chooses_steps, step_lengths
 
 log = logging.getLogger("easycache")
 
 # More than any sampler evaluates per step, and more steps than anybody waits for.
 EVALUATIONS_PER_STEP, MAX_STEPS = 4, 200
-# Others may do more than sample when they are called.
-KNOWN_MODULES = ("comfy.", "comfy_extras.")
 
 
 class _Impulses:
@@ -60,18 +59,8 @@ class _Impulses:
 
 
 def is_own(sampler) -> bool:
-    """Whether it is one of ComfyUI's samplers."""
-    return type(sampler) is KSAMPLER and _module_of(sampler.sampler_function).startswith(KNOWN_MODULES)
-
-
-def _module_of(function) -> str:
-    """Where the code is that runs; "" if that is not known. Names prove nothing: functools.wraps copies them."""
-    module = getattr(function, "__globals__", {}).get("__name__", "")
-    decorated = getattr(function, "__wrapped__", None)
-    if decorated is None or not module.startswith("torch."):
-        return module
-    held = [cell.cell_contents for cell in function.__closure__ or ()]  # torch.no_grad calls what it decorates
-    return _module_of(decorated) if any(one is decorated for one in held) else ""
+    """Whether it is one of ComfyUI's samplers. Others may do more than sample when they are called."""
+    return type(sampler) is KSAMPLER and is_code_of(sampler.sampler_function, COMFY)
 
 
 def response_of(sampler, sigmas: torch.Tensor, model_sampling) -> Response | None:
