@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -30,9 +29,8 @@ from .interface import (
 from .prediction import Prediction
 from .predictors import PREDICTORS
 from .question import Questions
-from .response import Response
+from .run_schedule import RunSchedule
 from .samples import sample_of
-from .schedule import is_rounded, response_of, step_lengths
 from .step_numbers import StepNumbers
 from .storage import Retries, is_out_of_memory
 from .trace import Record
@@ -164,9 +162,9 @@ class Attachment:
         self._evaluations: list[tuple[History, int]] = []  # of this run: where the record of each is
         self._timestep = self._first_timestep = None  # of the last and of the first evaluation
         self._steps = StepNumbers()
-        self._run_options: dict = {}
-        self._strayed = False  # whether the latent was not where the scheduler leads it
         self._said: set[str] = set()
+        known = self._scheduler, self._sigma_of, self._total_steps, self._config, self._conversion
+        self._schedule = RunSchedule(*known, self._options.get("response"), self._say)
         self._unused = self._new_controller()  # other ranks wait for this one from here on
 
     def _check_end(self) -> None:
@@ -182,7 +180,7 @@ class Attachment:
             log.warning(f"EasyCache: the last of {last + 1} evaluations was predicted, {expected}")
 
     def _new_controller(self) -> CacheController:
-        return CacheController(self._config, self._total_steps, **{**self._options, **self._run_options})
+        return CacheController(self._config, self._total_steps, **{**self._options, **self._schedule.options})
 
     def _release(self) -> None:
         for history in self._histories:
@@ -210,7 +208,7 @@ class Attachment:
         self._active = False
         self._check_end()
         self._release()
-        self._questions, self._scheduler = Questions(), None
+        self._questions, self._scheduler, self._schedule = Questions(), None, None
         self._weights.close()
         if not keep_network:
             del self._module, self._network, self.__wrapped__
@@ -314,7 +312,8 @@ class Attachment:
     def _open_evaluation(self, timestep: float, largest: float, x: list[torch.Tensor], line: int, new: bool) -> History:
         """Of a history that the call goes on with, or of a new one. timestep, largest: as from timestep_of."""
         sample, again = sample_of(x), self._steps.has(timestep)
-        adds_noise = None if again else self._adds_noise(largest)
+        alone = not again and len(self._histories) == 1
+        adds_noise = self._schedule.adds_noise(largest, self._histories[0].records) if alone else None
         history, doubt = choose(self._histories[::-1], line, new, again, timestep, x, sample, adds_noise)
         if history is None and self._histories and self._histories[0].controller.shared:
             # Ranks might not agree to begin another history.
@@ -340,68 +339,31 @@ class Attachment:
         if self._finds_parts and history.layout is not None and history.has_shapes_of(x):
             self._find_part(history, x)
         history.open(x, sample, timestep, step)
-        history.sigma = self._sigma(largest, history.records)
+        history.sigma = self._schedule.sigma(largest, history.records)
         if history.evaluations == self._total_steps + 1:
             log.warning(f"EasyCache: evaluations after total_steps={self._total_steps} are computed")
         return history
-
-    def _adds_noise(self, timestep: float) -> bool | None:
-        """Whether the scheduler adds noise on its way to this timestep; None: not known, or it goes elsewhere next."""
-        if self._response is None or len(self._histories) != 1:
-            return None
-        n = self._histories[0].records
-        return self._response.adds_noise if self._response.expects(n, self._sigma(timestep, n)) else None
-
-    @property
-    def _response(self) -> Response | None:
-        return None if self._strayed else self._run_options.get("response") or self._options.get("response")
 
     def _distrust_scheduler(self, history: History) -> None:
         """Time and again the latent is not where the scheduler leads it, though it is one and the same: noise is added,
         or it is changed otherwise.
         """
         self._say("the latent is not where the scheduler leads it; from here on the scheduler is not believed")
-        self._strayed, history.asked_at = True, AskedAt(None)
+        self._schedule.distrust()
+        history.asked_at = AskedAt(None)
         history.controller.forget_response()
 
     def _new_history(self, line: int, largest: float) -> History:
         if len(self._histories) == MAX_HISTORIES:
             self._histories.pop(0).release()
-        if self._unused is None or self._read_scheduler(largest):
+        first = not self._histories
+        if self._unused is None or (first and self._schedule.read(largest)):
             if self._unused is not None:
                 self._unused.release()
             self._unused = self._new_controller()
-        history, self._unused = History(self._unused, line, AskedAt(self._response)), None
+        history, self._unused = History(self._unused, line, AskedAt(self._schedule.response)), None
         self._histories.append(history)
         return history
-
-    def _read_scheduler(self, timestep: float) -> bool:
-        """At the run's first evaluation; whether there is anything to read."""
-        config, forecasts = self._config, self._conversion is not None
-        needed = config.target_speedup or (config.threshold and forecasts)
-        if self._scheduler is None or self._histories or not needed:
-            return False
-        lengths, response = step_lengths(self._scheduler, self._total_steps), None
-        if config.target_speedup and lengths is None:
-            self._say(
-                f"the scheduler does not have {self._total_steps} steps from here; all are taken for equally long"
-            )
-        if forecasts:
-            asked = self._conversion, self._sigma_of, float(self._sigma_of(timestep)), lengths
-            response = response_of(self._scheduler, self._total_steps, *asked)
-        found = dict(step_lengths=lengths if config.target_speedup else None, response=response)
-        self._run_options = {name: value for name, value in found.items() if value is not None}
-        return bool(self._run_options)
-
-    def _sigma(self, timestep: float, n: int) -> float | None:
-        """The noise level of evaluation n: the scheduler's own, where that is what the timestep says, rounded."""
-        if self._sigma_of is None:
-            return None
-        sigma, response = float(self._sigma_of(timestep)), self._response
-        if not math.isfinite(sigma):
-            self._say(f"sigma_of({timestep:g}) is {sigma}, which is no noise level; such steps are computed")
-        exact = response.sigmas[n] if response is not None and n < len(response.sigmas) else sigma
-        return exact if is_rounded(exact, sigma) else sigma
 
     @property
     def _finds_parts(self) -> bool:
@@ -424,7 +386,7 @@ class Attachment:
         self._say(f"only {start} to {stop} along axis {axis} of the input moves; the rest is taken for a reference")
         history.controller.release()
         history.controller, history.records = self._new_controller(), 0
-        history.asked_at = AskedAt(self._response)
+        history.asked_at = AskedAt(self._schedule.response)
         self._evaluations.remove((history, 0))
         self._begin(history)
         for branch, output in first:
