@@ -22,7 +22,7 @@ TEXT = 11
 
 
 def draw_report(report: dict) -> Image.Image:
-    """The plot of a report (as from Account.report), 1024 x 768 pixels."""
+    """The plot of a report (as from Account.report), 1024 x 768 pixels. A message in it stands below the numbers."""
     trace = report["trace"]
     if not trace:
         return draw_message("Nothing was sampled: the run had no steps.")
@@ -32,6 +32,8 @@ def draw_report(report: dict) -> Image.Image:
     page.text((14, 35), _rule(report), TEXT, FAINT)
     if report.get("closeness") is not None:
         page.text((14, 49), closeness_text(report["closeness"]), TEXT, FAINT)
+    if "message" in report:
+        page.text((14, 63), report["message"], TEXT, FAINT)
     if report["target_speedup"]:
         _draw_budget(page, 84, 192, trace, report)
     else:

@@ -21,6 +21,7 @@ NOT_THIS_LATENT = (
     "comes out of the sampler, as it is. If it is, the sampler had no steps to take (denoise 0), or ComfyUI has taken "
     "its result from its cache; change the seed to sample again."
 )
+OTHER_LATENT = "No run of this model left this latent as it is: this is the model's last run in this job."
 
 
 class EasyCacheReport(io.ComfyNode):
@@ -54,7 +55,8 @@ class EasyCacheReport(io.ComfyNode):
                 io.String.Output(
                     display_name="report",
                     tooltip="All numbers of the run as JSON, with one record per evaluation in trace. If there is "
-                    "nothing to report, its only entry is a message that says why.",
+                    "nothing to report, its only entry is a message that says why; a message beside the numbers says "
+                    "that the latent is of no run.",
                 ),
             ],
         )
@@ -63,7 +65,9 @@ class EasyCacheReport(io.ComfyNode):
     def execute(cls, model, latent: dict) -> io.NodeOutput:
         history = history_of(model)
         report = history and history.find(latent["samples"])
-        if report:
+        if history is not None and report is None and history.last_of_job is not None:
+            report = {**history.last_of_job, "message": OTHER_LATENT}
+        if report is not None:
             return io.NodeOutput(latent, as_images(draw_report(report)), as_json(report))
         message = NOT_PATCHED if history is None else NOT_SAMPLED if history.last is None else NOT_THIS_LATENT
         return io.NodeOutput(latent, as_images(draw_message(message)), as_json({"message": message}))

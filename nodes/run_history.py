@@ -53,15 +53,13 @@ class RunHistory:
         self._runs.append(FinishedRun(report, fingerprints, _prompt_id()))
 
     def find(self, latent: torch.Tensor) -> dict | None:
-        """The report of the run that returned this latent; waits for the latent's device.
-
-        For a latent that was changed since (enlarged, composited): the report of the last run if that was part of the
-        prompt being executed. None if neither is found.
-        """
+        """The report of the run that returned this latent; waits for the latent's device. None if none did."""
         fingerprint = _fingerprint(latent)
-        for run in reversed(self._runs):
-            if fingerprint in run.fingerprints:
-                return run.report
+        return next((run.report for run in reversed(self._runs) if fingerprint in run.fingerprints), None)
+
+    @property
+    def last_of_job(self) -> dict | None:
+        """The report of the last run, if that was part of the prompt being executed."""
         return self.last if self._runs and self._runs[-1].prompt_id == _prompt_id() else None
 
 

@@ -80,7 +80,9 @@ def test_a_latent_that_was_changed_on_the_way(comfy, runs):
 
     model, results = runs
     changed = results[0][0] * 2
-    assert report_on(comfy, model, changed)[0]["steps"] == results[-1][1]
+    report, plot = report_on(comfy, model, changed)
+    assert report["steps"] == results[-1][1] and "the model's last run" in report["message"]
+    assert (plot != report_on(comfy, model, results[-1][0])[1]).any(), "it is said there, too"
     with CurrentNodeContext("another job", "1"):
         assert "left this latent" in report_on(comfy, model, changed)[0]["message"]
         assert report_on(comfy, model, results[0][0])[0]["steps"] == results[0][1], "as it is, it is known in any job"
