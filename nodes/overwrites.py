@@ -6,6 +6,7 @@ from collections.abc import Hashable
 import torch
 
 from ..easycache_core.samples import checksums
+from .value_changes import LEAST_STAY, LONGER
 
 
 class Overwrites:
@@ -32,8 +33,8 @@ class Overwrites:
         """These are given to the network, by number or name."""
         self._tensors |= {number: weakref.ref(one) for number, one in tensors.items() if _can_be_sampled(one)}
 
-    def changed(self, device: torch.device) -> torch.Tensor | bool:
-        """Look at them. device: the latent's. False if nothing was computed yet."""
+    def changed(self, device: torch.device, per_step: int = 1) -> torch.Tensor | bool:
+        """Look at them. device: the latent's. per_step: how many evaluations. False if nothing was computed yet."""
         tensors = {number: one for number, reference in self._tensors.items() if (one := reference()) is not None}
         self._tensors = {number: self._tensors[number] for number in tensors}
         found, by_device = False, {}
@@ -41,7 +42,7 @@ class Overwrites:
             if one.device == device or one.device.type == "cpu":
                 by_device.setdefault(one.device, {})[number] = self._some_elements(one)
         for place, rows in by_device.items():
-            self._now[place] = now = _Rows(rows, self._now.get(place), self._MOVES, self._anew)
+            self._now[place] = now = _Rows(rows, self._now.get(place), self._MOVES, self._anew, per_step)
             differs = (now.differ(self._computed.get(place)) & ~now.moving).any()
             found = found | (differs if place == device else bool(differs))
         return found
@@ -67,17 +68,22 @@ def _can_be_sampled(tensor: torch.Tensor) -> bool:
 class _Rows:
     """Some elements of each tensor on one device, (tensors, elements). moving: which of them move on, (tensors,).
 
-    moves: the changes after which one does. anew: whether one that was not there before does.
+    moves: the changes after which one does. anew: whether one that was not there before does. per_step: evaluations; in
+    each step it may hold something else.
     """
 
-    _STAYS = 3  # how often in a row it is what it was before, until what moved on has arrived
-
-    def __init__(self, rows: dict[Hashable, torch.Tensor], before: "_Rows | None", moves: int, anew: bool):
+    def __init__(
+        self, rows: dict[Hashable, torch.Tensor], before: "_Rows | None", moves: int, anew: bool, per_step: int
+    ):
         self._numbers, self._values = list(rows), torch.stack(list(rows.values()))
         differs, none = self.differ(before), self._values.new_zeros(len(rows))
-        self._as_before = (self._taken_from(before, "_as_before", none) + 1) * ~differs
-        changes = self._taken_from(before, "_changes", none + moves * anew) + differs
-        self._changes = changes * (self._as_before < self._STAYS)
+        stayed, longest = (self._taken_from(before, name, none) for name in ("_stays", "_longest"))
+        self._stays = stayed * ~differs + 1  # evaluations in which it is what it is now
+        longest = torch.where(differs, torch.maximum(longest, stayed), longest)  # of those before
+        least = max(LEAST_STAY, LONGER * per_step + 1)
+        arrived = (self._stays >= least) & (self._stays > LONGER * longest)
+        self._longest = longest * ~arrived
+        self._changes = (self._taken_from(before, "_changes", none + moves * anew) + differs) * ~arrived
         self.moving = self._changes >= moves
 
     def differ(self, before: "_Rows | None") -> torch.Tensor:

@@ -98,7 +98,8 @@ class QuestionHistory:
             self.controller.reset_cache()
         forced, changed = self._force_and_changed(step, sigma, conds, changed, force)
         changed = changed | differ(self._weights, weights)
-        changed = changed | self.overwrites.changed(sigma.device) | self._made_anew.changed(sigma.device)
+        for tensors in (self.overwrites, self._made_anew):
+            changed = changed | tensors.changed(sigma.device, self.steps.evaluations_per_step)
         last = self._at_last_level(timestep, sigma)
         may_end = level is not None and self._strides.may_end(level, step, self.steps.ambiguous)
         if self.own_steps:
@@ -129,7 +130,7 @@ class QuestionHistory:
         was computed last.
         """
         settled = self._values.setdefault(branch, SettledValues())
-        settled.observe(values)
+        settled.observe(values, self.steps.last)
         return settled.changed
 
     def look_at_moving(self, branch: str, tensors_of: Callable) -> None:

@@ -122,7 +122,8 @@ class Strides:
         self._stride = 0.0  # to the last one; it is one once the sampler goes on from there
         self._last_stride = 0.0  # that led further along
         self._comes_back = False  # whether it was seen to look ahead
-        self._lowest: tuple[float, int] | None = None  # (noise level, step), where it first was in the last step
+        # (noise level, step, whether it looks ahead), where it first was in the last step
+        self._lowest: tuple[float, int, bool] | None = None
         # Whether it goes on from there in steps of its own: no level tells then which evaluation is the last one.
         self.own_steps = False
 
@@ -158,8 +159,9 @@ class Strides:
 
     def _look_for_own_steps(self, sigma: float, step: int) -> None:
         """In the last step. All that it evaluates there belongs to that step, unless it calls back in between."""
-        first, at = self._lowest = self._lowest or (sigma, step)
-        self.own_steps = self.own_steps or (step > at and sigma * ROUNDED_UP < first)
+        # One that looked ahead in the steps before does so here.
+        first, at, looks_ahead = self._lowest = self._lowest or (sigma, step, self._comes_back)
+        self.own_steps = self.own_steps or (not looks_ahead and step > at and sigma * ROUNDED_UP < first)
 
 
 class StepCounter:
@@ -177,6 +179,7 @@ class StepCounter:
     def __init__(self, callbacks: int = 0):
         """callbacks: how many there have been."""
         self._evaluations = 0
+        self.last = 0  # step of the last evaluation
         self._callback_step: int | None = callbacks - 1 if callbacks else None  # step of the last callback
         self._since_callback = 0  # evaluations
         self._per_step: int | None = None  # m, once known
@@ -192,6 +195,7 @@ class StepCounter:
             step = self._callback_step + 1
         self._evaluations += 1
         self._since_callback += 1
+        self.last = step
         return step
 
     @property
@@ -203,6 +207,13 @@ class StepCounter:
     def ambiguous(self) -> bool:
         """Whether the evaluation just counted may belong to the first step or to the second."""
         return self._callback_step is not None and self._per_step is None
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """As far as they were seen."""
+        if self._callback_step is None and self._evaluations > self._LATEST_CALLBACK:
+            return 1
+        return self._per_step or max(1, self._since_callback)
 
     @property
     def one_per_step(self) -> bool:

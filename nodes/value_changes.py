@@ -6,6 +6,10 @@ which is which but how they change.
 
 from collections.abc import Collection
 
+# When what moved on has arrived: after so many evaluations with one value, and more than so many times as many as it
+# had one on its way.
+LEAST_STAY, LONGER = 4, 2
+
 
 class TellingValues:
     """Which names tell calls of one evaluation apart: those under which calls that ask the same had different values.
@@ -53,33 +57,36 @@ class SettledValues:
     was raised over some steps. It counts again.
     """
 
-    _DWELL = 2.5  # evaluations per value
-    _ARRIVED = 4, 2  # evaluations with one value, at least; and more than so many times the longest before
+    _DWELL = 2.5  # steps per value
     _ALTERNATIONS = 4
 
     def __init__(self):
-        self._evaluations = 0
         self._seen: dict[object, list] = {}  # values by name, the present one at the end unless one came back
         self._staying: set = set()  # names of values that came back
-        self._moving: dict[object, _Stay] = {}  # by name
-        self._since: dict[object, int] = {}  # the evaluation from which on a name that had arrived is looked at
+        self._stays: dict[object, _Stay] = {}  # by name
+        self._moving: set = set()  # names
+        self._since: dict[object, int] = {}  # the step from which on a name is looked at, of those that had arrived
         self._alternations: dict[object, int] = {}  # by name, of values that do nothing else
         self._now: dict = {}
         self._computed: dict | None = None
 
-    def observe(self, values: dict) -> None:
-        """The next evaluation has these."""
+    def observe(self, values: dict, step: int) -> None:
+        """The next evaluation has these. step: of the sampler, from 0, at which the last one was."""
         before, self._now = self._now, values
-        self._evaluations += 1
         for name, value in values.items():
+            if name in self._staying:
+                continue
+            stay = self._stays.setdefault(name, _Stay())
+            stay.go_on(value == before.get(name))
             if name in self._alternations:
                 self._go_on_alternating(name, value, before.get(name))
-            elif name in self._moving:
-                self._go_on_moving(name, value, value == before.get(name))
-            elif name not in self._staying:
-                self._look(name, value, self._seen.setdefault(name, []))
+            elif name not in self._moving:
+                self._look(name, value, self._seen.setdefault(name, []), step)
+            elif stay.has_arrived:
+                self._moving.discard(name)
+                self._seen[name], self._since[name], self._stays[name] = [value], step + 1, _Stay()
 
-    def _look(self, name, value, seen: list) -> None:
+    def _look(self, name, value, seen: list, step: int) -> None:
         if value in seen[:-1]:
             if len(seen) == 2:
                 self._alternations[name] = 1
@@ -87,24 +94,18 @@ class SettledValues:
                 self._staying.add(name)
         elif value not in seen:
             seen.append(value)
-            if len(seen) > 2 and self._evaluations - self._since.get(name, 0) <= self._DWELL * len(seen):
-                self._moving[name] = _Stay()
-
-    def _go_on_moving(self, name, value, stays: bool) -> None:
-        stay, (least, times) = self._moving[name], self._ARRIVED
-        stay.go_on(stays)
-        if stay.evaluations >= least and stay.evaluations > times * stay.longest_before:
-            del self._moving[name]
-            self._seen[name], self._since[name] = [value], self._evaluations - 1
+            begun = step + 2 - self._since.get(name, 0)
+            if len(seen) > 2 and begun <= self._DWELL * len(seen):
+                self._moving.add(name)
 
     def _go_on_alternating(self, name, value, before) -> None:
         if value in self._seen[name] and value != before:
             self._alternations[name] += 1
             if self._alternations[name] >= self._ALTERNATIONS:
-                self._moving[name] = _Stay()
+                self._moving.add(name)
         else:
             del self._alternations[name]
-            self._moving.pop(name, None)
+            self._moving.discard(name)
             self._staying.add(name)
 
     def on_computed(self) -> None:
@@ -113,14 +114,14 @@ class SettledValues:
     @property
     def moving(self) -> Collection:
         """Names of values that move on."""
-        return self._moving.keys()
+        return self._moving
 
     @property
     def changed(self) -> bool:
         """False if nothing was computed yet."""
         if self._computed is None:
             return False
-        names = (self._now.keys() | self._computed.keys()) - self._moving.keys()
+        names = (self._now.keys() | self._computed.keys()) - self._moving
         changed = (name for name in names if self._now.get(name) != self._computed.get(name))
         return not all(map(self._is_given_by_itself, changed))
 
@@ -134,13 +135,17 @@ class SettledValues:
 
 
 class _Stay:
-    """For how many evaluations a value that moves on has been the same, and for how many the values before it were."""
+    """For how many evaluations a value has been the same, and for how many the values before it were."""
 
     def __init__(self):
-        self.evaluations, self.longest_before = 1, 0
+        self._evaluations, self._longest_before = 0, 0
 
     def go_on(self, stays: bool) -> None:
-        if stays:
-            self.evaluations += 1
-        else:
-            self.longest_before, self.evaluations = max(self.longest_before, self.evaluations), 1
+        if not stays:
+            self._longest_before, self._evaluations = max(self._longest_before, self._evaluations), 0
+        self._evaluations += 1
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether it stays for longer than it did on its way."""
+        return self._evaluations >= LEAST_STAY and self._evaluations > LONGER * self._longest_before

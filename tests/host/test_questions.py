@@ -224,11 +224,37 @@ def test_which_values_move_on(comfy, course):
     values, expected = COURSES[course]
     changed = []
     for n, value in enumerate(values):
-        settled.observe({("option", "number"): value})
+        settled.observe({("option", "number"): value}, max(0, n - 1))
         if settled.changed:
             changed.append(n)
         settled.on_computed()
     assert changed == expected
+
+
+@pytest.mark.parametrize("per_step", range(1, 6))
+def test_what_moves_on_with_steps_of_several_evaluations(comfy, per_step):
+    """A noise level that a sampler leaves in the options, as a number, as a tensor made anew for each call, and as one
+    that is overwritten; then it stays, and is switched. Catches one that counts at every step, as it stays the same
+    within a step, and a switch that does not count.
+    """
+    settled = comfy.module("nodes.value_changes").SettledValues()
+    made_anew, overwritten = (comfy.module("nodes.overwrites").Overwrites(anew) for anew in (True, False))
+    cpu, held, moving, switch = torch.device("cpu"), torch.ones(1), 8 * per_step, 8 * per_step + 3 * per_step + 4
+    changed = {"number": [], "made anew": [], "overwritten": []}
+    for n in range(switch + 1):
+        value = -1.0 if n == switch else 1 - min(n, moving) // per_step / 10
+        settled.observe({("option", "number"): value}, max(0, n - 1) // per_step)
+        given = torch.full((1,), value)
+        made_anew.note({"tensor": given})
+        overwritten.note({"tensor": held.fill_(value)})
+        looks = settled.changed, made_anew.changed(cpu, per_step), overwritten.changed(cpu, per_step)
+        for of_it, look in zip(changed.values(), looks, strict=True):
+            of_it += [n] if look else []
+        for one in (settled, made_anew, overwritten):
+            one.on_computed()
+    assert changed == {
+        "number": [per_step, switch], "made anew": [switch], "overwritten": [per_step, 2 * per_step, switch]
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("at", [5, 8, 11])

@@ -238,6 +238,36 @@ def test_a_sampler_that_looks_ahead(comfy, tiny, run, scheduler, speedup):
     assert cached.report["computed"] <= math.ceil(evaluations / speedup)
 
 
+@torch.no_grad()
+def coming_back(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Implicit steps: each is evaluated again where it began, with what was seen ahead, and told of twice. The last one
+    does not end at 0.
+    """
+    one = x.new_ones([len(x)])
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = model(x, sigma * one, **extra_args)
+        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        to = following if following > 0 else 0.3 * sigma
+        ahead = model(x + (to - sigma) * (x - denoised) / sigma, to * one, **extra_args)
+        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": ahead})
+        denoised = model(x + 0.1 * (ahead - denoised), sigma * one, **extra_args)
+        x = x + (following - sigma) * (x - denoised) / sigma
+    return x
+
+
+@pytest.mark.parametrize("predictor", ["forecast", "reuse"])
+def test_a_sampler_that_looks_ahead_and_comes_back(tiny, run, caplog, predictor):
+    """Catches a look ahead in the last step that is taken for a step of the sampler's own: the evaluation it comes back
+    to, which draws the detail, is predicted.
+    """
+    make_guider = functools.partial(guiding, conds=pair(tiny("Flux")), predict=both)
+    with caplog.at_level(logging.INFO):
+        cached = run(tiny("Flux"), make_guider, coming_back, threshold=0.3, warmup_steps=2, predictor=predictor)
+    assert cached.report["evaluations"] == 3 * STEPS and cached.report["computed"] < 2 * STEPS
+    assert cached.report["trace"][-1]["computed"]
+    assert not any("the last evaluation was predicted" in line for line in log_of(caplog))
+
+
 LEVELS = {
     "every second one": lambda sigmas: sigmas[::2],
     "some of them": lambda sigmas: sigmas[[0, 1, 2, 4, 5, 8, 9, 12, 13, 16]],
