@@ -27,8 +27,8 @@ class Account:
     latent that lies another way than before: the guider's own, or the sampler's, turned from step to step. predicted:
     evaluations whose first question was predicted. along: questions that were asked along. memory: where the network
     keeps what one call leaves for the next, None if nowhere. weight_changes: at how many evaluations its weights were
-    others than at the one before. switches: how often other parts of the conditionings become active. other_caches:
-    whether any are known to work on the same model.
+    others than at the one before. switches: how often other parts of the conditionings become active. uncovered:
+    whether a part of the latent has no positive prompt. other_caches: whether any are known to work on the same model.
     """
 
     def __init__(self, settings: Settings, schedule: Schedule, steps_before: int, self_switching: list[str]):
@@ -39,7 +39,7 @@ class Account:
         self.callbacks = self.parts = self.gradients = self.elsewhere = self.predicted = 0
         self.along = self.weight_changes = self.switches = 0
         self.memory: str | None = None
-        self.other_caches = False
+        self.uncovered = self.other_caches = False
         self._whole_part_after = 0  # evaluations that were decided before the last one at another size
         self._closeness: float | None = None  # known once the sampler is through
         self._nothing_skipped: str | None = None  # why; known then, too
@@ -95,8 +95,8 @@ class Account:
 
     def summary(self, ends: Sequence[torch.Tensor] | None, guidance, keeps_latents: bool) -> str:
         """The line for the log, once the sampler is through. ends: the least and the largest value of its denoised
-        latent at its last callback. guidance: the guider's, None if it has none. keeps_latents: whether what guides
-        keeps some for later steps. Waits for the device.
+        latent at its last callback. guidance: the guider's largest, None if it has none. keeps_latents: whether what
+        guides keeps some for later steps. Waits for the device.
         """
         self._closeness = None if keeps_latents else self._estimate_closeness(ends, guidance)
         course = Course(
@@ -152,9 +152,9 @@ class Account:
         """In dB, of the final latent in the sampler's own terms. Nothing is known where a guider keeps answers for
         later steps, where another cache repeats them, of a schedule that leads back to noise somewhere, and of a piece
         of one: another run goes on with a latent that is mostly noise, or one before was off by more than is known
-        here.
+        here. Nor where no prompt covers a part of the latent: what is asked there tells nothing.
         """
-        if ends is None or self.other_caches or len(self.histories) != 1:
+        if ends is None or self.other_caches or self.uncovered or len(self.histories) != 1:
             return None
         if not isinstance(guidance, int | float | None):  # some guiders have one for each step
             return None

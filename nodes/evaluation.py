@@ -111,6 +111,33 @@ def where_active(cond: Sequence[dict], timestep: torch.Tensor, answer: torch.Ten
     return answer * active
 
 
+def covers(cond: Sequence[dict], x: torch.Tensor) -> bool:
+    """Whether each place of a latent x, (batch, channels, ...), has a part of the conditioning, by masks and areas.
+    Elsewhere ComfyUI takes 0 for its answer. True for masks and areas of another form than ComfyUI's. Waits for the
+    device where all parts have a mask.
+    """
+    if any(part.get("default") or (part.get("mask") is None and part.get("area") is None) for part in cond):
+        return True
+    covered = torch.zeros(x.shape[2:], dtype=torch.bool, device=x.device)
+    try:
+        for part in cond:
+            covered |= _covered_by(part, torch.zeros_like(covered))
+    except (RuntimeError, TypeError, ValueError):
+        return True
+    return bool(covered.all())
+
+
+def _covered_by(part: dict, here: torch.Tensor) -> torch.Tensor:
+    """here: nothing, by place."""
+    sizes, starts = np.split(np.array(part.get("area") or [*here.shape, *[0] * here.ndim]), 2)
+    where = [slice(start, start + size) for size, start in zip(sizes, starts, strict=True)]
+    where = [slice(None)] * (here.ndim - len(where)) + where  # areas as of pictures, in videos
+    here[tuple(where[: here.ndim])] = True
+    if part.get("mask") is not None:
+        here &= (part["mask"].to(here.device) > 0).any(0)  # (frames or 1, height, width), say
+    return here
+
+
 class Identities:
     """Numbers that tell objects apart, also those that are made anew where another one was.
 

@@ -29,6 +29,7 @@ from .evaluation import (
     PartIds,
     Question,
     content_of,
+    covers,
     questions,
     tensors_named,
     tensors_of,
@@ -109,6 +110,9 @@ class Run:
         conds = getattr(guider, "conds", {})
         self._part_ids = PartIds(conds)
         self._exact = settings.exact
+        self._guidance = None  # as from _note_guidance
+        self._budgeted = bool(settings.config.target_speedup)
+        self._positive_covers: bool | None = None  # all of the latent
         self._asks_along = not self._exact  # questions that are not asked just now
         self._dtype: torch.dtype | None = None  # of the engine's latents: some samplers change theirs
         # Hooks exchange weights within an evaluation; their keyframes tell when they change (schedule_switches.py).
@@ -269,9 +273,9 @@ class Run:
         if are_differentiated((x, timestep, *tensors_of(conds))):
             self.account.gradients += 1
             return self._compute_nested(lambda: compute(conds), model, model_options)
+        self._note_guidance()
         # The branch stored first is the one whose error decides; some guiders list the negative first.
-        positive = getattr(self._guider, "conds", {}).get("positive")
-        asked = {i: asked[i] for i in sorted(asked, key=lambda i: conds[i] is not positive)}
+        asked = {i: asked[i] for i in sorted(asked, key=lambda i: self._rank(conds[i], x))}
         with self._lock:
             known = evaluation.computed_along(asked, x)
             asked = {i: question for i, question in asked.items() if i not in known}
@@ -309,6 +313,25 @@ class Run:
             with self._lock:
                 self._store_along(evaluation, question, conds_along, computed, options)
         return [shown(i) if i in known else output for i, output in enumerate(denoised)]
+
+    def _note_guidance(self) -> None:
+        """The largest one in force so far; some nodes exchange the guider's for a part of the schedule."""
+        now, number = getattr(self._guider, "cfg", None), int | float
+        if isinstance(now, number) and isinstance(self._guidance, number | None):
+            self._guidance = max(now, now if self._guidance is None else self._guidance)
+        elif now is not None and isinstance(self._guidance, number | None):
+            self._guidance = now  # some guiders have one for each step
+
+    def _rank(self, cond, x: torch.Tensor) -> int:
+        """Among conditionings, the first of which decides: the positive one. But under a threshold not where it leaves
+        out a part of the latent, of which its errors then tell nothing.
+        """
+        if cond is not getattr(self._guider, "conds", {}).get("positive"):
+            return 1
+        if self._positive_covers is None:
+            self._positive_covers = self._exact or covers(cond, x)
+            self.account.uncovered = not self._positive_covers
+        return 0 if self._positive_covers or self._budgeted else 2
 
     def _ask(
         self, evaluation: Evaluation, asked: dict[int, Question], conds, x, timestep, options: dict, model_options: dict
@@ -454,7 +477,7 @@ class Run:
         self._end_direct()
         self.account.other_caches |= self.repetitions.found()
         self.account.weight_changes = self._weights.changes
-        return self.account.summary(self._range, getattr(self._guider, "cfg", None), self._keeps_latents)
+        return self.account.summary(self._range, self._guidance, self._keeps_latents)
 
     def close(self) -> None:
         """Free every tensor, even if a reference to this run remains."""
