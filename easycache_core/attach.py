@@ -294,6 +294,7 @@ class Attachment:
             self._say("a question that is left out at some steps is predicted less often than target_speedup says")
         for one in (history, *others):
             one.controller.answers_are_kept()
+            self._stop_supposing(one)
 
     def _run_network(self, args: tuple, kwargs: dict):
         _running.network = True
@@ -418,6 +419,12 @@ class Attachment:
             history.controller.answers_serve(history.gap)
         if response is not None:  # it takes turns with others
             history.controller.follow(response)
+        elif history.evaluations == 2 and len(self._histories) == 1:
+            supposed = self._schedule.supposed(self._first_timestep, self._timestep)
+            if supposed is not None:
+                history.controller.suppose(supposed)
+        if history.missed_before:
+            self._stop_supposing(history)
         # How answers changed over steps of other questions is no guide; a budget is spent better elsewhere.
         force = force or (history.unsettled and not self._config.target_speedup)
         history.computing = history.controller.begin(x, sigma=history.sigma, step=step, force=force, changed=changed)
@@ -429,6 +436,11 @@ class Attachment:
         if history.computing:
             history.weights = weights
             history.templates.clear()
+
+    def _stop_supposing(self, history: History) -> None:
+        """Not all of it is asked at each step, which a supposed schedule says nothing of."""
+        if self._schedule.response is None:
+            history.controller.forget_response()
 
     def _inputs(self, history: History) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The groups of the newest evaluation, each as the network gets it and as the engine does."""

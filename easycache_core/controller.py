@@ -235,6 +235,12 @@ class CacheController(contextlib.AbstractContextManager):
         if self._budget is not None:
             self._budget.follow(response, before)
 
+    def suppose(self, response: Response) -> None:
+        """Place what is left of a budget by this response, as by `supposed`. No effect where one is known."""
+        if self._budget is not None and self._planned is None:
+            self._planned = response
+            self._budget.follow(response)
+
     @property
     def planned_levels(self) -> Sequence[float]:
         """Noise levels of the evaluations among which a budget is placed; () where none is, or they are not known."""

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
 
 from .config import CacheConfig
 from .prediction import Prediction
-from .response import Response
+from .response import Response, euler_response
 from .schedule import is_rounded, response_of, step_lengths
 
 
@@ -52,6 +55,31 @@ class RunSchedule:
         found = dict(step_lengths=lengths if config.target_speedup else None, response=response)
         self.options = {name: value for name, value in found.items() if value is not None}
         return bool(self.options)
+
+    def supposed(self, first: float, second: float) -> Response | None:
+        """Euler's response over the steps that a run's first two timesteps begin, to place a budget by: even ones, or
+        those of a flow model with a shift. None where they begin others, or where the scheduler tells.
+        """
+        if self._sigma_of is None or self._scheduler is not None or self._given is not None or self._total_steps < 3:
+            return None
+        try:
+            levels = self._levels_from(first, second)
+        except Exception:  # its own timesteps may be all that sigma_of knows
+            return None
+        descends = levels and all(a > b > 0 for a, b in pairwise(levels))  # not where one is NaN
+        return euler_response([*levels, 0.0])._replace(adds_noise=True) if descends else None
+
+    def _levels_from(self, first: float, second: float) -> list[float]:
+        """One per step; empty if not known."""
+        steps, stride = self._total_steps, first - second
+        timesteps, even = first - stride * np.arange(steps), np.arange(steps, 0, -1) / steps
+        if stride > 0 and -0.1 * stride < timesteps[-1] <= 1.5 * stride:
+            return [float(self._sigma_of(max(0.0, float(t)))) for t in timesteps]
+        sigma, following = float(self._sigma_of(first)), float(self._sigma_of(second))
+        if not (0 < following < sigma and is_rounded(1.0, sigma)):
+            return []
+        shift = following * (1 - even[1]) / (even[1] * (1 - following))
+        return (shift * even / (1 + (shift - 1) * even)).tolist()
 
     def sigma(self, timestep: float, n: int) -> float | None:
         """The noise level of evaluation n: the scheduler's own, where that is what the timestep says, rounded. None

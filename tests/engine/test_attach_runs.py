@@ -10,6 +10,7 @@ from text_network import TextNetwork
 
 from easycache_core import CacheConfig, attach
 from easycache_core.response import euler_response
+from easycache_core.run_schedule import RunSchedule
 
 STEPS = 30
 BUDGET, THRESHOLD = CacheConfig(target_speedup=2), CacheConfig(threshold=0.1, warmup_steps=3)
@@ -69,6 +70,23 @@ def test_text_to_image_after_image_to_image_with_its_seed(done, config):
         euler(network, (1 - part[0]) * noise(9) + part[0] * noise(), part[: done + 1])
         after = euler(network, noise(), levels())
     assert cache.trace == trace and torch.equal(after, alone)
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.0, 5.0])
+@pytest.mark.parametrize("speedup", [2, 3])
+def test_a_budget_without_a_scheduler(monkeypatch, speedup, shift):
+    """Its first two timesteps show where a run goes, and so where skips cost least. Catches places as where nothing is
+    known: worse than half as many steps with two trained models.
+    """
+    times, network, errors = levels(20, shift=shift), Network(), []
+    exact = euler(network, noise(), times)
+    for knows in (True, False):
+        if not knows:
+            monkeypatch.setattr(RunSchedule, "supposed", lambda self, first, second: None)
+        with attach(network, CacheConfig(target_speedup=speedup), 20, sigma_of=float) as cache:
+            errors.append(off(euler(network, noise(), times), exact))
+        assert cache.computed <= -(-20 // speedup) and cache.trace[-1]["computed"]
+    assert errors[0] < errors[1]
 
 
 @pytest.mark.parametrize("config", [BUDGET, REUSE, THRESHOLD], ids=["budget", "reuse", "threshold"])
