@@ -15,8 +15,8 @@ class CacheConfig:
     """Settings of one cached run.
 
     Args:
-        threshold: tau, 0 to 1. Skip while the estimated relative error of the output stays below it. Higher: fewer
-            network evaluations, further from the uncached result. 0: nothing is skipped.
+        threshold: tau, 0 to 1. Skip while the estimated relative errors of the outputs since the last computed one add
+            up to less. Higher: fewer network evaluations, further from the uncached result. 0: nothing is skipped.
         warmup_steps: R, 1 to 50. The first R sampler steps are always computed.
         predictor: how a skipped output is made. "reuse" is the paper's rule, decision for decision (reuse.py);
             "forecast" extrapolates the denoised latent and corrects its accumulated error (forecast.py).

@@ -41,6 +41,9 @@ MAX_GAIN, MAX_GAIN_NEAR, NEAR = 0.6, 0.9, 2
 LONG_GAP, LONG_STRETCH = 0.16, 0.3
 # Ridge term of the regression for theta, as a part of what else changed D (squared): smaller departures show nothing.
 RIDGE = 1e-3
+# What a forecast is taken to miss of how D changed last, where none was made yet that extrapolates: so many times the
+# part of the run's evaluations that the change took, and all of it at most.
+FIRST_MISS = 13.0
 # What remains of the regression's sums at each computed evaluation.
 FORGETTING_FACTOR = 0.5
 # The power of theta in forecasts where noise is added, unless what is off the path explains more than this part of how
@@ -165,6 +168,7 @@ class Forecast(Predictor):
         self._error_rate: list[float] | None = None  # ||error of a forecast of D|| per t, per part
         self._moved: list[float] | None = None  # by how much x moved at repeated noise levels, since i
         self._error_per_move: list[float] | None = None  # ||error of a forecast of D|| per ||change of x|| there
+        self._errors: list[float] | None = None  # E; None stands for 0
         self._windows_moved = self._windows_moved_at_i = False  # since the computed evaluation before
         self._error_of_windows: list[float] | None = None  # ||error of a forecast of D|| where they had
         self._gap_length, self._max_gap = 0, 1  # evaluations of this gap, and how many they may become
@@ -211,9 +215,15 @@ class Forecast(Predictor):
                 pairs = zip(measured.miss, measured.input_change, strict=True)
                 self._error_per_move = [ratio(miss, moved) for miss, moved in pairs]
             elif not self._windows_moved_at_i or self._error_rate is None:
-                self._error_rate = [miss / abs(self._offset_at_i) for miss in measured.miss]
+                part = 1.0 if measured.products[6] else self._first_miss(b - i)
+                self._error_rate = [part * miss / abs(self._offset_at_i) for miss in measured.miss]
             if self._windows_moved_at_i:
                 self._error_of_windows = list(measured.miss)
+
+    def _first_miss(self, evaluations: int) -> float:
+        """Of a change over so many evaluations, the part that a forecast is taken to miss."""
+        response = self._steps.response
+        return 1.0 if response is None else min(1.0, FIRST_MISS * evaluations / len(response.sigmas))
 
     def _look(self, products: Sequence[float]) -> None:
         """What the last computed evaluation says about the gap before it, and about those beside it."""
@@ -291,8 +301,15 @@ class Forecast(Predictor):
         return len(self._steps.sigmas) - 1 < self._end
 
     def errors(self, input_change: Sequence[float]) -> list[float]:
-        """That of D grows with the distance in t, and where x moves at one noise level, with how far it moves: as was
-        seen there, or else as in the paper's rule. Where windows have moved, D leaps as it did where they had before.
+        """E grows by what the answer at n is expected to be off by: all of a gap's answers move the latent."""
+        before = self._errors or [0.0] * len(input_change)
+        self._errors = [sum(pair) for pair in zip(before, self._expected_errors(input_change), strict=True)]
+        return self._errors
+
+    def _expected_errors(self, input_change: Sequence[float]) -> list[float]:
+        """Of the answer at n, relative. That of D grows with the distance in t, and where x moves at one noise level,
+        with how far it moves: as was seen there, or else as in the paper's rule. Where windows have moved, D leaps as
+        it did where they had before.
         """
         distance, sigma = abs(self._steps.offset()), self._steps.sigmas[-1]
         moved = self._moved or [0.0] * len(input_change)
@@ -320,6 +337,7 @@ class Forecast(Predictor):
             self._gap_closed = self._gains.gain, self._correction.close_gap()
             steps.computed.append(len(steps.sigmas) - 1)
             self._gap_length, self._max_gap, self._moved = 0, self._gap_length + 1, None
+            self._errors = None
             self._another_x = False
             self._before, self._branches = self._branches, {}
             self._guided_before, self._guided = self._guided, None

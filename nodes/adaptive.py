@@ -40,7 +40,7 @@ class EasyCacheAdaptive(io.ComfyNode):
                     max=1.0,
                     step=0.005,
                     display_mode=io.NumberDisplay.slider,
-                    tooltip="How large the estimated error of a skipped step may be before the network runs again. "
+                    tooltip="How large the estimated error of skipped steps may become before the network runs again. "
                     "Higher: more steps are skipped, and the result moves away from the uncached one. 0: nothing is "
                     "skipped. No effect while target_speedup is on.",
                 ),

@@ -101,7 +101,9 @@ function reuse(records) {
   };
 }
 
-/** Forecasts: E is error rate |t_n - t_i| / sigma_n / ||v_i||, t = log(1 + sigma), and gaps grow by one evaluation. */
+/**
+ * Forecasts: E grows by error rate |t_n - t_i| / sigma_n / ||v_i||, t = log(1 + sigma), and gaps grow by one evaluation.
+ */
 function forecast(records) {
   const t = records.map(({ sigma }) => Math.log1p(sigma));
   const rates = [];
@@ -117,13 +119,13 @@ function forecast(records) {
   const errorRate = curve(rates);
   const norm = curve(records.flatMap((record, n) => (record.computed ? [[n, record.output_norm]] : [])));
   if (!errorRate || !norm) return null;
-  let last = null, longest = 1;
+  let last = null, longest = 1, error = 0;
   return {
     error: (n, skipped) =>
       skipped >= longest
         ? NaN
-        : (errorRate(last) * Math.abs(t[n] - t[last])) / records[n].sigma / norm(last),
-    computed: (n, skipped) => { [last, longest] = [n, skipped + 1]; },
+        : (error += (errorRate(last) * Math.abs(t[n] - t[last])) / records[n].sigma / norm(last)),
+    computed: (n, skipped) => { [last, longest, error] = [n, skipped + 1, 0]; },
   };
 }
 

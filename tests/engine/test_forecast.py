@@ -439,7 +439,7 @@ def test_windows_that_move(leap):
     leaps = leap * torch.randn(STEPS, *SHAPE, generator=rng)
     x = torch.randn(SHAPE, generator=rng)
     computed_in, predicted_elsewhere, predicted = None, 0, 0
-    with CacheController(Settings(threshold=0.1), total_steps=STEPS) as controller:
+    with CacheController(Settings(), total_steps=STEPS) as controller:
         for step, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
             windows = step // 4
             moved = computed_in not in (None, windows)
@@ -458,6 +458,40 @@ def test_threshold_zero_changes_nothing():
     controller, x, flags = sample(Settings(threshold=0.0))
     assert all(flags)
     assert torch.equal(x, sample(Settings(threshold=0.0, predictor="reuse"))[1])
+
+
+def test_errors_of_a_gap_add_up():
+    """As under the paper's rule: all of its answers move the latent. Catches the error of each answer alone, by which
+    gaps become long where they cost most.
+    """
+    trace = sample(Settings(threshold=0.2))[0].trace
+    gaps = ["".join("C" if one["computed"] else "." for one in trace).index(gap) for gap in ("C...C", "C..C")]
+    for i in gaps:
+        t = [math.log1p(one["sigma"]) for one in trace]
+        expected = [abs(t[n] - t[i]) / trace[n]["sigma"] for n in range(i + 1, i + 3)]  # in parts of the first one
+        first, second = (trace[n]["error"] for n in (i + 1, i + 2))
+        assert second == pytest.approx(first * sum(expected) / expected[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("steps", [8, 20, 50])
+def test_what_a_first_forecast_is_taken_to_miss(steps):
+    """Two computed evaluations show how D changes; a forecast goes on with that, and misses the less of it the shorter
+    they are. Catches a third evaluation that is always computed (2 to 5 dB at the same count in 20 steps), and short
+    runs that skip it (9 dB in 8 steps).
+    """
+    change, sigmas, x = 0.1, noise_levels(steps), torch.ones(SHAPE)
+    with CacheController(
+        Settings(threshold=1.0, warmup_steps=2), total_steps=steps, response=euler_response(sigmas)
+    ) as controller:
+        for step, sigma in enumerate(sigmas[:3]):
+            if controller.begin(x, sigma=sigma, step=step):
+                controller.store("cond", (x - 3 - change * step) / sigma)
+            else:
+                controller.predict("cond")
+        error = controller.trace[2]["error"]
+    t = [math.log1p(sigma) for sigma in sigmas[:3]]
+    missed = change * min(1, forecast.FIRST_MISS / steps) * (t[1] - t[2]) / (t[0] - t[1])
+    assert error == pytest.approx(missed / (sigmas[2] * (3 + change - 1) / sigmas[1]), rel=1e-3)
 
 
 def test_a_higher_threshold_skips_more_and_moves_further_away():
