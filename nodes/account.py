@@ -192,10 +192,12 @@ class Account:
             return in_turn
         if any(controller.not_finite for controller in self.controllers):
             return "as nothing can be predicted from NaN or inf"
+        if len(counts) == 1 and computed <= 2:
+            return "as the first and the last one are computed"
         if self.elsewhere or any(history.unpredictable or history.cache_miss for history in self.histories):
             return "as what was asked could not be predicted from what was asked before"
         if computed <= sum(max(2, own) for own in allowed):
-            return "as the first and the last one are computed" if len(counts) == 1 else in_turn
+            return in_turn
         if len(self.trace) < self._schedule.steps:
             return "as the sampler took fewer evaluations than its schedule has steps"
         return "as what may be the last one is computed, and nothing told how many there would be"
