@@ -49,6 +49,20 @@ def test_a_budget_is_spent_to_the_last_and_forecasts_make_more_of_it(comfy, demo
     assert closeness["forecast"] > closeness["reuse"] + better_by, closeness
 
 
+@pytest.mark.parametrize(("steps", "better_by"), [(12, 9), (20, 13)])
+def test_what_the_node_does_untouched(comfy, demo_scene, steps, better_by):
+    """The lengths that most people sample. Catches defaults that skip next to nothing, and long gaps, which cost what
+    all of their answers are off by: 4 dB in 20 steps.
+    """
+    exact = comfy.sample(demo_scene, steps=steps)
+    untouched, levels = demo_scene.counting(
+        lambda: comfy.sample(demo_scene, comfy.cached(demo_scene.model), steps=steps)
+    )
+    fewer = comfy.sample(demo_scene, steps=len(levels))
+    assert len(levels) <= 0.75 * steps
+    assert psnr(untouched, exact) > psnr(fewer, exact) + better_by
+
+
 def test_strong_guidance_on_few_evaluations_is_no_worse_than_reuse(comfy):
     """Catches forecasts that overshoot: here the denoised latent swings to and fro between sparse evaluations."""
     model, positive, negative, latent = comfy.node("EasyCacheDemoModel", "unicorn", "sky", "sway", 1)
