@@ -166,6 +166,7 @@ class Forecast(Predictor):
         self._end = math.inf if response is None else _begin_of_end(response.influence())
         self._correction = Correction(self._steps)
         self._error_rate: list[float] | None = None  # ||error of a forecast of D|| per t, per part
+        self._missed_part = 1.0  # of that: a change of D that nothing was extrapolated to is not missed as a whole
         self._moved: list[float] | None = None  # by how much x moved at repeated noise levels, since i
         self._error_per_move: list[float] | None = None  # ||error of a forecast of D|| per ||change of x|| there
         self._errors: list[float] | None = None  # E; None stands for 0
@@ -210,13 +211,13 @@ class Forecast(Predictor):
             else:
                 self._gains.update(measured.products)
             misses = zip(measured.miss, measured.output_norm, strict=True)
+            self._missed_part = 1.0 if measured.products[6] else self._first_miss(b - i)
             self.miss = max(ratio(miss * self._steps.sigmas[-1], norm) for miss, norm in misses) / (b - i)
             if not self._offset_at_i:
                 pairs = zip(measured.miss, measured.input_change, strict=True)
                 self._error_per_move = [ratio(miss, moved) for miss, moved in pairs]
             elif not self._windows_moved_at_i or self._error_rate is None:
-                part = 1.0 if measured.products[6] else self._first_miss(b - i)
-                self._error_rate = [part * miss / abs(self._offset_at_i) for miss in measured.miss]
+                self._error_rate = [miss / abs(self._offset_at_i) for miss in measured.miss]
             if self._windows_moved_at_i:
                 self._error_of_windows = list(measured.miss)
 
@@ -319,7 +320,8 @@ class Forecast(Predictor):
         leaps = self._error_of_windows if self._windows_moved else [0.0] * len(input_change)
         terms = zip(self._error_rate, per_move, moved, leaps, self.output_norm, strict=True)
         change = [
-            (rate * distance + (per * by if by else 0.0) + leap, sigma * norm) for rate, per, by, leap, norm in terms
+            (rate * self._missed_part * distance + (per * by if by else 0.0) + leap, sigma * norm)
+            for rate, per, by, leap, norm in terms
         ]
         return [error / norm if norm > 0 else math.inf for error, norm in change]
 
