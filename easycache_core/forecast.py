@@ -169,7 +169,6 @@ class Forecast(Predictor):
         self._missed_part = 1.0  # of that: a change of D that nothing was extrapolated to is not missed as a whole
         self._moved: list[float] | None = None  # by how much x moved at repeated noise levels, since i
         self._error_per_move: list[float] | None = None  # ||error of a forecast of D|| per ||change of x|| there
-        self._errors: list[float] | None = None  # E; None stands for 0
         self._windows_moved = self._windows_moved_at_i = False  # since the computed evaluation before
         self._error_of_windows: list[float] | None = None  # ||error of a forecast of D|| where they had
         self._gap_length, self._max_gap = 0, 1  # evaluations of this gap, and how many they may become
@@ -301,16 +300,9 @@ class Forecast(Predictor):
             return False
         return len(self._steps.sigmas) - 1 < self._end
 
-    def errors(self, input_change: Sequence[float]) -> list[float]:
-        """E grows by what the answer at n is expected to be off by: all of a gap's answers move the latent."""
-        before = self._errors or [0.0] * len(input_change)
-        self._errors = [sum(pair) for pair in zip(before, self._expected_errors(input_change), strict=True)]
-        return self._errors
-
-    def _expected_errors(self, input_change: Sequence[float]) -> list[float]:
-        """Of the answer at n, relative. That of D grows with the distance in t, and where x moves at one noise level,
-        with how far it moves: as was seen there, or else as in the paper's rule. Where windows have moved, D leaps as
-        it did where they had before.
+    def expected_errors(self, input_change: Sequence[float]) -> list[float]:
+        """That of D grows with the distance in t, and where x moves at one noise level, with how far it moves: as was
+        seen there, or else as in the paper's rule. Where windows have moved, D leaps as it did where they had before.
         """
         distance, sigma = abs(self._steps.offset()), self._steps.sigmas[-1]
         moved = self._moved or [0.0] * len(input_change)
@@ -326,6 +318,7 @@ class Forecast(Predictor):
         return [error / norm if norm > 0 else math.inf for error, norm in change]
 
     def commit(self, skipping: bool) -> None:
+        super().commit(skipping)
         steps = self._steps
         if skipping:
             if not self._another_x:
@@ -339,7 +332,6 @@ class Forecast(Predictor):
             self._gap_closed = self._gains.gain, self._correction.close_gap()
             steps.computed.append(len(steps.sigmas) - 1)
             self._gap_length, self._max_gap, self._moved = 0, self._gap_length + 1, None
-            self._errors = None
             self._another_x = False
             self._before, self._branches = self._branches, {}
             self._guided_before, self._guided = self._guided, None

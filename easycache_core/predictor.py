@@ -40,6 +40,7 @@ class Predictor(abc.ABC):
         self.measured: Measurements | None = None
         self._branches: dict = {}
         self._tracked: str | None = None
+        self._errors: list[float] | None = None  # E; None stands for 0
 
     def has(self, branch: str) -> bool:
         """Whether the branch was stored at the last computed evaluation."""
@@ -84,13 +85,23 @@ class Predictor(abc.ABC):
     def ready(self) -> bool:
         """Whether `errors` can say anything at n."""
 
-    @abc.abstractmethod
     def errors(self, input_change: Sequence[float]) -> list[float]:
-        """E at n if it is skipped, one number per part; NaN if unknown. input_change: as in `advance`."""
+        """E at n if it is skipped, one number per part; NaN if unknown. It grows by what the answer at n is expected to
+        be off by: all of a gap's answers move the latent. input_change: as in `advance`.
+        """
+        before = self._errors or [0.0] * len(input_change)
+        self._errors = [sum(pair) for pair in zip(before, self.expected_errors(input_change), strict=True)]
+        return self._errors
+
+    @abc.abstractmethod
+    def expected_errors(self, input_change: Sequence[float]) -> list[float]:
+        """What `errors` grows by: eps_n, the relative error that is expected of the answer at n, per part."""
 
     @abc.abstractmethod
     def commit(self, skipping: bool) -> None:
-        """The decision at n."""
+        """The decision at n. To be called by what overrides it and estimates an error."""
+        if not skipping:
+            self._errors = None
 
     @abc.abstractmethod
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:

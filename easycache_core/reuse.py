@@ -54,7 +54,6 @@ class Reuse(Predictor):
 
     def __init__(self, cache_device: str, norms: Norms, response: Response | None = None):
         super().__init__(cache_device, norms, response)
-        self._errors: list[float] | None = None  # E; None stands for 0
         self._before: dict[str, Snapshot] = {}  # the branches at the computed evaluation before
 
     def subsample(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -74,18 +73,15 @@ class Reuse(Predictor):
     def ready(self) -> bool:
         return self.rate is not None
 
-    def errors(self, input_change: Sequence[float]) -> list[float]:
-        """E grows by eps_n."""
-        before = self._errors or [0.0] * len(input_change)
-        terms = zip(before, self.rate, input_change, self.output_norm, strict=True)
-        self._errors = [error + k * change / max(norm, sys.float_info.min) for error, k, change, norm in terms]
-        return self._errors
+    def expected_errors(self, input_change: Sequence[float]) -> list[float]:
+        terms = zip(self.rate, input_change, self.output_norm, strict=True)
+        return [k * change / max(norm, sys.float_info.min) for k, change, norm in terms]
 
     def commit(self, skipping: bool) -> None:
+        super().commit(skipping)
         if skipping:
             self._before = {}  # what the network no longer computes must not be predicted from a stale output
         else:
-            self._errors = None
             self._before, self._branches = self._branches, {}
 
     def store(self, branch: str, output: torch.Tensor, x: torch.Tensor, tracked: bool) -> torch.Tensor:

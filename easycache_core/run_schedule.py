@@ -60,7 +60,8 @@ class RunSchedule:
         """Euler's response over the steps that a run's first two timesteps begin, to place a budget by: even ones, or
         those of a flow model with a shift. None where they begin others, or where the scheduler tells.
         """
-        if self._sigma_of is None or self._scheduler is not None or self._given is not None or self._total_steps < 3:
+        told = self._scheduler is not None or self._given is not None
+        if not self._config.target_speedup or self._sigma_of is None or told or self._total_steps < 3:
             return None
         try:
             levels = self._levels_from(first, second)

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 import torch
 
 from ..easycache_core.samples import checksums
-from .value_changes import LEAST_STAY, LONGER
+from .value_changes import has_arrived
 
 
 class Overwrites:
@@ -33,7 +33,7 @@ class Overwrites:
         """These are given to the network, by number or name."""
         self._tensors |= {number: weakref.ref(one) for number, one in tensors.items() if _can_be_sampled(one)}
 
-    def changed(self, device: torch.device, per_step: int = 1) -> torch.Tensor | bool:
+    def changed(self, device: torch.device, per_step: int) -> torch.Tensor | bool:
         """Look at them. device: the latent's. per_step: how many evaluations. False if nothing was computed yet."""
         tensors = {number: one for number, reference in self._tensors.items() if (one := reference()) is not None}
         self._tensors = {number: self._tensors[number] for number in tensors}
@@ -80,8 +80,7 @@ class _Rows:
         stayed, longest = (self._taken_from(before, name, none) for name in ("_stays", "_longest"))
         self._stays = stayed * ~differs + 1  # evaluations in which it is what it is now
         longest = torch.where(differs, torch.maximum(longest, stayed), longest)  # of those before
-        least = max(LEAST_STAY, LONGER * per_step + 1)
-        arrived = (self._stays >= least) & (self._stays > LONGER * longest)
+        arrived = has_arrived(self._stays, longest, per_step)
         self._longest = longest * ~arrived
         self._changes = (self._taken_from(before, "_changes", none + moves * anew) + differs) * ~arrived
         self.moving = self._changes >= moves

@@ -65,8 +65,8 @@ class EasyCacheReport(io.ComfyNode):
     def execute(cls, model, latent: dict) -> io.NodeOutput:
         history = history_of(model)
         report = history and history.find(latent["samples"])
-        if history is not None and report is None and history.last_of_job is not None:
-            report = {**history.last_of_job, "message": OTHER_LATENT}
+        if history is not None and report is None and (last := history.last_of_job) is not None:
+            report = {**last, "message": OTHER_LATENT}
         if report is not None:
             return io.NodeOutput(latent, as_images(draw_report(report)), as_json(report))
         message = NOT_PATCHED if history is None else NOT_SAMPLED if history.last is None else NOT_THIS_LATENT

@@ -11,6 +11,11 @@ from collections.abc import Collection
 LEAST_STAY, LONGER = 4, 2
 
 
+def has_arrived(stay, longest_before, per_step: int = 1):
+    """Of numbers of evaluations, or of tensors of them. per_step: so many evaluations may have one value each time."""
+    return (stay >= max(LEAST_STAY, LONGER * per_step + 1)) & (stay > LONGER * longest_before)
+
+
 class TellingValues:
     """Which names tell calls of one evaluation apart: those under which calls that ask the same had different values.
 
@@ -148,4 +153,4 @@ class _Stay:
     @property
     def has_arrived(self) -> bool:
         """Whether it stays for longer than it did on its way."""
-        return self._evaluations >= LEAST_STAY and self._evaluations > LONGER * self._longest_before
+        return has_arrived(self._evaluations, self._longest_before)

@@ -429,8 +429,8 @@ def test_what_euler_makes_of_answers_with_restarts(high):
     assert response.weights == pytest.approx(np.array([*latents, x]))
 
 
-@pytest.mark.parametrize("leap", [0.002, 0.5])
-def test_windows_that_move(leap):
+@pytest.mark.parametrize(("leap", "threshold"), [(0.002, 0.1), (0.5, 0.15)])
+def test_windows_that_move(leap, threshold):
     """By so much, in parts of its spread, the answer is another one wherever the windows lie elsewhere. Catches a step
     that is predicted from other windows, as one with the same windows came out well, and steps that are computed though
     it does not matter where they lie.
@@ -439,7 +439,7 @@ def test_windows_that_move(leap):
     leaps = leap * torch.randn(STEPS, *SHAPE, generator=rng)
     x = torch.randn(SHAPE, generator=rng)
     computed_in, predicted_elsewhere, predicted = None, 0, 0
-    with CacheController(Settings(), total_steps=STEPS) as controller:
+    with CacheController(Settings(threshold=threshold), total_steps=STEPS) as controller:
         for step, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
             windows = step // 4
             moved = computed_in not in (None, windows)
