@@ -8,6 +8,8 @@ import pytest
 import torch
 from pipelines import build
 
+import easycache_core  # noqa: F401  for the examples: a ComfyUI in this process takes the pack's root off the path
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "attach.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
 
