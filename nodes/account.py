@@ -15,6 +15,8 @@ from .summary import ESTIMATE_MARGIN, WINDOWS_MOVE, Course, nothing_skipped, sum
 
 log = logging.getLogger("easycache")
 
+LEAST_ANSWERED = 2  # steps; some samplers call back once more as they end
+
 
 class Account:
     """Run counts here what it does; the rest follows from that.
@@ -23,12 +25,13 @@ class Account:
     change at noise levels which nothing tells.
 
     histories: all there have been. trace: (history, index of its record) of each evaluation. callbacks: of the sampler,
-    one per step. parts, gradients: calls about a part of the latent, and differentiated ones. elsewhere: calls about a
-    latent that lies another way than before: the guider's own, or the sampler's, turned from step to step. predicted:
-    evaluations whose first question was predicted. along: questions that were asked along. memory: where the network
-    keeps what one call leaves for the next, None if nowhere. weight_changes: at how many evaluations its weights were
-    others than at the one before. switches: how often other parts of the conditionings become active. uncovered:
-    whether a part of the latent has no positive prompt. other_caches: whether any are known to work on the same model.
+    one per step. unasked: those before which nothing was asked. parts, gradients: calls about a part of the latent, and
+    differentiated ones. elsewhere: calls about a latent that lies another way than before: the guider's own, or the
+    sampler's, turned from step to step. predicted: evaluations whose first question was predicted. along: questions
+    that were asked along. memory: where the network keeps what one call leaves for the next, None if nowhere.
+    weight_changes: at how many evaluations its weights were others than at the one before. switches: how often other
+    parts of the conditionings become active. uncovered: whether a part of the latent has no positive prompt.
+    other_caches: whether any are known to work on the same model.
     """
 
     def __init__(self, settings: Settings, schedule: Schedule, steps_before: int, self_switching: list[str]):
@@ -36,7 +39,7 @@ class Account:
         self._self_switching = self_switching
         self.histories: list[QuestionHistory] = []
         self.trace: list[tuple[QuestionHistory, int]] = []
-        self.callbacks = self.parts = self.gradients = self.elsewhere = self.predicted = 0
+        self.callbacks = self.unasked = self.parts = self.gradients = self.elsewhere = self.predicted = 0
         self.along = self.weight_changes = self.switches = 0
         self.memory: str | None = None
         self.uncovered = self.other_caches = False
@@ -108,6 +111,7 @@ class Account:
             parts=self.parts,
             gradients=self.gradients,
             along=self.along,
+            answered_by_sampler=self._answered_by_sampler,
             end_unseen=self._end_unseen,
             noise_added=any(controller.noise_added for controller in self.controllers),
             windows_move=self._windows_move,
@@ -150,11 +154,14 @@ class Account:
 
     def _estimate_closeness(self, ends: Sequence[torch.Tensor] | None, guidance) -> float | None:
         """In dB, of the final latent in the sampler's own terms. Nothing is known where a guider keeps answers for
-        later steps, where another cache repeats them, of a schedule that leads back to noise somewhere, and of a piece
-        of one: another run goes on with a latent that is mostly noise, or one before was off by more than is known
-        here. Nor where no prompt covers a part of the latent: what is asked there tells nothing.
+        later steps, where another cache or the sampler answers in the network's place, of a schedule that leads back to
+        noise somewhere, and of a piece of one: another run goes on with a latent that is mostly noise, or one before
+        was off by more than is known here. Nor where no prompt covers a part of the latent: what is asked there tells
+        nothing.
         """
-        if ends is None or self.other_caches or self.uncovered or len(self.histories) != 1:
+        if ends is None or self.uncovered or len(self.histories) != 1:
+            return None
+        if self.other_caches or self._answered_by_sampler:
             return None
         if not isinstance(guidance, int | float | None):  # some guiders have one for each step
             return None
@@ -167,6 +174,12 @@ class Account:
             return None
         low, high = ends
         return history.controller.closeness(float(high - low), float(guidance or 1.0))
+
+    @property
+    def _answered_by_sampler(self) -> int:
+        """Steps of the schedule at which the sampler called back without having asked anything."""
+        steps = self._schedule.steps
+        return self.unasked if self.callbacks + self.unasked == steps >= self.callbacks + LEAST_ANSWERED else 0
 
     @property
     def _end_unseen(self) -> bool:

@@ -141,7 +141,8 @@ class Run:
         self.denoised = denoised
         latent = isinstance(denoised, torch.Tensor) and denoised.is_floating_point() and denoised.numel()
         self._range = denoised.detach().aminmax() if latent else None  # now, as callbacks may write to it
-        if self._predict_noise_called is False:  # some call back several times per step
+        if self._predict_noise_called is False:  # some call back several times per step, some skip evaluations
+            self.account.unasked += not self._one_latent
             return
         self.account.callbacks += 1
         if self._predict_noise_called:

@@ -33,9 +33,10 @@ class Course(NamedTuple):
     nothing could be skipped, where the settings are not to blame. estimated: whether an error was, at any step.
     beyond_budget: why more was computed than target_speedup allows, None if it was not. parts, gradients: calls about a
     part of the latent, and differentiated ones, which are not among the evaluations. along: how often the network was
-    asked what the guider leaves out at times. end_unseen: whether the last evaluation was predicted, though the last
-    one should be computed. noise_added: whether the latent is moved by more than answers, as by a sampler's noise.
-    windows_move: whether context windows are others at most steps.
+    asked what the guider leaves out at times. answered_by_sampler: steps at which the sampler asked nothing.
+    end_unseen: whether the last evaluation was predicted, though the last one should be computed. noise_added: whether
+    the latent is moved by more than answers, as by a sampler's noise. windows_move: whether context windows are others
+    at most steps.
     """
 
     steps: int
@@ -46,6 +47,7 @@ class Course(NamedTuple):
     parts: int
     gradients: int
     along: int
+    answered_by_sampler: int
     end_unseen: bool
     noise_added: bool
     windows_move: bool
@@ -73,6 +75,11 @@ def summarise(did: dict, settings: Settings, course: Course) -> str:
         line += f"; besides, {course.gradients} calls that the guider or sampler differentiates through were computed"
     if course.along:
         line += f"; besides, what the guider leaves out at times was asked along {course.along} times"
+    if course.answered_by_sampler:
+        line += (
+            f"; the sampler leaves out {course.answered_by_sampler} evaluations of its own accord: two caches add up "
+            "their errors, so use one of them"
+        )
     if course.end_unseen:
         line += "; the last evaluation was predicted, as nothing told that it was the last"
     if course.noise_added and did["skipped"] and settings.config.target_speedup:

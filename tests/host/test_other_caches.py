@@ -4,6 +4,7 @@ import functools
 import logging
 
 import pytest
+import torch
 from sampling import log_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -179,6 +180,52 @@ def test_a_cache_without_a_name_is_known_by_its_repetitions(comfy, tiny, caplog,
                 comfy.sample(scene, comfy.cached(model, predictor=predictor, **widgets))
             assert sum("another cache repeats it" in line for line in log_of(caplog)) == warned
             assert not (warned and "(estimate)" in caplog.text)
+
+
+@torch.no_grad()
+def asking_now_and_then(model, x, sigmas, extra_args=None, callback=None, disable=None, every=3):
+    """Euler's steps, at each third of which the network is not asked; the answer goes on as it went before."""
+    answers = []
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        asks = i % every < every - 1
+        answers.append(model(x, sigma.expand(len(x)), **extra_args) if asks else 2 * answers[-1] - answers[-2])
+        callback(dict(x=x, i=i, sigma=sigma, denoised=answers[-1]))
+        x = x + (x - answers[-1]) / sigma * (following - sigma)
+    return x
+
+
+def calling_back_twice(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Euler's steps, with a preview before each and after it."""
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = model(x, sigma.expand(len(x)), **extra_args)
+        for _ in range(2):
+            callback(dict(x=x, i=i, sigma=sigma, denoised=denoised))
+        x = x + (x - denoised) / sigma * (following - sigma)
+    return x
+
+
+SKIPPING = {
+    "it skips each third": (asking_now_and_then, 5),
+    "it skips none": (functools.partial(asking_now_and_then, every=100), 0),
+    "it calls back twice per step": (calling_back_twice, 0),
+}
+
+
+@pytest.mark.parametrize("sampler", SKIPPING)
+@pytest.mark.parametrize("widgets", [dict(threshold=0.15), dict(target_speedup=2.0)], ids=str)
+def test_a_sampler_that_skips_evaluations_itself_is_told_of(comfy, run, tiny, caplog, sampler, widgets):
+    """As ComfyUI-FSampler's do. Catches two caches of which nobody is told, with an estimate that knows of one."""
+    function, skipped = SKIPPING[sampler]
+    scene = tiny("SD15")
+    with caplog.at_level(logging.INFO):
+        run(
+            scene,
+            lambda model: comfy.node("CFGGuider", model, scene.positive, scene.negative, 2.0)[0],
+            function,
+            **widgets,
+        )
+    assert (f"the sampler leaves out {skipped} evaluations of its own accord" in caplog.text) == (skipped > 0)
+    assert not (skipped and "(estimate)" in caplog.text)
 
 
 @pytest.mark.parametrize("where", ["an object patch", "an attribute of the network"])
