@@ -1,7 +1,7 @@
-"""The run to show of a prompt that has been run before.
+"""The run to show of a prompt whose sampler has been run before.
 
-ComfyUI answers such a prompt from its own cache: nothing is sampled, and a browser that has not seen the run would have
-none to show. It is told when the prompt is queued; a chart whose run still goes on shows it afterwards.
+ComfyUI answers it from its own cache: nothing is sampled, and a chart that has not seen the run would have none to
+show. It is told when the prompt is queued; a chart whose run still goes on shows it afterwards.
 """
 
 from .progress_events import EVENT, message, prompt_server
@@ -30,11 +30,10 @@ def _send_known_runs(data: dict) -> dict:
 
 
 def _run_of(server, prompt: dict, node: str) -> FinishedRun | None:
-    """The node's last run in an equal prompt."""
-    wanted = _computes(prompt)
+    """The node's last run in a prompt in which its sampler was given the same, whatever came of it."""
     for run in reversed(finished_runs(node)):
         earlier = server.prompt_queue.get_history(prompt_id=run.prompt_id).get(run.prompt_id)
-        if earlier and _computes(earlier["prompt"][2]) == wanted:
+        if earlier and _leads_to(run.sampler, earlier["prompt"][2]) == _leads_to(run.sampler, prompt):
             return run
     return None
 
@@ -43,6 +42,16 @@ def _is_prompt(prompt) -> bool:
     return isinstance(prompt, dict) and all(isinstance(content, dict) for content in prompt.values())
 
 
-def _computes(prompt: dict) -> dict:
-    """What makes prompts equal; ComfyUI and the browser add to the rest."""
-    return {node: (content.get("class_type"), content.get("inputs")) for node, content in prompt.items()}
+def _leads_to(end: str | None, prompt: dict) -> dict:
+    """What makes two prompts equal up to a node, by node; of all of them if that is none of the prompt's, as those that
+    others make while they run. ComfyUI and the browser add to the rest.
+    """
+    found, ahead = {}, [end] if end in prompt else list(prompt)
+    while ahead:
+        node = ahead.pop()
+        if node not in found and node in prompt:
+            inputs = prompt[node].get("inputs")
+            found[node] = prompt[node].get("class_type"), inputs
+            given = inputs.values() if isinstance(inputs, dict) else ()
+            ahead += [link[0] for link in given if isinstance(link, list) and link and isinstance(link[0], str)]
+    return found

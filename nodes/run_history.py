@@ -17,12 +17,13 @@ _histories: deque[weakref.ref] = deque(maxlen=256)  # the newest ones; each is a
 
 class FinishedRun(NamedTuple):
     """fingerprints: of the latent that the run returned, in each type that it may be handed on in. prompt_id: of the
-    queued prompt, None outside of one.
+    queued prompt; sampler: of the node in it that sampled. Both are None outside of one.
     """
 
     report: dict
     fingerprints: set[tuple[int, int]]
     prompt_id: str | None
+    sampler: str | None
 
 
 class RunHistory:
@@ -50,7 +51,7 @@ class RunHistory:
         # Newer ComfyUI casts what a sampler returns (--fp16-intermediates), some of its nodes do not.
         handed_on = getattr(comfy.model_management, "intermediate_dtype", lambda: latent.dtype)()
         fingerprints = {_fingerprint(latent.to(dtype)) for dtype in {latent.dtype, handed_on}}
-        self._runs.append(FinishedRun(report, fingerprints, _prompt_id()))
+        self._runs.append(FinishedRun(report, fingerprints, *_executing()))
 
     def find(self, latent: torch.Tensor) -> dict | None:
         """The report of the run that returned this latent; waits for the latent's device. None if none did."""
@@ -60,7 +61,7 @@ class RunHistory:
     @property
     def last_of_job(self) -> dict | None:
         """The report of the last run, if that was part of the prompt being executed."""
-        return self.last if self._runs and self._runs[-1].prompt_id == _prompt_id() else None
+        return self.last if self._runs and self._runs[-1].prompt_id == _executing()[0] else None
 
 
 def finished_runs(node: str) -> list[FinishedRun]:
@@ -75,9 +76,10 @@ def history_of(model) -> RunHistory | None:
     return wrappers[-1].history if wrappers else None
 
 
-def _prompt_id() -> str | None:
+def _executing() -> tuple[str | None, str | None]:
+    """Ids of the prompt and of the node that ComfyUI executes."""
     context = get_executing_context()
-    return context.prompt_id if context else None
+    return (context.prompt_id, context.node_id) if context else (None, None)
 
 
 def _fingerprint(latent: torch.Tensor) -> tuple[int, int]:

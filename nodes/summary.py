@@ -23,6 +23,8 @@ def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
         "warmup_steps": config.warmup_steps,
         "predictor": config.predictor,
         "target_speedup": config.target_speedup,
+        "start_percent": settings.start_percent,
+        "end_percent": settings.end_percent,
     }
 
 

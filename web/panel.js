@@ -13,6 +13,7 @@ export class Panel {
   #preset;
   #chart = new Chart();
   #filling = false;
+  #target = 0; // target_speedup, when it was last looked at
 
   constructor(node) {
     this.#node = node;
@@ -22,6 +23,7 @@ export class Panel {
     });
     const chart = node.addDOMWidget("easycache_chart", "easycache_chart", this.#chart.element, {
       getMinHeight: () => CHART_HEIGHT,
+      hideOnZoom: false, // it can be read from further away than text
     });
     this.#chart.element.addEventListener("wheel", zoom, { passive: false });
     // The first keeps them out of saved workflows, the second out of prompts.
@@ -46,6 +48,7 @@ export class Panel {
   /** Look at the widgets' values, which somebody has changed. */
   refresh() {
     const values = Object.fromEntries(this.#unlinked().map(({ name, value }) => [name, value]));
+    this.#target = values.target_speedup ?? this.#target;
     const preset = presetOf(values);
     const name = preset?.name ?? CUSTOM;
     this.#filling = true;
@@ -89,7 +92,9 @@ export class Panel {
     const { callback } = widget;
     widget.callback = (...args) => {
       const answer = callback?.apply(widget, args);
-      if (!this.#filling) this.refresh();
+      const allowed = widget.name === "target_speedup" ? allowedTarget(widget.value, this.#target) : widget.value;
+      if (allowed !== widget.value) queueMicrotask(() => set(widget, allowed)); // whoever changed it is through then
+      else if (!this.#filling) this.refresh();
       return answer;
     };
   }
@@ -104,6 +109,9 @@ export class Panel {
     this.#node.setDirtyCanvas?.(true, true);
   }
 }
+
+/** Nothing lies between 0, which is off, and 1: a step up from there leads to 1, and one down to 0. */
+const allowedTarget = (value, before) => (value > 0 && value < 1 ? Number(before < 1) : value);
 
 /** What lies over the classic canvas keeps the wheel from it; Nodes 2.0 passes it on itself. */
 function zoom(event) {

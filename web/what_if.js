@@ -16,13 +16,15 @@ export function whatIf(run, settings) {
   const { report, records } = run;
   const evaluations = records.length;
   if (!evaluations || records.some((record) => !record)) return { reason: "the run was not recorded" };
+  const windowed = settings.start_percent > 0 || settings.end_percent < 1;
   if (settings.target_speedup > 0) {
     // As easycache_core/budget.py rounds it.
     const computed = Math.ceil(evaluations / settings.target_speedup - 1e-9);
-    return { computed, evaluations, exact: true, closeness: closeness(run, settings, spread(evaluations, computed)) };
+    const near = windowed ? null : closeness(run, settings, spread(evaluations, computed));
+    return { computed, evaluations, exact: true, closeness: near };
   }
   if (settings.threshold <= 0) return { computed: evaluations, evaluations, exact: true, closeness: null };
-  if (settings.start_percent > 0 || settings.end_percent < 1) {
+  if (windowed) {
     return { reason: "no estimate with start_percent or end_percent" };
   }
   if (settings.predictor !== report.predictor) return { reason: `no estimate before a run with ${settings.predictor}` };
@@ -37,6 +39,8 @@ export function whatIf(run, settings) {
 export function differs({ report, records }, settings) {
   const { target_speedup: target, max_consecutive_skips: most } = settings;
   if (target !== report.target_speedup) return true;
+  // Runs that older versions left in the browser do not say where they were allowed to skip.
+  if (["start_percent", "end_percent"].some((name) => name in report && report[name] !== settings[name])) return true;
   if (target > 0) return false;
   const others = ["threshold", "predictor", "warmup_steps"].some((name) => settings[name] !== report[name]);
   let gap = 0;

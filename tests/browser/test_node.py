@@ -536,6 +536,42 @@ def test_what_has_no_effect_is_grey_and_says_why(tab):
     assert not grey() and tab.values(node)["preset"] == "custom"
 
 
+@both_frontends
+def test_target_speedup_steps_over_what_it_cannot_be(tab):
+    """Catches a first click on the arrow that leads to 0.1, which is refused when the workflow runs."""
+    tab.open()
+    node = tab.build(*sampling(14, 1)[:3])[2]
+    tab.look_at(node)
+    left, right, y = tab.widget(node, "target_speedup")
+
+    def click(x):
+        tab.page.mouse.click(x, y)
+        tab.frames()
+        return tab.values(node)["target_speedup"]
+
+    for allowed in (1, 1.1, 1.2):
+        assert click(right - 10) == pytest.approx(allowed)
+    for allowed in (1.1, 1, 0, 0):
+        assert click(left + 10) == pytest.approx(allowed)
+
+
+@pytest.mark.parametrize("server", ["newest"], indirect=True)
+def test_target_speedup_steps_over_what_it_cannot_be_in_nodes_2(tab):
+    """The same where the widget is an element of the page, which must show what the value is."""
+    tab.open(VueNodes_Enabled=True)
+    node = tab.build(*sampling(14, 1)[:3])[2]
+    tab.look_at(node)
+    row = tab.page.locator(f"[data-node-id='{node}'] [data-widget-name='target_speedup']").get_by_role("spinbutton")
+
+    def press(key):
+        row.press(key)
+        tab.frames()
+        return tab.values(node)["target_speedup"], float(row.input_value())
+
+    for key, allowed in (("ArrowUp", 1), ("ArrowUp", 1.1), ("ArrowDown", 1), ("ArrowDown", 0)):
+        assert press(key) == pytest.approx((allowed, allowed))
+
+
 def grey(slider):
     """Whether a slider of Nodes 2.0 takes no input."""
     return slider.evaluate("e => e.closest('[data-disabled]') !== null")
@@ -603,8 +639,14 @@ def test_what_if(tab, seed):
     assert all_of_them == 24 and "dB" not in text
     exact, text = count(target_speedup=3.0)
     assert exact == 8 < computed and "about" not in text and int(close.search(text)[1]) < here
+    tab.set(node, target_speedup=0.0, threshold=0.1, end_percent=0.8)
+    tab.frames()
+    assert "no estimate" in note.inner_text(), "a run does not tell what it would have skipped elsewhere"
+    tab.set(node, target_speedup=3.0, end_percent=1.0)
     tab.press_run()
     tab.wait_for_summary("8 of 24")
+    exact, text = count(end_percent=0.8)
+    assert exact == 8 and "dB" not in text
 
 
 RECEIVE = """async (messages) => {

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from unittest import mock
 
 import aiohttp
 import comfy_host
@@ -13,7 +14,7 @@ NODE = "12:5"  # as the frontend names a node in a subgraph
 RECORD = {"step", "sigma", "computed", "input_change", "rate", "error", "output_norm"}
 REPORT = {
     "steps", "evaluations", "computed", "skipped", "speedup", "threshold", "warmup_steps", "predictor",
-    "target_speedup", "reason", "closeness", "closeness_margin",
+    "target_speedup", "start_percent", "end_percent", "reason", "closeness", "closeness_margin",
 }  # fmt: skip
 
 
@@ -138,6 +139,10 @@ def test_runs_are_told_to_whom_they_concern(tmp_path):
                 "ComfyUI answers an equal prompt from its cache; who has not seen the run must be shown it"
             )
             assert known["known"] and not any("known" in message for message in heard)
+
+            more = {**prompt(5), "7": {"class_type": "PreviewImage", "inputs": {"images": ["4", 0]}}}
+            await queue(http, more, "other")
+            assert other.take() == [known | {"prompt": mock.ANY}], "its sampler is answered from ComfyUI's cache, too"
             assert ours.heard == []
             other_seed = prompt(5)
             other_seed["3"]["inputs"]["seed"] = 6

@@ -9,7 +9,8 @@ import torch
 from PIL import ImageDraw
 
 KEYS = ["steps", "evaluations", "computed", "skipped", "speedup", "threshold", "warmup_steps", "predictor",
-        "target_speedup", "reason", "closeness", "closeness_margin", "trace"]  # fmt: skip
+        "target_speedup", "start_percent", "end_percent", "reason", "closeness", "closeness_margin",
+        "trace"]  # fmt: skip
 RECORD = ["step", "sigma", "computed", "input_change", "rate", "error", "output_norm"]
 
 
