@@ -122,7 +122,7 @@ export class Chart {
       `skipped ${report.skipped}`,
       `rate to ${short(fastest)}`,
       budgeted ? "computed so far" : `error to ${short(largest("error"))}`,
-      budgeted ? `budget ${scale.limit}` : `threshold ${short(report.threshold)}`,
+      budgeted ? `budget ${scale.limit}` : `threshold ${short(report.threshold, 3)}`,
     ];
     this.#keys.forEach((key, i) => (key.textContent = texts[i]));
   }
@@ -180,7 +180,7 @@ function estimate(run, settings) {
   const { computed, evaluations, exact, closeness, reason } = whatIf(run, settings);
   if (reason) return `What if: ${reason}.`;
   const { target_speedup: target, threshold } = settings;
-  const place = target > 0 ? `target_speedup ${short(target)}` : `threshold ${short(threshold)}`;
+  const place = target > 0 ? `target_speedup ${short(target, 3)}` : `threshold ${short(threshold, 3)}`;
   const count = `${computed} of ${evaluations} (${(evaluations / computed).toFixed(1)}x)`;
   const near = closenessText(run, closeness);
   const answer = exact ? count : `about ${count}`;
@@ -209,7 +209,7 @@ function line(records, y) {
     .join("");
 }
 
-const short = (number) => String(Number(number.toPrecision(2)));
+const short = (number, digits = 2) => String(Number(number.toPrecision(digits)));
 
 function html(name, classes, parent) {
   const made = document.createElement(name);

@@ -60,7 +60,8 @@ export class Panel {
       widget.disabled = widget.name in why;
       widget.tooltip = why[widget.name];
     }
-    this.#chart.set(values, preset?.about ?? Object.values(why)[0] ?? "", this.#connected());
+    const about = [preset?.about, Object.values(why)[0]].filter(Boolean).join(" ");
+    this.#chart.set(values, about, this.#connected());
   }
 
   #connected() {

@@ -14,7 +14,8 @@ const DEFAULT = {
   start_percent: 0,
   end_percent: 1,
 };
-const measured = (evaluations) => `${evaluations} evaluations. Measured with small models: docs/figures.md.`;
+const measured = (speedup) =>
+  `${[20, 50].map((steps) => `${Math.ceil(steps / speedup)} of ${steps}`).join(", ")} steps (docs/figures.md).`;
 const published = (what) => `EasyCache paper (arXiv 2507.02860): 50 steps, ${what}, they report.`;
 
 /** name: in the drop-down. about: what backs the settings, two lines at most. widgets: values by widget. */
@@ -24,17 +25,17 @@ export const PRESETS = [
     about: "The picture decides how much is skipped. Measured with small models: docs/figures.md.",
     widgets: DEFAULT,
   },
-  { name: "faithful", about: measured("23 of 50"), widgets: { ...DEFAULT, target_speedup: 2.2 } },
-  { name: "fast", about: measured("15 of 50"), widgets: { ...DEFAULT, target_speedup: 3.4 } },
-  { name: "preview", about: measured("11 of 50"), widgets: { ...DEFAULT, target_speedup: 4.6 } },
+  { name: "faithful", about: measured(2.2), widgets: { ...DEFAULT, target_speedup: 2.2 } },
+  { name: "fast", about: measured(3.4), widgets: { ...DEFAULT, target_speedup: 3.4 } },
+  { name: "preview", about: measured(4.6), widgets: { ...DEFAULT, target_speedup: 4.6 } },
   {
     name: "Wan 2.2 high noise",
-    about: "8 of the first 10 steps. Measured with our small model in two halves: docs/figures.md.",
+    about: "8 of the first 10 steps (docs/figures.md).",
     widgets: { ...DEFAULT, target_speedup: 1.4 },
   },
   {
     name: "Wan 2.2 low noise",
-    about: "5 of the last 10 steps. Measured with our small model in two halves: docs/figures.md.",
+    about: "5 of the last 10 steps (docs/figures.md).",
     widgets: { ...DEFAULT, target_speedup: 2.1 },
   },
   {

@@ -1,6 +1,6 @@
 /** Which of the node's widgets change nothing at its present settings, and why. No DOM here. */
 
-const BUDGET = "target_speedup decides how many steps are computed. Set it to 0 to use what is grey.";
+const BUDGET = "target_speedup decides how many steps are computed. At 0, what is grey has an effect.";
 const EVERYTHING = "At these settings every step is computed. What is grey changes nothing.";
 const WHEN_SKIPPING = ["warmup_steps", "predictor", "max_consecutive_skips", "start_percent", "end_percent"];
 
