@@ -32,10 +32,18 @@ def _send_known_runs(data: dict) -> dict:
 def _run_of(server, prompt: dict, node: str) -> FinishedRun | None:
     """The node's last run in a prompt in which its sampler was given the same, whatever came of it."""
     for run in reversed(finished_runs(node)):
-        earlier = server.prompt_queue.get_history(prompt_id=run.prompt_id).get(run.prompt_id)
-        if earlier and _leads_to(run.sampler, earlier["prompt"][2]) == _leads_to(run.sampler, prompt):
+        earlier = _prompt_of(server.prompt_queue, run)
+        if earlier and _leads_to(run.sampler, earlier) == _leads_to(run.sampler, prompt):
             return run
     return None
+
+
+def _prompt_of(queue, run: FinishedRun) -> dict | None:
+    """The prompt that a run was in, also while ComfyUI is still at what comes after the run."""
+    over = queue.get_history(prompt_id=run.prompt_id).get(run.prompt_id)
+    running, _ = queue.get_current_queue()
+    queued = [over["prompt"]] if over else [one for one in running if one[1] == run.prompt_id]
+    return next((prompt for _, _, prompt, *_ in queued), None)
 
 
 def _is_prompt(prompt) -> bool:

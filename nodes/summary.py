@@ -118,7 +118,8 @@ ESTIMATE_MARGIN = 6
 
 def closeness_text(closeness: float) -> str:
     """closeness: in dB."""
-    return f"{closeness - ESTIMATE_MARGIN:.0f} to {closeness + ESTIMATE_MARGIN:.0f} dB of the uncached run (estimate)"
+    least, most = closeness - ESTIMATE_MARGIN, closeness + ESTIMATE_MARGIN
+    return f"{least:.0f} to {most:.0f} dB of the uncached latent (estimate)"
 
 
 def _rule(config) -> str:

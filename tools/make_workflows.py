@@ -93,6 +93,17 @@ def video(graph: Graph, images, fps: float, name: str) -> list[Node]:
     return [made, graph.node("SaveVideo", size=VIDEO, video=made, filename_prefix=f"video/EasyCache_{name}")]
 
 
+def beside(graph: Graph, title: str, left, right) -> Node:
+    """Two pictures or animations as one."""
+    return graph.node("ImageStitch", title, image1=left, image2=right, spacing_width=8)
+
+
+def animation(graph: Graph, images, name: str, size: tuple[int, int]) -> Node:
+    """The node that saves frames so that any frontend shows them as they are."""
+    return graph.node("SaveAnimatedWEBP", size=size, images=images, filename_prefix=name, fps=8.0, lossless=True,
+                      quality=90, method="default")  # fmt: skip
+
+
 def note(graph: Graph, about: str, *files: File) -> Node:
     listed = "\n".join(f"- models/{file.folder}: [{file.name}]({file.url})" for file in files)
     return graph.note(f"{about}\n\n### Files\n\n{listed}" if files else about)
@@ -103,28 +114,37 @@ def in_columns(graph: Graph, about: Node, *, models, prompt, cache, sample, save
     graph.columns(
         [("", [about])],
         [("Load models", models), ("Prompt", prompt)],
-        [("EasyCache", cache)],
-        [("Sample", sample)],
+        [("EasyCache", cache), ("Sample", sample)],
         [("Decode and save", save)],
     )
 
 
+class DrawnTwice:
+    """The demo model's video, drawn without the cache and with it.
+
+    demo, shifted, seed, cached: nodes. samplers: the uncached one, and that with the cache.
+    """
+
+    def __init__(self, graph: Graph):
+        self.demo = graph.node("EasyCacheDemoModel", subject="rocket", background="night", camera="zoom-out")
+        self.shifted = graph.node("ModelSamplingSD3", model=self.demo, shift=5.0)
+        self.seed = graph.node("PrimitiveInt", "Seed for both", value=7)
+        self.cached = easycache(graph, self.shifted)
+        self.samplers = [
+            graph.node(
+                "KSampler", title, model=model, positive=self.demo["positive"], negative=self.demo["negative"],
+                latent_image=self.demo["latent"], seed=self.seed, steps=20, cfg=2.5, sampler_name="euler",
+                scheduler="simple",
+            )
+            for title, model in (("Uncached", self.shifted), ("With EasyCache", self.cached))
+        ]  # fmt: skip
+
+
 def instant_demo(graph: Graph) -> None:
-    demo = graph.node("EasyCacheDemoModel", subject="rocket", background="night", camera="zoom-out")
-    shifted = graph.node("ModelSamplingSD3", model=demo, shift=5.0)
-    seed = graph.node("PrimitiveInt", "Seed for both", value=7)
-    cached = easycache(graph, shifted)
-    samplers = [
-        graph.node(
-            "KSampler", title, model=model, positive=demo["positive"], negative=demo["negative"],
-            latent_image=demo["latent"], seed=seed, steps=20, cfg=2.5, sampler_name="euler", scheduler="simple",
-        )
-        for title, model in (("Uncached", shifted), ("With EasyCache", cached))
-    ]  # fmt: skip
-    decoded = [graph.node("EasyCacheDemoDecode", samples=sampler) for sampler in samplers]
-    both = graph.node("ImageStitch", "Uncached | EasyCache", image1=decoded[0], image2=decoded[1], spacing_width=8)
-    saved = graph.node("SaveAnimatedWEBP", size=(480, 480), images=both, filename_prefix="EasyCache_demo", fps=8.0,
-                       lossless=True, quality=90, method="default")  # fmt: skip
+    drawn = DrawnTwice(graph)
+    decoded = [graph.node("EasyCacheDemoDecode", samples=sampler) for sampler in drawn.samplers]
+    both = beside(graph, "Uncached | EasyCache", *decoded)
+    saved = animation(graph, both, "EasyCache_demo", (480, 480))
     about = note(
         graph,
         """
@@ -147,9 +167,47 @@ def instant_demo(graph: Graph) -> None:
     )
     graph.columns(
         [("", [about])],
-        [("Model and words", [demo, shifted, seed]), ("EasyCache", [cached])],
-        [("Sample", samplers)],
+        [("Model and words", [drawn.demo, drawn.shifted, drawn.seed]), ("EasyCache", [drawn.cached])],
+        [("Sample", drawn.samplers)],
         [("Decode and compare", [*decoded, both]), ("Save", [saved])],
+    )
+
+
+def report_and_compare(graph: Graph) -> None:
+    drawn = DrawnTwice(graph)
+    report = graph.node("EasyCacheReport", model=drawn.cached, latent=drawn.samplers[1])
+    decoded = [graph.node("EasyCacheDemoDecode", samples=latent) for latent in (drawn.samplers[0], report)]
+    compared = graph.node("EasyCacheCompare", reference=decoded[0], candidate=decoded[1])
+    both = beside(graph, "Uncached | EasyCache", *decoded)
+    all_three = beside(graph, "... | difference", both, compared["difference"])
+    plot = graph.node("PreviewImage", "What EasyCache did", (560, 400), images=report["plot"])
+    numbers = graph.node("PreviewAny", "The run's numbers", (560, 180), source=report["report"])
+    saved = animation(graph, all_three, "EasyCache_compare", (560, 280))
+    near = graph.node("PreviewAny", "How near the pictures are", (560, 180), source=compared["report"])
+    about = note(
+        graph,
+        """
+        ## EasyCache, report and compare
+
+        Press **Run**. The bundled video model draws the same video twice, with every step computed and with
+        **EasyCache (Adaptive)**.
+
+        - **EasyCache Report** shows what the cache did: which steps were computed, the estimated error below the
+          threshold, and all numbers as JSON. It gets the model that the sampler gets, and the sampler's latent.
+        - **EasyCache Compare** says how near the two videos are (PSNR, SSIM) and where they differ. A difference is
+          enlarged; the picture says how many times. The node's own estimate is of the latent, whose dB are others.
+
+        Turn **threshold** up, or set **target_speedup** to 3, run again, and watch both.
+
+        No model of your own is needed. In your workflow, put the Report behind your sampler; Compare needs a second,
+        uncached run with the same seed.
+        """,
+    )
+    graph.columns(
+        [("", [about]), ("Model and words", [drawn.demo, drawn.shifted, drawn.seed])],
+        [("EasyCache", [drawn.cached]), ("Report and compare", [report, compared])],
+        [("Sample", drawn.samplers), ("Decode", [*decoded, both, all_three])],
+        [("What the cache did", [plot, numbers]), ("What came of it", [saved, near])],
     )
 
 
@@ -229,11 +287,9 @@ def wan_21_i2v(graph: Graph) -> None:
         network, UMT5, WAN_VAE, vision_file,
     )  # fmt: skip
     graph.columns(
-        [("", [about])],
+        [("", [about]), ("First frame", [image, seen, start])],
         [("Load models", [model, clip, vae, vision]), ("Prompt", [positive, negative])],
-        [("First frame", [image, seen, start])],
-        [("EasyCache", [shifted, cached])],
-        [("Sample", [sampled])],
+        [("EasyCache", [shifted, cached]), ("Sample", [sampled])],
         [("Decode and save", [decoded, *video(graph, decoded, 16.0, "wan21_i2v")])],
     )
 
@@ -289,8 +345,7 @@ def wan_22_t2v(graph: Graph) -> None:
         [("", [about])],
         [("Load models", [*models, clip, vae]), ("Prompt", [positive, negative, latent])],
         [("High noise: EasyCache", [shifted[0], cached[0]]), ("Low noise: EasyCache", [shifted[1], cached[1]])],
-        [("Sample", [high, low])],
-        [("Decode and save", [decoded, *video(graph, decoded, 16.0, "wan22_t2v")])],
+        [("Sample", [high, low]), ("Decode and save", [decoded, *video(graph, decoded, 16.0, "wan22_t2v")])],
     )
 
 
@@ -520,10 +575,9 @@ def ltx_2(graph: Graph) -> None:
         checkpoint, gemma,
     )  # fmt: skip
     graph.columns(
-        [("", [about])],
+        [("", [about]), ("Video and sound", [picture, sound, latent])],
         [("Load models", [loaded, clip, sound_vae]), ("Prompt", [positive, negative, guided])],
-        [("EasyCache", [cached]), ("Video and sound", [picture, sound, latent])],
-        [("Sample", [noise, guider, sampler, sigmas, sampled])],
+        [("EasyCache", [cached]), ("Sample", [noise, guider, sampler, sigmas, sampled])],
         [("Decode and save", [parts, frames, heard, made, saved])],
     )
 
@@ -656,11 +710,12 @@ class Workflow:
 
 WORKFLOWS = {
     "EasyCache - instant demo": Workflow(instant_demo),
+    "EasyCache - report and compare": Workflow(report_and_compare),
     "EasyCache - Wan 2.1 T2V": Workflow(
-        wan_21_t2v, "Wan 2.1", ("text to video, 1.3B", "forecast by threshold"), sketch(30, 5, 3)
+        wan_21_t2v, "Wan 2.1", ("text to video, 1.3B", "forecast by threshold"), sketch(30, 2, 3)
     ),
     "EasyCache - Wan 2.1 I2V": Workflow(
-        wan_21_i2v, "Wan 2.1", ("image to video, 14B", "forecast by threshold"), sketch(40, 6, 3)
+        wan_21_i2v, "Wan 2.1", ("image to video, 14B", "forecast by threshold"), sketch(40, 2, 3)
     ),
     "EasyCache - Wan 2.2 T2V": Workflow(
         wan_22_t2v, "Wan 2.2", ("text to video, 14B, high and low noise", "a budget for each half"),
@@ -691,7 +746,7 @@ WORKFLOWS = {
         z_image, "Z-Image", ("text to image", "a careful budget"), sketch(25, 3, 2), frames=1
     ),
     "EasyCache - SDXL": Workflow(
-        sdxl, "SDXL", ("text to image", "forecast by threshold"), sketch(30, 5, 3), frames=1
+        sdxl, "SDXL", ("text to image", "forecast by threshold"), sketch(30, 2, 3), frames=1
     ),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from workflow import inputs_of
 
 TITLE, SLOT, WIDGET, PADDING = 30, 20, 24, 28  # heights on the canvas, in pixels
+BADGE = 24  # with the pack's name, which Nodes 2.0 puts below the nodes of packs
 WIDTH, TEXT_HEIGHT = 310, 130
 MARGIN, GROUP_TITLE, GAP = 20, 50, 30
 GROUP_COLOR, NOTE_COLORS = "#3f789e", {"color": "#432", "bgcolor": "#653"}
@@ -105,6 +106,7 @@ class Graph:
             raise KeyError(f"{kind} has no input {', '.join(inputs)}")
         rows = max(len(node.sockets), len(node.outputs))
         height = rows * SLOT + widgets * WIDGET + texts * TEXT_HEIGHT + PADDING
+        height += BADGE * kind.startswith("EasyCache")
         node.size = (size[0] or WIDTH, size[1] or height)
         node.sockets += linked_widgets
         for link in self._links:

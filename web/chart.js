@@ -169,7 +169,7 @@ const afterwards = (run, settings) =>
 function closenessText({ report: { closeness_margin: margin } }, closeness) {
   if (!Number.isFinite(closeness) || !Number.isFinite(margin)) return "";
   const [from, to] = [closeness - margin, closeness + margin].map(Math.round);
-  return `${from} to ${to} dB of the uncached run`;
+  return `${from} to ${to} dB of the uncached latent`;
 }
 
 const sentence = (text) => text && `${text} (estimate).`;

@@ -619,7 +619,7 @@ def test_what_if(tab, seed):
     tab.press_run()
     computed, _ = counted(tab.wait_for_summary(FINISHED))
     note = tab.charts.first.locator(".easycache-note")
-    close = re.compile(r"(-?\d+) to (-?\d+) dB of the uncached run \(estimate\)")
+    close = re.compile(r"(-?\d+) to (-?\d+) dB of the uncached latent \(estimate\)")
     assert close.fullmatch(note.inner_text().rstrip("."))
     here = int(close.search(note.inner_text())[1])
 

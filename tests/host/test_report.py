@@ -232,7 +232,7 @@ def test_how_close_a_run_is_comes_with_it(comfy, demo_scene, caplog, sampler, st
         latent = comfy.sample(demo_scene, model, steps=steps, sampler_name=sampler)
     report, _ = report_on(comfy, model, latent)
     closeness, margin = report["closeness"], report["closeness_margin"]
-    assert f"; {closeness - margin:.0f} to {closeness + margin:.0f} dB of the uncached run (estimate)" in caplog.text
+    assert f"; {closeness - margin:.0f} to {closeness + margin:.0f} dB of the uncached latent (estimate)" in caplog.text
     error = (latent.double() - exact).square().mean()
     measured = float(20 * torch.log10(exact.max() - exact.min()) - 10 * torch.log10(error))
     assert abs(report["closeness"] - measured) < 12, "a few dB either way, seldom more"
