@@ -20,11 +20,11 @@ class Absences:
         self._evaluation += 1
 
     def note(self, question, about=None) -> None:
-        """It is asked at this evaluation. about: handed out by `left_out`."""
+        """It is asked at this evaluation. about: handed out by `left_out`; None: nobody else can ask it."""
         missed = self._since(question) - 1
         if missed > 0:
             self._returns[question] += 1
-            self.came_back = self.came_back or missed <= BRIEF
+            self.came_back = self.came_back or (about is not None and missed <= BRIEF)
             self._longest[question] = max(self._longest[question], missed)
         self._last.pop(question, None)
         self._last[question] = self._evaluation, about
@@ -41,10 +41,18 @@ class Absences:
 
     def left_out(self) -> list[tuple]:
         """(question, about) of those that came back time and again and are not asked at this evaluation. Without those
-        that are left out for good.
+        that are left out for good, and those that nobody else can ask.
         """
-        return [(one, about) for one, (_, about) in self._last.items()
-                if self._recurs(one) and 0 < self._since(one) <= 2 * self._longest[one]]  # fmt: skip
+        missing = [one for one in self._last if self._recurs(one) and 0 < self._since(one) <= 2 * self._longest[one]]
+        return [(one, about) for one in missing if (about := self._last[one][1]) is not None]
+
+    @property
+    def may_return(self) -> bool:
+        """Whether one that nobody else can ask was left out before this evaluation, and may be asked at it."""
+        return any(
+            about is None and 1 < self._since(one) <= 2 * max(1, self._longest[one])
+            for one, (_, about) in self._last.items()
+        )
 
     @property
     def questions(self) -> list:

@@ -131,6 +131,7 @@ class CacheController(contextlib.AbstractContextManager):
     def begin(
         self, x: torch.Tensor, *, sigma: float | torch.Tensor | None = None, step: int,
         force: bool | torch.Tensor = False, changed: bool | torch.Tensor = False, windows_moved: bool = False,
+        unpredictable: bool = False,
     ) -> bool:  # fmt: skip
         """Open evaluation n. Waits for x's device once, and then for other ranks if there are any.
 
@@ -144,6 +145,8 @@ class CacheController(contextlib.AbstractContextManager):
             windows_moved: the network is asked about the latent in other windows than where it ran last, and answers
                 otherwise by as much as was seen where they had moved before. Under a budget nothing that was missed
                 says where to compute then.
+            unpredictable: compute, also beyond a budget: not all that will be asked can be predicted. All ranks must
+                say the same.
 
         Returns:
             True: run the network and `store`. False: `predict`. A budget (target_speedup) overrides force and changed
@@ -157,7 +160,7 @@ class CacheController(contextlib.AbstractContextManager):
             raise ValueError(f'sigma must be given: predictor "{self.config.predictor}" needs the noise level')
         if self._x is not None and (self._x.shape != x.shape or self._x.dtype != x.dtype):
             self.reset_cache()
-        now = self._read(x, sigma, step, force, changed, windows_moved)
+        now = self._read(x, sigma, step, force, changed, windows_moved)._replace(unpredictable=unpredictable)
         self._sigma = now.sigma
         self._learn(now)
         finite = now.finite and all(map(math.isfinite, (*(now.input_change or ()), now.sigma or 0.0)))
@@ -297,14 +300,14 @@ class CacheController(contextlib.AbstractContextManager):
     def _decide(self, step: int, now: Reading, finite: bool) -> tuple[bool, list[float] | None]:
         """(whether to skip, E per part where it was estimated)."""
         config = self.config
-        forced, jumped = now.force or not finite, self._predictor.jumped
+        forced, jumped = now.force or now.unpredictable or not finite, self._predictor.jumped
         limit = config.max_consecutive_skips
         if limit + 1 >= config.target_speedup:  # a budget could not keep a lower one
             forced = forced or 0 < limit <= self._gap_length
         outside = self._window is not None and now.sigma is not None and not self._window.has(now.sigma)
         if self._budget is not None:
             # Nothing is predicted from, or for, what is not finite: not even where the budget is spent.
-            must = not finite or self._predictor.empty or self._serves_long(step)
+            must = now.unpredictable or not finite or self._predictor.empty or self._serves_long(step)
             urgent = forced or (now.changed and self._budget.change_is_urgent())
             urgent = urgent or (jumped and self._budget.noise_is_urgent())
             urgent = urgent or (outside and not self._budget.places_window)

@@ -26,9 +26,10 @@ class Measurements(NamedTuple):
 class Reading(NamedTuple):
     """What decides about evaluation n: numbers of this process, or of all ranks together.
 
-    sigma: its noise level. force, changed, windows_moved: as in CacheController.begin. finite: whether what was stored
-    last is. input_change: ||x_n - x_(n-1)||, per part; None if not known. measured: at the last evaluation, if it was
-    computed. For other ranks: step; cache_lost: whether the cache had to be dropped; numel: elements per part.
+    sigma: its noise level. force, changed, windows_moved, unpredictable: as in CacheController.begin. finite: whether
+    what was stored last is. input_change: ||x_n - x_(n-1)||, per part; None if not known. measured: at the last
+    evaluation, if it was computed. For other ranks: step; cache_lost: whether the cache had to be dropped; numel:
+    elements per part.
     """
 
     sigma: float | None
@@ -38,6 +39,7 @@ class Reading(NamedTuple):
     input_change: Sequence[float] | None
     measured: Measurements | None
     windows_moved: bool = False
+    unpredictable: bool = False
     step: int = 0
     cache_lost: bool = False
     numel: Sequence[int] = ()

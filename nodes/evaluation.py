@@ -262,6 +262,10 @@ class Evaluation:
         self.decided = 0
         self._calls: dict[Question, list[tuple[dict, str]]] = {}  # their values, and the names of the answers
 
+    def times_asked(self, question: Question) -> int:
+        """So far."""
+        return len(self._calls.get(question, ()))
+
     def computed_along(self, asked: dict[int, Question], x: torch.Tensor) -> dict[int, torch.Tensor]:
         """Answers that are there already, by position. They are handed out once: another time is another question."""
         ready = {i: question for i, question in asked.items() if question in self.along and x is self.x}

@@ -49,7 +49,7 @@ class Histories:
         alike = {name: history for name, history in self._by_name.items() if name[:-1] == key}
         if not alike:  # some guiders ask the same in another order: it goes on where it was asked along
             others = {name: one for name, one in self._by_name.items() if name[1:-1] == key[1:]}
-            alike = {name: one for name, one in others.items() if one.absences.asked(tracked)}
+            alike = {name: one for name, one in others.items() if one.absences.asked((tracked, 1))}
         alike = alike or self._before_a_switch(key)
         history, another = self._among(list(alike.values()), evaluation, active)
         another, self._moved = another or history in self._moved, self._moved - {history}

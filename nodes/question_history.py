@@ -63,7 +63,9 @@ class QuestionHistory:
         self._values: dict[str, SettledValues] = {}  # by branch
         self.overwrites = Overwrites()  # of tensors that the network is given
         self._made_anew = Overwrites(anew=True)
-        self.absences = Absences()  # of questions; with them, the conditionings of the calls that asked them last
+        # Of questions, each with how often it was asked then; with them, the conditionings of the calls that asked them
+        # last, once: what may tell another time from the first one is not known.
+        self.absences = Absences()
         self._computed_sigma: torch.Tensor | None = None  # of the last computed evaluation
         self._rows_done: torch.Tensor | int = 0  # of the batch, at the last noise level
 
@@ -106,7 +108,9 @@ class QuestionHistory:
             last = False
         if not self.controller.ends_as_planned(level):  # the last evaluation draws the detail
             force = force | last
-        force = force | forced
+        returns = self.absences.may_return  # and then it could be predicted from nothing
+        self.unpredictable = self.unpredictable or returns
+        force = force | forced | returns
         if may_end:
             force, step = True, max(step, self._schedule.steps - 1)  # for which a budget keeps one
         self.cache_miss = False
@@ -114,9 +118,11 @@ class QuestionHistory:
             self.controller.answers_are_kept()
         windows_moved = None not in (windows, self._windows) and windows != self._windows
         self.windows_moved += windows_moved
+        unpredictable = returns and not self.controller.shared  # ranks might not agree
         computing = self.controller.begin(
-            network_x, sigma=sigma, step=step, force=force, changed=changed, windows_moved=windows_moved
-        )
+            network_x, sigma=sigma, step=step, force=force, changed=changed, windows_moved=windows_moved,
+            unpredictable=unpredictable,
+        )  # fmt: skip
         if computing:
             self._windows = windows
             self._computed_sigma, self._weights = sigma.clone(), weights
@@ -152,7 +158,7 @@ class QuestionHistory:
     @property
     def asks_several(self) -> bool:
         """Whether there is more than one conditioning among its questions."""
-        return len({question.parts for question in self.absences.questions}) > 1
+        return len({question.parts for question, _ in self.absences.questions}) > 1
 
     def on_computed(self, branch: str) -> None:
         """The branch was computed with the values that were observed last."""

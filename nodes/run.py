@@ -121,8 +121,7 @@ class Run:
             None if hooked or self._exact else getattr(guider.model_patcher.model, "diffusion_model", None)
         )
         self.account = Account(settings, schedule, steps_before, self_switching(conds))
-        # Whether PREDICT_NOISE was called for a step since the last callback; None: never.
-        self._predict_noise_called = None
+        self._asked_for_step: bool | None = None  # whether an evaluation began since the last callback; None: never
         self._whole_at: torch.Tensor | None = None  # timestep of the last one that was about the whole latent
         self.denoised: torch.Tensor | None = None  # the sampler's, at the last callback
         self._range = None  # (least, largest) of its values then
@@ -141,13 +140,24 @@ class Run:
         self.denoised = denoised
         latent = isinstance(denoised, torch.Tensor) and denoised.is_floating_point() and denoised.numel()
         self._range = denoised.detach().aminmax() if latent else None  # now, as callbacks may write to it
-        if self._predict_noise_called is False:  # some call back several times per step, some skip evaluations
+        if self._asked_for_step is False:  # some call back several times per step, some skip evaluations
             self.account.unasked += not self._one_latent
             return
         self.account.callbacks += 1
-        if self._predict_noise_called:
-            self._predict_noise_called = False
+        if self._asked_for_step:
+            self._asked_for_step = False
+        if latent:
+            self._note_direct_answer(denoised)
         self._histories.on_callback()
+
+    def _note_direct_answer(self, denoised: torch.Tensor) -> None:
+        """What a guider that goes past PREDICT_NOISE made of the answers comes with the callback alone."""
+        evaluation = self._evaluation
+        if evaluation is None or not evaluation.direct or evaluation.history is None or evaluation.predicting:
+            return
+        history = evaluation.history
+        if self._one_latent and self._conversion is None and history.steps.since_callback == 1:
+            history.controller.answered(denoised)
 
     def on_moved(self) -> None:
         """A callback has made another latent of the sampler's."""
@@ -166,9 +176,11 @@ class Run:
                 **model_options,
                 "context_handler": CachedWindows(handler, self.predict_or_compute, self._exact),
             }
+        if self._evaluation is not None and self._evaluation.direct and not self._computing:
+            self._end_direct()  # of guiders that go past this one at some steps only
         around = self._evaluation
         if not self._is_second_look(x, timestep):
-            self._predict_noise_called = True
+            self._asked_for_step = True
         depth = 0 if around is None else around.depth + 1
         evaluation = self._evaluation = Evaluation(x, timestep, depth=depth, foreign=not self._one_latent)
         try:
@@ -221,6 +233,7 @@ class Run:
                     self.account.gradients += 1
                     return self._compute_nested(lambda: compute(conds), model, model_options)
                 self._end_direct()
+                self._asked_for_step = True
                 self._evaluation = Evaluation(x, timestep, direct=True)
             evaluation = self._evaluation
         answers = self.predict_or_compute(compute, model, conds, x, timestep, model_options)
@@ -351,7 +364,9 @@ class Run:
             history.overwrites.note(self._identities.unversioned)
         self._identities.unversioned = {}
         for i, question in asked.items():
-            history.absences.note(question, [cond if n == i else None for n, cond in enumerate(conds)])
+            call = [cond if n == i else None for n, cond in enumerate(conds)]
+            time = 1 + evaluation.times_asked(question)
+            history.absences.note((question, time), call if time == 1 else None)
         branches = {i: evaluation.branch(asked[i], values[i], self._telling) for i in asked}
         changed = True in {history.observe(branches[i], values[i]) for i in asked}
         if not self._exact:
@@ -411,7 +426,7 @@ class Run:
             return []
         ways = {question[1:] for question in asked.values()}
         missing = evaluation.history.absences.left_out()
-        return [(one, conds) for one, conds in missing if one[1:] in ways and one not in evaluation.along]
+        return [(one, conds) for (one, _), conds in missing if one[1:] in ways and one not in evaluation.along]
 
     def _store_along(
         self, evaluation: Evaluation, question: Question, conds: list, denoised: list, options: dict

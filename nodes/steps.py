@@ -181,7 +181,7 @@ class StepCounter:
         self._evaluations = 0
         self.last = 0  # step of the last evaluation
         self._callback_step: int | None = callbacks - 1 if callbacks else None  # step of the last callback
-        self._since_callback = 0  # evaluations
+        self.since_callback = 0  # evaluations, since the last one
         self._per_step: int | None = None  # m, once known
         self._callback_last = False  # whether a callback follows the last evaluation of its step
 
@@ -189,19 +189,19 @@ class StepCounter:
         """Count one evaluation and return its step, from 0."""
         if self._callback_step is None:
             step = self._evaluations if self._evaluations >= self._LATEST_CALLBACK else 0
-        elif not self._callback_last and self._since_callback < (self._per_step or 1) - 1:
+        elif not self._callback_last and self.since_callback < (self._per_step or 1) - 1:
             step = self._callback_step
         else:
             step = self._callback_step + 1
         self._evaluations += 1
-        self._since_callback += 1
+        self.since_callback += 1
         self.last = step
         return step
 
     @property
     def called_back(self) -> bool:
         """Whether the sampler has called back since the last evaluation."""
-        return self._callback_step is not None and not self._since_callback
+        return self._callback_step is not None and not self.since_callback
 
     @property
     def ambiguous(self) -> bool:
@@ -213,7 +213,7 @@ class StepCounter:
         """As far as they were seen."""
         if self._callback_step is None and self._evaluations > self._LATEST_CALLBACK:
             return 1
-        return self._per_step or max(1, self._since_callback)
+        return self._per_step or max(1, self.since_callback)
 
     @property
     def one_per_step(self) -> bool:
@@ -223,8 +223,8 @@ class StepCounter:
     def on_callback(self) -> None:
         """The sampler has called back. Callbacks are counted: some samplers number them otherwise."""
         if self._callback_step is None:
-            self._callback_last = self._since_callback > 1
-        elif self._since_callback:
-            self._per_step = self._since_callback
+            self._callback_last = self.since_callback > 1
+        elif self.since_callback:
+            self._per_step = self.since_callback
         self._callback_step = 0 if self._callback_step is None else self._callback_step + 1
-        self._since_callback = 0
+        self.since_callback = 0

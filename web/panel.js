@@ -65,8 +65,7 @@ export class Panel {
   }
 
   #connected() {
-    const { inputs, outputs } = this.#node;
-    return inputs?.[0]?.link != null && Boolean(outputs?.[0]?.links?.length);
+    return this.#node.isInputConnected(0) && this.#node.isOutputConnected(0);
   }
 
   #settings() {
@@ -75,7 +74,8 @@ export class Panel {
 
   /** Those whose value is the widget's: not that of another node, or of the subgraph around. */
   #unlinked() {
-    const linked = (name) => this.#node.inputs?.some(({ widget, link }) => widget?.name === name && link != null);
+    const { inputs } = this.#node;
+    const linked = (name) => inputs?.some(({ widget }, n) => widget?.name === name && this.#node.isInputConnected(n));
     return this.#settings().filter(({ name }) => !linked(name));
   }
 

@@ -111,6 +111,41 @@ def test_the_negative_is_asked_at_some_steps_only(tiny, run, caplog, steps, orde
         assert cached.report["closeness"] is None, "what is kept for later steps is not in the estimate"
 
 
+@pytest.mark.parametrize("widgets", [HALF, dict(target_speedup=4.0), dict(threshold=0.15, warmup_steps=2)], ids=str)
+def test_a_prompt_is_asked_once_more_at_every_other_step(comfy, small_scene, run, caplog, widgets):
+    """As guidance by a weakened network does, by a switch that nobody sees. Catches steps at which the answer to the
+    prompt is predicted, and the weakened one, which was left out where the network ran last, is not: at 2x that was 3
+    dB.
+    """
+    weakened, sigmas = [], schedule(comfy, small_scene, 20)
+
+    def weaken(model):
+        model = model.clone()
+        model.set_model_unet_function_wrapper(
+            lambda network, given: network(given["input"], given["timestep"], **given["c"]) * 0.9 ** len(weakened)
+        )
+        return model
+
+    def predict(guider, step, x, timestep, options):
+        cond, uncond = ask(guider, ["positive", "negative"], x, timestep, options)
+        guided = cond + (cond - uncond)
+        if step % 2:
+            return guided
+        weakened.append(True)
+        (weak,) = ask(guider, ["positive"], x, timestep, options)
+        weakened.clear()
+        return guided + cond - weak
+
+    make_guider = counting(predict, pair(small_scene))
+    plain = run(small_scene, make_guider, sigmas=sigmas, patch=weaken)
+    with caplog.at_level(logging.INFO):
+        cached = run(small_scene, make_guider, sigmas=sigmas, patch=weaken, **widgets)
+    assert psnr(cached.latent, plain.latent) > 20
+    assert cached.report["computed"] <= 14
+    beyond = "as what was asked could not be predicted" in caplog.text
+    assert beyond == (cached.report["computed"] > 20 / widgets.get("target_speedup", 1))
+
+
 @pytest.mark.parametrize("order", ["along with", "before", "after"])
 def test_the_negative_is_asked_at_every_other_step_under_a_threshold(demo_scene, run, order):
     """Catches a run of which nothing is skipped: the negative, left out where the network ran last, has to be computed

@@ -11,6 +11,7 @@ import torch
 from closeness import psnr
 from sampling import (
     BUDGET,
+    HALF,
     STEPS,
     THRESHOLD,
     THRESHOLD_OR_BUDGET,
@@ -45,6 +46,37 @@ def test_a_guider_past_predict_noise(tiny, run, name, sampler, evaluations, widg
     assert psnr(cached.latent, plain.latent) > 10
     if sampler == "euler":
         check_counts(cached, plain.calls)
+
+
+PAST_IT = {
+    "at each step": lambda step: True, "at every other step": lambda step: step % 2, "at first": lambda step: step < 8,
+    "at last": lambda step: step >= 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("widgets", [HALF, dict(threshold=0.15, warmup_steps=2)], ids=str)
+@pytest.mark.parametrize("past_it", PAST_IT)
+def test_going_past_predict_noise_costs_nothing(comfy, small_scene, run, past_it, widgets):
+    """Catches two histories of one latent (17 dB at 2x for 32), and forecasts that do not learn what guidance makes of
+    the answers (24 dB).
+    """
+    from comfy.samplers import CFGGuider
+
+    def make_guider(model, past=lambda step: False):
+        guider, step = guiding(model, pair(small_scene), both), iter(range(STEPS))
+
+        def call(self, x, timestep, *args, **kwargs):
+            named = self.predict_noise if past(next(step)) else functools.partial(CFGGuider.__call__, self)
+            return named(x, timestep, *args, **kwargs)
+
+        type(guider).__call__ = call
+        return guider
+
+    through = run(small_scene, make_guider, **widgets)
+    past = run(small_scene, functools.partial(make_guider, past=PAST_IT[past_it]), **widgets)
+    plain = run(small_scene, make_guider)
+    assert past.report["computed"] <= through.report["computed"] + 1
+    assert psnr(past.latent, plain.latent) > psnr(through.latent, plain.latent) - 4
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
