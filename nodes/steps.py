@@ -1,5 +1,7 @@
 """The steps of a sampler: its schedule, and which step an evaluation belongs to."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -15,6 +17,7 @@ SHORT_PIECE = 5  # steps
 STRIDE_MARGIN = 1e-2  # steps
 LOOKS_AHEAD = 4  # evaluations that may lie between a level and the next one that is no further along
 GROWS = 1.25  # times; by so much at most a step of a sampler's own is taken to be longer than the one before
+UNEVEN = 0.02  # as the logarithm of how many times a stride is as long as the one before
 ROUNDED_UP = 1 + ROUNDED
 MAX_CHURN = 1.02 * 2**0.5  # times the level of the schedule, as in k-diffusion, but for rounding
 
@@ -39,12 +42,23 @@ def step_lengths(model_sampling, sigmas: torch.Tensor) -> list[float] | None:
     sigmas: (steps + 1,), the noise levels that steps lead from and to. Waits for their device. None where the model has
     no ascending table of noise levels.
     """
-    levels = getattr(model_sampling, "sigmas", None)
-    if levels is None or len(levels) < 2 or len(sigmas) < 2:
+    levels = _table(model_sampling)
+    if levels is None or len(sigmas) < 2:
         return None
-    levels, sigmas = (tensor.detach().float().cpu() for tensor in (levels, sigmas))  # numpy has no bf16
-    times = np.interp(sigmas, levels, np.linspace(0, 1, len(levels)))
-    return np.abs(np.diff(times)).tolist()
+    return np.abs(np.diff(_times(levels, sigmas.detach().float().cpu()))).tolist()
+
+
+def _table(model_sampling) -> np.ndarray | None:
+    """The model's noise levels, ascending, at equal distances in its own time."""
+    levels = getattr(model_sampling, "sigmas", None)
+    if levels is None or len(levels) < 2:
+        return None
+    return levels.detach().float().cpu().numpy()  # numpy has no bf16
+
+
+def _times(levels: np.ndarray, sigmas) -> np.ndarray:
+    """Where noise levels are in the model's own time, 0 to 1. levels: as from `_table`."""
+    return np.interp(sigmas, levels, np.linspace(0, 1, len(levels)))
 
 
 class Schedule:
@@ -83,12 +97,19 @@ class Schedule:
             ends = map(model_sampling.percent_to_sigma, (settings.start_percent, settings.end_percent))
             self.window = Window(*map(float, ends), self.levels)
         self._levels = None if self.rises or not left else values.tolist()
+        self._table = _table(model_sampling)
 
     def position(self, sigma: float) -> float | None:
         """Where in the schedule this noise level is, in steps; None where that does not only descend."""
         if self._levels is None:
             return None
         return float(np.interp(-sigma, [-level for level in self._levels], range(len(self._levels))))
+
+    def time(self, sigma: float) -> float:
+        """How far this noise level is along the model's own time, in which most schedulers take equal steps; along the
+        noise levels themselves where the model has no time.
+        """
+        return -sigma if self._table is None else -float(_times(self._table, sigma))
 
     def ends_at(self, sigma: float) -> None:
         """The lowest noise level that the sampler evaluates at, where its steps are not those of the schedule."""
@@ -109,6 +130,40 @@ class Schedule:
         return False
 
 
+class Way:
+    """Of a sampler, along some measure that grows with it, to an end. unevenness: by how much its strides differed from
+    those before them, in all.
+    """
+
+    def __init__(self, end: float):
+        self._end, self.unevenness = end, 0.0
+        self._places: list[float] = []  # of its last evaluations
+        self._last_stride, self._count = 0.0, 0  # strides that led further along
+
+    def is_behind(self, place: float) -> bool:
+        """Whether it comes back from a look ahead there."""
+        return bool(self._places) and place < self._places[-1]
+
+    def go_on(self, place: float) -> float:
+        """The stride to there from the nearest place that is no further along."""
+        stride = place - max((one for one in self._places if one <= place), default=place)
+        self._places = [*self._places[1 - LOOKS_AHEAD :], place]
+        if stride and self._last_stride:
+            self.unevenness += abs(math.log(stride / self._last_stride))
+            self._count += 1
+        self._last_stride = stride or self._last_stride
+        return stride
+
+    @property
+    def is_even(self) -> bool:
+        return self._count > 2 and self.unevenness < UNEVEN * self._count
+
+    @property
+    def may_end(self) -> bool:
+        """Whether one more stride leads to the end."""
+        return self._places[-1] + GROWS * self._last_stride >= self._end
+
+
 class Strides:
     """How far a sampler goes along its schedule from one evaluation to the next, as noise levels tell: some leave
     levels out, go on between two of them, or take steps of their own between the ends. Others tell the network a level
@@ -118,9 +173,8 @@ class Strides:
 
     def __init__(self, schedule: Schedule):
         self._schedule, self._longest = schedule, 0.0
-        self._positions: list[float] = []  # of its last evaluations
+        self._way, self._way_in_time = Way(schedule.steps), Way(schedule.time(schedule.end_sigma))
         self._stride = 0.0  # to the last one; it is one once the sampler goes on from there
-        self._last_stride = 0.0  # that led further along
         self._comes_back = False  # whether it was seen to look ahead
         # (noise level, step, whether it looks ahead), where it first was in the last step
         self._lowest: tuple[float, int, bool] | None = None
@@ -137,15 +191,15 @@ class Strides:
             return False
         if not ambiguous and sigma <= self._schedule.lowest_sigma:
             self._look_for_own_steps(sigma, step)
-        before = self._positions
-        if before and position < before[-1]:
+        if self._way.is_behind(position):
             self._comes_back, self._stride = True, 0.0
         self._longest = max(self._longest, self._stride)
-        self._stride = stride = position - max((one for one in before if one <= position), default=position)
-        self._positions = [*before[1 - LOOKS_AHEAD :], position]
-        self._last_stride = stride or self._last_stride
-        if self.own_steps:
-            return position + GROWS * self._last_stride >= self._schedule.steps
+        self._stride = stride = self._way.go_on(position)
+        self._way_in_time.go_on(self._schedule.time(sigma))
+        if self.own_steps:  # evenly along noise levels or along the model's time, or nearly so
+            return min(self._way, self._way_in_time, key=lambda way: way.unevenness).may_end
+        if self._way_in_time.is_even and not self._way.is_even:
+            return self._way_in_time.may_end
         if self._schedule.last_sigma < 0:
             return False
         longest = self._longest if self._comes_back else max(self._longest, stride)

@@ -303,14 +303,16 @@ def test_a_sampler_that_leaves_levels_out(tiny, run, caplog, levels, widgets):
     assert any("fewer evaluations than its schedule has steps" in line for line in log_of(caplog)) == beyond
 
 
-def solver(places, per_step=1, calls_back=True):
+def solver(places, per_step=1, calls_back=True, shift=1.0):
     """A sampler that goes from the first of its levels to the last one in Euler steps of its own, to these places in
-    between, from 0 to 1. It calls back after so many of them, or never.
+    between, from 0 to 1, in the time of a flow model with that shift. It calls back after so many of them, or never.
     """
 
     @torch.no_grad()
     def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        own = sigmas[0] + (sigmas[-1] - sigmas[0]) * torch.tensor(places)
+        times = sigmas / (shift - (shift - 1) * sigmas)
+        times = times[0] + (times[-1] - times[0]) * torch.tensor(places)
+        own = shift * times / (1 + (shift - 1) * times)
         for i, (sigma, following) in enumerate(zip(own[:-1], own[1:], strict=True)):
             denoised = model(x, sigma * x.new_ones([len(x)]), **extra_args)
             if calls_back and i % per_step == per_step - 1:
@@ -327,6 +329,7 @@ SOLVERS = {
     "without a callback": solver(EVENLY, calls_back=False),
     "steps that become shorter": solver([1 - (1 - i / 24) ** 2 for i in range(25)]),
     "steps that become longer": solver([(i / 24) ** 1.5 for i in range(25)]),
+    "steps of a shifted schedule": solver(EVENLY, shift=8.0),
     "five evaluations per step": solver(
         [0.2 * n + at for n in range(5) for at in (0, 0.04, 0.06, 0.16, 0.18)] + [1.0], 5
     ),
@@ -342,7 +345,10 @@ def test_a_solver_that_is_given_few_levels(comfy, demo_scene, run, caplog, kind,
     computed as the last one, beyond any budget; and a last one that is predicted.
     """
     latent = {"samples": demo_scene.latent["samples"][:, :, :2, :8, :8]}
-    make_guider = functools.partial(guiding, conds=pair(demo_scene), predict=both)
+
+    def make_guider(model):
+        return guiding(comfy.node("ModelSamplingSD3", model, 8.0)[0], pair(demo_scene), both)
+
     (levels, end), speedup = given, widgets.get("target_speedup")
     with caplog.at_level(logging.INFO):
         cached = run(demo_scene, make_guider, SOLVERS[kind], torch.linspace(1, end, levels + 1), latent, **widgets)
