@@ -56,7 +56,7 @@ class History:
         self.lacking: set[int] = set()  # those of the two before
         self.first: list = []  # (branch, output) of its first evaluation, until it is seen which part of x is latent
         self._asked_before: Counter[int] = Counter()
-        self._absences = Absences()  # of lines
+        self._absences = Absences()  # of lines, each with how often it was asked then
         self._trail: list[torch.Tensor] = []  # of its last evaluations
         self._start: list[float] = []  # its first timestep, and the second one
         self._path = Path()  # from its newest evaluation
@@ -74,13 +74,19 @@ class History:
 
     def leaves_out(self, line: int) -> bool:
         """Whether a line that is to be asked now is one that is left out time and again."""
-        return self._absences.returns(line)
+        return self._absences.returns((line, 1))
+
+    @property
+    def may_return(self) -> bool:
+        """Whether a line may be asked once more than at the evaluation before, and could be predicted from nothing."""
+        return self._absences.may_return
 
     def ask(self, line: int) -> str:
         """A line is asked at its newest evaluation. Returns the name of the answer."""
         self._failed = False
-        self._absences.note(line)
         self.asked[line] += 1
+        once = self.asked[line] == 1  # what else tells it from the first time is not known
+        self._absences.note((line, self.asked[line]), line if once else None)
         return f"{line} {self.asked[line]}"
 
     def has_shapes_of(self, x: list[torch.Tensor]) -> bool:

@@ -579,6 +579,26 @@ def test_a_question_that_is_left_out_at_every_other_step():
     assert cache.skipped > 0.4 * len(cache.trace)
 
 
+@pytest.mark.parametrize("config", [BUDGET, CacheConfig(target_speedup=2, predictor="reuse"), THRESHOLD])
+def test_a_question_that_is_asked_twice_at_every_other_step(config):
+    """The second answer is weaker, by something that nobody sees. Catches steps at which the first one is predicted and
+    the second one, which was left out where the network ran last, is not: guidance amplifies the difference.
+    """
+
+    def sample(network):
+        x = noise(0)
+        for i, (t, following) in steps():
+            v, other = network(x, t, A.clone()), network(x, t, B.clone())
+            v = v + 2 * (v - other)
+            if i % 2 == 0:
+                v = v + 3 * (network(x, t, A.clone()) - 0.9 * network(x, t, A.clone()))
+            x = x + (following - t) * v
+        return [x]
+
+    cache, (off,) = compare(sample, config)
+    assert off < 0.05 and cache.skipped >= 0.3 * STEPS and cache.computed <= STEPS / 2 + 2 + (config is THRESHOLD) * 5
+
+
 def test_a_network_that_is_asked_from_several_threads():
     """Each thread samples a latent. Catches calls that fail as they find what another one has half done, and answers
     that belong to another thread's latent.
