@@ -1,8 +1,9 @@
 """Where the answers to a latent lead it.
 
 Samplers are linear in the latent and in the answers to it, apart from noise that they add. So the latent that a sampler
-asks about next can be told from another one, and from the same one turned: rolled or flipped, as for pictures and
-videos without seams. What was answered before a turn is of a picture that lies another way.
+asks about next can be told from another one, and from the same one turned: rolled, flipped, or its rows or frames in
+another order, as for pictures and videos without seams. What was answered before a turn is of a picture that lies
+another way.
 """
 
 import math
@@ -24,8 +25,8 @@ PLANES = 16  # of a latent, whose spectra are looked at
 
 
 class _View(NamedTuple):
-    """Samples of a latent: of its elements, of its means along each axis but those of rows and channels, and of its
-    spectrum over the last two axes, if it has them and the device can tell.
+    """Samples of a latent: of its elements, of its means along each axis but that of channels, and of its spectrum over
+    the last two axes, if it has them and the device can tell.
 
     Of these, a flip along an axis, or any order of the places there, keeps the means along it; rolling along the last
     two keeps the power of the spectrum.
@@ -40,12 +41,17 @@ class _View(NamedTuple):
         whole = x[0].detach().to(torch.float32)
         if whole.ndim < 4:
             return cls(sample_of(x), [], None)
-        means = [sample_of([whole.mean(axis)]) for axis in range(2, whole.ndim)]
+        means = [sample_of([whole.mean(axis)]) for axis in _axes(whole.shape)]
         try:
             spectrum = torch.fft.rfft2(whole.flatten(0, -3)[:PLANES], norm="ortho").flatten()[:SAMPLE_SIZE]
         except RuntimeError:  # not every kind of device has it, nor always the memory
             spectrum = None
         return cls(sample_of(x), means, spectrum)
+
+
+def _axes(shape: torch.Size) -> list[int]:
+    """Along which the places of a latent may come in another order: rows of a batch may be frames."""
+    return [axis for axis in (0, *range(2, len(shape))) if axis or shape[axis] > 1]
 
 
 class Path:
@@ -103,8 +109,8 @@ class Path:
         noise, square = _unexplained(view.elements, [one.elements for one in self._views])
         if noise < TURNED * square:
             return False
-        for means, length, *ours in zip(view.means, shape[2:], *(one.means for one in self._views), strict=True):
-            if _unexplained(means, ours)[0] < UNCHANGED * noise / length:
+        for axis, means, *ours in zip(_axes(shape), view.means, *(one.means for one in self._views), strict=True):
+            if _unexplained(means, ours)[0] < UNCHANGED * noise / shape[axis]:
                 return True
         spectra = [one.spectrum for one in self._views]
         if any(one is None for one in (view.spectrum, *spectra)):

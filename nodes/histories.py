@@ -98,7 +98,10 @@ class Histories:
         history = next((one for one in alike if one.trail is trail), None) or self._next(evaluation, active)
         another = history.trail.add(sigma, sample, evaluation.x)
         if history.trail.turned:
-            self._account.on_elsewhere("the sampler turns its latent from step to step, as for pictures without seams")
+            self._account.on_elsewhere(
+                "the sampler turns its latent from step to step, or puts its rows or frames into another order, as for "
+                "what has no seams"
+            )
         return history, another
 
     def _next(self, evaluation: Evaluation, active: tuple) -> QuestionHistory:

@@ -69,14 +69,15 @@ def test_a_guider_that_turns_its_latent(tiny, run, caplog, how, name):
 
 
 class Turning(NamedTuple):
-    """A sampler's way to turn its latent: there(x, step), and back again; None: for good. frames, width: of the latent;
-    in those that it is rolled along it is not back within the run.
+    """A sampler's way to turn its latent: there(x, step), and back again; None: for good. frames, width, rows: of the
+    latent; in those that it is rolled along it is not back within the run.
     """
 
     there: Callable
     back: Callable | None = None
     frames: int = 1
     width: int = STEPS + 2
+    rows: int = 1
 
     @torch.no_grad()
     def __call__(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -98,6 +99,8 @@ TURNINGS = {
     "along both sides, for good": Turning(lambda x, i: x.roll((1, 1), (-2, -1))),
     "by half of the width, for good": Turning(lambda x, i: x.roll(4, -1), width=8),
     "flipped, for good": Turning(lambda x, i: x.flip(-1), width=8),
+    "rows in another order, for good": Turning(lambda x, i: x.roll(1, 0), width=8, rows=3),
+    "rows in another order, to look": Turning(lambda x, i: x.roll(i, 0), lambda x, i: x.roll(-i, 0), 1, 8, 4),
 }
 
 
@@ -110,7 +113,7 @@ def test_a_sampler_that_turns_its_latent(comfy, demo_scene, run, caplog, how):
     make_guider = functools.partial(direct, scene=demo_scene, predict=guided, past_predict_noise=past_predict_noise)
     sampler, sigmas = TURNINGS[how], schedule(comfy, demo_scene)
     channels = demo_scene.latent["samples"].shape[1]
-    latent = {"samples": torch.zeros(1, channels, sampler.frames, 8, sampler.width)}
+    latent = {"samples": torch.zeros(sampler.rows, channels, sampler.frames, 8, sampler.width)}
     plain = run(demo_scene, make_guider, sampler, sigmas, latent)
     for widgets in (HALF, dict(threshold=1.0, warmup_steps=2)):
         caplog.clear()
