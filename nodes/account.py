@@ -155,9 +155,9 @@ class Account:
     def _estimate_closeness(self, ends: Sequence[torch.Tensor] | None, guidance) -> float | None:
         """In dB, of the final latent in the sampler's own terms. Nothing is known where a guider keeps answers for
         later steps, where another cache or the sampler answers in the network's place, of a schedule that leads back to
-        noise somewhere, and of a piece of one: another run goes on with a latent that is mostly noise, or one before
-        was off by more than is known here. Nor where no prompt covers a part of the latent: what is asked there tells
-        nothing.
+        noise somewhere or leaps to its end, and of a piece of one: another run goes on with a latent that is mostly
+        noise, or one before was off by more than is known here. Nor where no prompt covers a part of the latent: what
+        is asked there tells nothing.
         """
         if ends is None or self.uncovered or len(self.histories) != 1:
             return None
@@ -165,7 +165,7 @@ class Account:
             return None
         if not isinstance(guidance, int | float | None):  # some guiders have one for each step
             return None
-        if self._schedule.unfinished or self._schedule.rises or self._steps_before:
+        if self._schedule.unfinished or self._schedule.rises or self._steps_before or self._schedule.leaps:
             return None
         (history,) = self.histories
         if not history.controller.skipped or history.absences.recurring:

@@ -17,6 +17,7 @@ SHORT_PIECE = 5  # steps
 STRIDE_MARGIN = 1e-2  # steps
 LOOKS_AHEAD = 4  # evaluations that may lie between a level and the next one that is no further along
 GROWS = 1.25  # times; by so much at most a step of a sampler's own is taken to be longer than the one before
+LEAP = 2.0  # times the step before
 UNEVEN = 0.02  # as the logarithm of how many times a stride is as long as the one before
 ROUNDED_UP = 1 + ROUNDED
 MAX_CHURN = 1.02 * 2**0.5  # times the level of the schedule, as in k-diffusion, but for rounding
@@ -67,7 +68,8 @@ class Schedule:
     steps: how many there are. Where levels rise within a descending schedule, noise is added and nothing is evaluated:
     a rise is no step. steps_known: whether the sampler takes these steps. step_lengths: as from `step_lengths`.
     unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there.
-    flipped: whether they lead back to noise, rises: somewhere. first_sigma, end_sigma: where they begin, and where they
+    flipped: whether they lead back to noise, rises: somewhere. leaps: whether the last step is much longer than the one
+    before, as where a sampler is told to end earlier. first_sigma, end_sigma: where they begin, and where they
     stop. lowest_sigma: of the last step, with room for rounding; evaluations at it or below are the last ones.
     last_sigma: the same where these are computed; -1 in short pieces of a schedule. levels: of each step; () where the
     sampler has others. window: the noise levels between which evaluations may be skipped, None if that is everywhere.
@@ -83,6 +85,8 @@ class Schedule:
         lengths = step_lengths(model_sampling, sigmas)
         self.steps = sum(taken)
         self.step_lengths = lengths and [length for length, take in zip(lengths, taken, strict=True) if take]
+        before, last = (self.step_lengths or [0.0, 0.0])[-2:] if self.steps > 1 else (0.0, 0.0)
+        self.leaps = last > LEAP * before > 0
         self.steps_known = step_count_known(sampler)
         self._max, self._min = (float(values.max()), float(values.min())) if len(values) else (0.0, 0.0)
         self.first_sigma, self.end_sigma = (float(values[0]), float(values[-1])) if len(values) else (0.0, 0.0)
