@@ -311,7 +311,8 @@ class CacheController(contextlib.AbstractContextManager):
             urgent = forced or (now.changed and self._budget.change_is_urgent())
             urgent = urgent or (jumped and self._budget.noise_is_urgent())
             urgent = urgent or (outside and not self._budget.places_window)
-            computing = self._budget.should_compute(step, urgent) or must
+            computing = self._budget.should_compute(step, urgent) and (urgent or not self._is_answered(now))
+            computing = computing or must
             if computing:
                 self._budget.spend(anew=self._predictor.empty)
             elif outside:
@@ -332,6 +333,11 @@ class CacheController(contextlib.AbstractContextManager):
         self.estimated = True
         self._worst = max(range(len(errors)), key=lambda n: math.inf if math.isnan(errors[n]) else errors[n])
         return all(error < config.threshold for error in errors), errors
+
+    def _is_answered(self, now: Reading) -> bool:
+        """Whether the network ran last for the same latent at the same noise level: some samplers ask twice."""
+        same = self._records and self._records[-1]["computed"] and now.sigma == self._records[-1]["sigma"]
+        return bool(same and not now.changed and now.input_change and not any(now.input_change))
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warnings:

@@ -92,11 +92,11 @@ class Histories:
         """(which of them, or a new one, an evaluation goes on with; whether its latent may be another one)."""
         if self._one_latent or any(history.controller.shared for history in alike):  # ranks might not agree
             return alike[0] if alike else self._next(evaluation, active), False
-        sigma, sample = position_of(evaluation.x, evaluation.timestep)
+        sigma, own_levels, sample = position_of(evaluation.x, evaluation.timestep)
         evaluation.level = sigma
         trail = trail_of([one.trail for one in alike], sigma, sample, evaluation.x) if alike else None
         history = next((one for one in alike if one.trail is trail), None) or self._next(evaluation, active)
-        another = history.trail.add(sigma, sample, evaluation.x)
+        another = history.trail.add(sigma, sample, evaluation.x, own_levels)
         if history.trail.turned:
             self._account.on_elsewhere(
                 "the sampler turns its latent from step to step, or puts its rows or frames into another order, as for "

@@ -56,15 +56,18 @@ class Trail:
         two_looks = len(self._sigmas) > 1 and same_level(*self._sigmas[-2:])
         return not two_looks and not self.is_at(sigma) and self._path.is_turned([x])
 
-    def add(self, sigma: float, sample: torch.Tensor, x: torch.Tensor) -> bool:
+    def add(self, sigma: float, sample: torch.Tensor, x: torch.Tensor, own_levels: bool = False) -> bool:
         """Go on with it. Whether what is known may be of another latent: at this noise level, it is far from where it
-        was, or it lies another way. One that never comes back is one whose noise the sampler renews.
+        was, or it lies another way. One that never comes back is one whose noise the sampler renews. own_levels:
+        whether its rows have each their own; then they go each their own way, which no turn can be told from.
         """
         stays, mixed = self.is_at(sigma), self.mixed
         far = stays and self.distance(sample) > FAR
-        if stays:
+        if own_levels:
+            self._path.clear()
+        elif stays:
             self._path.begin([x])
-        self.turned = not stays and self._path.go_on([x])
+        self.turned = not stays and not own_levels and self._path.go_on([x])
         self.far, self.mixed = self.far + far, False
         self._sigmas, self._samples = [*self._sigmas[1 - TRAIL :], sigma], [*self._samples[1 - TRAIL :], sample]
         return mixed or self.turned or (far and self.far < RENEWALS)
@@ -97,9 +100,10 @@ def place_of(x: torch.Tensor) -> torch.Tensor:
     return sample / sample.abs().mean().clamp_min(1e-30)
 
 
-def position_of(x: torch.Tensor, timestep: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """(sigma, place) of a latent; waits for its device."""
-    return float(level_of(timestep)), place_of(x)
+def position_of(x: torch.Tensor, timestep: torch.Tensor) -> tuple[float, bool, torch.Tensor]:
+    """(sigma, whether its rows have noise levels of their own, place) of a latent; waits for its device."""
+    highest, lowest = torch.stack([level_of(timestep), timestep.min()]).tolist()
+    return highest, highest != lowest, place_of(x)
 
 
 class OwnLatents:

@@ -361,6 +361,62 @@ def test_a_solver_that_is_given_few_levels(comfy, demo_scene, run, caplog, kind,
         assert beyond == (cached.report["computed"] > allowed)
 
 
+@torch.no_grad()
+def asking_twice(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Euler's steps, at each of which the same latent is asked about twice."""
+    one = x.new_ones([len(x)])
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = sum(model(x, sigma * one, **extra_args) for _ in range(2)) / 2
+        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = x + (following - sigma) * (x - denoised) / sigma
+    return x
+
+
+@pytest.mark.parametrize("predictor", ["forecast", "reuse"])
+def test_what_is_asked_twice_is_computed_once(comfy, demo_scene, run, predictor):
+    """Catches a budget that is spent on answers which are known already: then a quarter of the levels is forecast."""
+    latent = {"samples": demo_scene.latent["samples"][:, :, :2, :8, :8]}
+    make_guider = functools.partial(guiding, conds=pair(demo_scene), predict=both)
+    plain = run(demo_scene, make_guider, asking_twice, latent=latent)
+    cached = run(demo_scene, make_guider, asking_twice, latent=latent, predictor=predictor, **HALF)
+    assert cached.report["computed"] == STEPS and len(cached.levels) >= STEPS - 1
+    assert cached.report["trace"][-1]["computed"] and psnr(cached.latent, plain.latent) > 15
+
+
+def staggered(lag):
+    """A sampler in which each row of a batch is so many steps behind the one before (diffusion forcing)."""
+
+    @torch.no_grad()
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        steps, rows = len(sigmas) - 1, torch.arange(len(x))
+        for i in range(steps + lag * (len(x) - 1)):
+            at = (i - lag * rows).clamp(0, steps)
+            level, following = sigmas[at.clamp(max=steps - 1)], sigmas[(i + 1 - lag * rows).clamp(0, steps)]
+            denoised = model(x, level, **extra_args)
+            callback({"x": x, "i": i, "sigma": level.max(), "sigma_hat": level.max(), "denoised": denoised})
+            x = x + ((following - sigmas[at]) / level).view(-1, *[1] * (x.ndim - 1)) * (x - denoised)
+        return x
+
+    return sampler
+
+
+@pytest.mark.parametrize("lag", [1, 4])
+def test_rows_that_are_some_steps_behind_one_another(demo_scene, run, caplog, lag):
+    """Catches a latent that is taken for turned, as its rows go each their own way: all that was known of it is dropped
+    then, and the last evaluation predicted (10 dB).
+    """
+    channels = demo_scene.latent["samples"].shape[1]
+    latent = {"samples": torch.zeros(3, channels, 2, 8, 8)}
+    make_guider = functools.partial(guiding, conds=pair(demo_scene), predict=guided)
+    plain = run(demo_scene, make_guider, staggered(lag), latent=latent)
+    for widgets in (HALF, dict(threshold=0.15, warmup_steps=2)):
+        with caplog.at_level(logging.INFO):
+            cached = run(demo_scene, make_guider, staggered(lag), latent=latent, **widgets)
+        assert cached.report["skipped"] and cached.report["trace"][-1]["computed"]
+        assert psnr(cached.latent, plain.latent) > 14, widgets
+    assert "turns its latent" not in caplog.text
+
+
 @pytest.mark.parametrize("steps", [12, 13, 20])
 def test_a_sampler_that_combines_evaluations(comfy, demo_scene, steps):
     """dpm_fast takes as many evaluations as the schedule has steps, at other noise levels. Catches a budget that is
