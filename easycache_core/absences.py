@@ -15,6 +15,7 @@ class Absences:
         self._evaluation = 0
         self._last: dict = {}  # by question: (evaluation at which it was asked last, about); the newest at the end
         self._returns, self._longest = Counter(), Counter()  # after how many evaluations at most it came back
+        self._shortest: dict = {}  # and at least
 
     def next_evaluation(self) -> None:
         self._evaluation += 1
@@ -26,6 +27,7 @@ class Absences:
             self._returns[question] += 1
             self.came_back = self.came_back or (about is not None and missed <= BRIEF)
             self._longest[question] = max(self._longest[question], missed)
+            self._shortest[question] = min(self._shortest.get(question, missed), missed)
         self._last.pop(question, None)
         self._last[question] = self._evaluation, about
         if len(self._last) > MAX_QUESTIONS:
@@ -50,7 +52,7 @@ class Absences:
     def may_return(self) -> bool:
         """Whether one that nobody else can ask was left out before this evaluation, and may be asked at it."""
         return any(
-            about is None and 1 < self._since(one) <= 2 * max(1, self._longest[one])
+            about is None and self._shortest.get(one, 1) < self._since(one) <= 2 * max(1, self._longest[one])
             for one, (_, about) in self._last.items()
         )
 
