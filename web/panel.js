@@ -23,6 +23,7 @@ export class Panel {
     });
     const chart = node.addDOMWidget("easycache_chart", "easycache_chart", this.#chart.element, {
       getMinHeight: () => CHART_HEIGHT,
+      hideInPanel: true, // the right panel would show an empty row, and some give the chart that row's width for good
       hideOnZoom: false, // it can be read from further away than text
     });
     this.#chart.element.addEventListener("wheel", zoom, { passive: false });

@@ -394,6 +394,28 @@ def test_nodes_2(tab, seed):
     assert bars(tab, "computed") + bars(tab, "skipped") == 14
 
 
+@pytest.mark.parametrize("server", ["newest"], indirect=True)
+@pytest.mark.parametrize("nodes_2", [False, True])
+def test_the_right_panel_leaves_the_chart_on_the_node(tab, nodes_2):
+    """It shows the inputs of what is selected. Catches an empty row for the chart, and a chart that takes the panel's
+    width, and keeps it.
+    """
+    tab.open(VueNodes_Enabled=nodes_2, RightSidePanel_IsOpen=True)
+    node = tab.build(*sampling(14, 1)[:3])[2]
+    tab.look_at(node)
+    width = tab.charts.first.bounding_box()["width"]
+    select = "id => app.canvas.selectNode(app.canvas.graph.getNodeById(id))"
+    tab.page.evaluate(select, node)
+    panel = tab.page.get_by_test_id("properties-panel")
+    panel.get_by_text("threshold", exact=True).first.wait_for()
+    tab.frames()
+    assert panel.get_by_text("preset", exact=True).count() and not panel.get_by_text("easycache_chart").count()
+    assert tab.charts.first.bounding_box()["width"] == width
+    tab.page.evaluate("() => app.canvas.deselectAll()")
+    tab.frames()
+    assert tab.charts.first.bounding_box()["width"] == width
+
+
 @both_frontends
 def test_the_blueprint_takes_the_place_of_a_sampler(tab, seed):
     """Cached sampling is one node to drag in: what is set on it reaches the nodes inside, whose chart shows the run."""
