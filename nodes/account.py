@@ -105,6 +105,7 @@ class Account:
         course = Course(
             steps=self.callbacks or self._steps,
             steps_before=self._steps_before,
+            unfinished=self._schedule.unfinished,
             reason=self._reason,
             estimated=any(controller.estimated for controller in self.controllers),
             beyond_budget=self._beyond_budget,

@@ -31,18 +31,19 @@ def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
 class Course(NamedTuple):
     """What a run went through that its totals do not tell.
 
-    steps: that the sampler took. steps_before: of the same schedule, in runs that this one continues. reason: why
-    nothing could be skipped, where the settings are not to blame. estimated: whether an error was, at any step.
-    beyond_budget: why more was computed than target_speedup allows, None if it was not. parts, gradients: calls about a
-    part of the latent, and differentiated ones, which are not among the evaluations. along: how often the network was
-    asked what the guider leaves out at times. answered_by_sampler: steps at which the sampler asked nothing.
-    end_unseen: whether the last evaluation was predicted, though the last one should be computed. noise_added: whether
-    the latent is moved by more than answers, as by a sampler's noise. windows_move: whether context windows are others
-    at most steps.
+    steps: that the sampler took. steps_before: of the same schedule, in runs that this one continues. unfinished:
+    whether another run goes on from here. reason: why nothing could be skipped, where the settings are not to blame.
+    estimated: whether an error was, at any step. beyond_budget: why more was computed than target_speedup allows, None
+    if it was not. parts, gradients: calls about a part of the latent, and differentiated ones, which are not among the
+    evaluations. along: how often the network was asked what the guider leaves out at times. answered_by_sampler: steps
+    at which the sampler asked nothing. end_unseen: whether the last evaluation was predicted, though the last one
+    should be computed. noise_added: whether the latent is moved by more than answers, as by a sampler's noise.
+    windows_move: whether context windows are others at most steps.
     """
 
     steps: int
     steps_before: int
+    unfinished: bool
     reason: str | None
     estimated: bool
     beyond_budget: str | None
@@ -112,6 +113,8 @@ WINDOWS_MOVE = (
     "context_schedule standard_static more can be skipped, and the result is closer"
 )
 
+COMPUTED_BEFORE = 2  # evaluations; before that a predictor has nothing to go by
+
 # Four of five estimates were right within this many dB on models that nothing was fitted on (benchmarks/closeness.py).
 ESTIMATE_MARGIN = 6
 
@@ -144,6 +147,8 @@ def _reason(settings: Settings, course: Course) -> str:
         return f"each of them had to be computed, {course.beyond_budget}"
     if config.target_speedup:
         return f"target_speedup {config.target_speedup:g} allows each of them to be computed"
+    if course.estimated and (few := _few_steps(settings, course)):
+        return f"{few} the error reached the threshold; take more steps, or {_advice(settings)}"
     if course.estimated:
         return f"the error reached the threshold at every step{_between(settings)}; {_advice(settings)}"
     if steps_before and steps_before + steps <= config.warmup_steps:
@@ -157,6 +162,21 @@ def _reason(settings: Settings, course: Course) -> str:
     return (
         f"at no step{_between(settings)} could an error be estimated: the first ones are computed, and so are the last "
         f"ones and those at which something changes; {more}"
+    )
+
+
+def _few_steps(settings: Settings, course: Course) -> str | None:
+    """Which steps are open to skipping, where that is one or two by their number alone; None: it is another one."""
+    if course.steps_before or _between(settings):
+        return None
+    first = max(settings.config.warmup_steps, COMPUTED_BEFORE)
+    left = course.steps - first - (not course.unfinished)
+    if left not in (1, 2):
+        return None
+    computed = f"the first {first} are" if course.unfinished else f"the first {first} and the last are"
+    return (
+        f"with {course.steps} steps hardly anything can be skipped: {computed} always computed, and at the "
+        f"{'one' if left == 1 else 'two'} left"
     )
 
 

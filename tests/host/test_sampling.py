@@ -313,6 +313,36 @@ def test_the_log_gives_no_advice_that_cannot_be_followed(comfy):
     assert reason("as it is", target_speedup=2.0) == "each of them had to be computed, as it is"
 
 
+@pytest.mark.parametrize(
+    ("steps", "warmup_steps", "computed", "left"),
+    [(4, 2, 2, "one"), (4, 1, 2, "one"), (5, 2, 2, "two"), (6, 3, 3, "two"), (6, 2, 2, None)],
+)
+def test_few_steps_are_the_reason(comfy, small_scene, caplog, steps, warmup_steps, computed, left):
+    """A Turbo model takes four, of which one can be skipped at all. Catches a log, and a chart, that blame every step's
+    error where all but one are computed whatever the error is.
+    """
+    model = comfy.cached(small_scene.model, threshold=1e-6, warmup_steps=warmup_steps)
+    with caplog.at_level(logging.INFO):
+        comfy.sample(small_scene, model, steps=steps)
+    (line,) = [message for message in caplog.messages if message.startswith("EasyCache: computed")]
+    reached = "the error reached the threshold"
+    few = (
+        f"Nothing was skipped: with {steps} steps hardly anything can be skipped: the first {computed} and the last "
+        f"are always computed, and at the {left} left {reached}; take more steps, or raise threshold"
+    )
+    assert few in line if left else f"Nothing was skipped: {reached} at every step;" in line
+
+
+def test_few_steps_of_a_schedule_that_another_run_goes_on_with(comfy, small_scene, caplog):
+    """Its last step is none of the schedule's."""
+    model = comfy.cached(small_scene.model, threshold=1e-6, warmup_steps=2)
+    with caplog.at_level(logging.INFO):
+        comfy.node("KSamplerAdvanced", model, "enable", 5, 8, 4.0, "euler", "simple", small_scene.positive,
+                   small_scene.negative, small_scene.latent, 0, 4, "enable")  # fmt: skip
+    (line,) = [message for message in caplog.messages if message.startswith("EasyCache: computed")]
+    assert "the first 2 are always computed, and at the two left the error reached the threshold" in line
+
+
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 def test_a_preview_at_each_step(comfy, tiny, one_thread, sampler):
     """Catches previews that come at the end only, that stand still, or that are left out where a step is skipped."""
