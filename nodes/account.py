@@ -11,7 +11,7 @@ from .evaluation import Evaluation
 from .question_history import QuestionHistory
 from .settings import Settings
 from .steps import UNKNOWN, Schedule
-from .summary import ESTIMATE_MARGIN, WINDOWS_MOVE, Course, nothing_skipped, summarise, totals
+from .summary import ESTIMATE_MARGIN, WINDOWS_MOVE, Course, notes, nothing_skipped, summarise, totals
 
 log = logging.getLogger("easycache")
 
@@ -46,6 +46,7 @@ class Account:
         self._whole_part_after = 0  # evaluations that were decided before the last one at another size
         self._closeness: float | None = None  # known once the sampler is through
         self._nothing_skipped: str | None = None  # why; known then, too
+        self._notes: list[str] = []  # known then, too
 
     @property
     def controllers(self) -> list:
@@ -118,6 +119,7 @@ class Account:
             windows_move=self._windows_move,
         )
         self._nothing_skipped = nothing_skipped(self._totals(), self._settings, course)
+        self._notes = notes(self._totals(), self._settings, course)
         return summarise(self._totals(), self._settings, course)
 
     def snapshot(self) -> tuple[dict, list, int]:
@@ -142,6 +144,7 @@ class Account:
         return {
             **did,
             "reason": self._nothing_skipped,
+            "notes": self._notes,
             "closeness": self._closeness,
             "closeness_margin": None if self._closeness is None else ESTIMATE_MARGIN,
         }

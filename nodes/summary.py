@@ -78,18 +78,9 @@ def summarise(did: dict, settings: Settings, course: Course) -> str:
         line += f"; besides, {course.gradients} calls that the guider or sampler differentiates through were computed"
     if course.along:
         line += f"; besides, what the guider leaves out at times was asked along {course.along} times"
-    if course.answered_by_sampler:
-        line += (
-            f"; the sampler leaves out {course.answered_by_sampler} evaluations of its own accord: two caches add up "
-            "their errors, so use one of them"
-        )
-    if course.end_unseen:
-        line += "; the last evaluation was predicted, as nothing told that it was the last"
+    line += "".join(f"; {warning}" for warning in _warnings(course))
     if course.noise_added and did["skipped"] and settings.config.target_speedup:
-        line += (
-            "; the sampler adds noise, or moves the latent as noise does, which nothing forecasts: with target_speedup "
-            "the result may drift, under a threshold less is skipped"
-        )
+        line += f"; {NOISE_ADDED}: with target_speedup the result may drift, under a threshold less is skipped"
     if course.windows_move and did["skipped"]:
         line += f"; {WINDOWS_MOVE}"
     if course.steps_before:
@@ -107,6 +98,36 @@ def nothing_skipped(did: dict, settings: Settings, course: Course) -> str | None
         return _reason(settings, course)
     return course.reason
 
+
+def notes(did: dict, settings: Settings, course: Course) -> list[str]:
+    """What there is to know of a run beside its numbers, in sentences. did: as for `summarise`."""
+    targeted, said = settings.config.target_speedup > 0, []
+    if course.beyond_budget and did["skipped"]:  # else it is the reason
+        said.append(f"more was computed than target_speedup allows, {course.beyond_budget}")
+    said += _warnings(course)
+    if course.noise_added and did["skipped"]:
+        effect = "with target_speedup the result may drift" if targeted else "less is skipped"
+        unknown = ", and how close it is cannot be estimated" if did["closeness"] is None else ""
+        said.append(f"{NOISE_ADDED}: {effect}{unknown}")
+    if course.windows_move and did["skipped"]:
+        said.append(WINDOWS_MOVE)
+    return [f"{note[0].upper()}{note[1:]}." for note in said]
+
+
+def _warnings(course: Course) -> list[str]:
+    """Of what may be wrong whatever the settings are."""
+    said = []
+    if course.answered_by_sampler:
+        said.append(
+            f"the sampler leaves out {course.answered_by_sampler} evaluations of its own accord: two caches add up "
+            "their errors, so use one of them"
+        )
+    if course.end_unseen:
+        said.append("the last evaluation was predicted, as nothing told that it was the last")
+    return said
+
+
+NOISE_ADDED = "the sampler adds noise, or moves the latent as noise does, which nothing forecasts"
 
 WINDOWS_MOVE = (
     "its context windows move from step to step, and answer otherwise in each place, which nothing forecasts: with "

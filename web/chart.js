@@ -161,9 +161,12 @@ function summary(run) {
 /** Why nothing was skipped; "" if something was. Runs that older versions left in the browser have none. */
 const reason = ({ report }) => (report.reason ? `Nothing was skipped: ${report.reason}.` : "");
 
+/** What the log warns of, the first of it. Runs that older versions left in the browser have none. */
+const note = ({ report }) => report.notes?.[0] ?? "";
+
 /** What there is to say of a run that is over; "" if nothing. */
 const afterwards = (run, settings) =>
-  estimate(run, settings) || reason(run) || sentence(closenessText(run, run.report.closeness));
+  estimate(run, settings) || reason(run) || sentence(closenessText(run, run.report.closeness)) || note(run);
 
 /** As nodes/summary.py says it; "" if it is not known, or not how sure it is. closeness: in dB. */
 function closenessText({ report: { closeness_margin: margin } }, closeness) {

@@ -671,6 +671,18 @@ def test_what_if(tab, seed):
     assert exact == 8 and "dB" not in text
 
 
+@pytest.mark.parametrize(("widgets", "said"), [(dict(target_speedup=2.0), "may drift"), (dict(threshold=1), "less is")])
+def test_why_there_is_no_estimate(tab, seed, widgets, said):
+    """Samplers that add noise have none. Catches a chart that leaves its line empty there."""
+    tab.open()
+    node = tab.build(*sampling(14, seed, sampler="euler_ancestral", **widgets))[2]
+    tab.look_at(node)
+    tab.press_run()
+    computed, _ = counted(tab.wait_for_summary(FINISHED))
+    note = tab.charts.first.locator(".easycache-note").inner_text()
+    assert computed < 14 and "adds noise" in note and said in note and cut_off(tab) == []
+
+
 RECEIVE = """async (messages) => {
     const { Runs } = await import("/extensions/ComfyUI-EasyCache/runs.js");
     const runs = new Runs({ getItem: () => null, setItem: () => {} });

@@ -14,7 +14,7 @@ NODE = "12:5"  # as the frontend names a node in a subgraph
 RECORD = {"step", "sigma", "computed", "input_change", "rate", "error", "output_norm"}
 REPORT = {
     "steps", "evaluations", "computed", "skipped", "speedup", "threshold", "warmup_steps", "predictor",
-    "target_speedup", "start_percent", "end_percent", "reason", "closeness", "closeness_margin",
+    "target_speedup", "start_percent", "end_percent", "reason", "notes", "closeness", "closeness_margin",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import ImageDraw
 
 KEYS = ["steps", "evaluations", "computed", "skipped", "speedup", "threshold", "warmup_steps", "predictor",
-        "target_speedup", "start_percent", "end_percent", "reason", "closeness", "closeness_margin",
+        "target_speedup", "start_percent", "end_percent", "reason", "notes", "closeness", "closeness_margin",
         "trace"]  # fmt: skip
 RECORD = ["step", "sigma", "computed", "input_change", "rate", "error", "output_norm"]
 
@@ -368,6 +368,50 @@ def test_no_closeness_is_made_up(comfy, small_scene, caplog, way):
     report, _ = report_on(comfy, model, latent)
     assert report["closeness"] is report["closeness_margin"] is None
     assert report["skipped"] and "uncached" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sampler", "widgets", "note"),
+    [
+        ("euler_ancestral", dict(target_speedup=2.0), "with target_speedup the result may drift"),
+        ("euler_ancestral", dict(threshold=1.0), "less is skipped"),
+        ("euler", dict(target_speedup=2.0), None),
+        ("euler", dict(target_speedup=8.0), "as the first and the last one are computed"),
+    ],
+)
+def test_a_report_says_what_the_log_warns_of(comfy, small_scene, sampler, widgets, note):
+    """Catches a chart that says nothing of a result that drifts, nor why there is no estimate, and a needless note."""
+    model = comfy.cached(small_scene.model, **widgets)
+    steps = 5 if note and "the first and the last" in note else 16
+    latent = comfy.sample(small_scene, model, steps=steps, sampler_name=sampler)
+    report, _ = report_on(comfy, model, latent)
+    assert report["skipped"]
+    if note is None:
+        assert report["notes"] == []
+    else:
+        (said,) = report["notes"]
+        assert note in said and said[0].isupper() and said.endswith(".")
+        assert not sampler.endswith("ancestral") or said.endswith("how close it is cannot be estimated.")
+
+
+def test_each_warning_is_a_note(nodes):
+    """In the log they are one line; a program that reads reports has each by itself."""
+    summary, course = nodes.summary, dict.fromkeys(nodes.summary.Course._fields, 0)
+    did = {"skipped": 8, "closeness": None}
+    settings = nodes.settings.Settings(nodes.adaptive.CacheConfig(target_speedup=2.0))
+    found = [
+        summary.notes(did, settings, summary.Course(**{**course, name: value}))
+        for name, value in (
+            ("beyond_budget", "as it is"), ("answered_by_sampler", 3), ("end_unseen", True), ("noise_added", True),
+            ("windows_move", True), ("along", 3),
+        )
+    ]  # fmt: skip
+    assert list(map(len, found)) == [1, 1, 1, 1, 1, 0]
+    said = ["More was computed than target_speedup allows, as it is.", "The sampler leaves out 3 evaluations",
+            "The last evaluation was predicted", "The sampler adds noise", "Its context windows move"]  # fmt: skip
+    assert all(note.startswith(start) for (note,), start in zip(found[:-1], said, strict=True))
+    everything = summary.Course(**{**course, **dict.fromkeys(("end_unseen", "noise_added", "windows_move"), True)})
+    assert len(summary.notes(did, settings, everything)) == 3
 
 
 def test_a_budget_of_any_size_is_drawn(comfy):
