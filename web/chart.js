@@ -1,24 +1,19 @@
 /** The picture of a run on its node. Everything is set as text or as coordinates, never as HTML. */
 
+import { textsIn } from "./texts.js";
 import { differs, whatIf } from "./what_if.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 100; // of the drawing, in units of its own; it is as wide as the run has evaluations
 const STUB = 14; // height of the bar of a skipped evaluation
 const HEADROOM = 1.2;
-const WAITING = "Run to see which steps are computed and which are skipped.";
-const UNCONNECTED = "Connect the model to this node, and this node's MODEL to the sampler.";
-// The figures are those of benchmarks/results/closeness.csv and what_if.csv.
-const ESTIMATE =
-  "Estimated from the last run's own numbers. dB: how close the final latent is to that of the same run without the " +
-  "cache (PSNR); four of five estimates hold on models that they were not made with. What if: the run's rule is " +
-  "replayed at the node's settings; on the bundled model it was off by one step in the mean and eight at most.";
 
 export class Chart {
   #run;
   #settings = {};
   #about = "";
   #connected = true;
+  #texts = textsIn("en");
   #pointed = null; // index of the evaluation under the pointer
   #due = false;
 
@@ -57,11 +52,12 @@ export class Chart {
   }
 
   /**
-   * settings: the node's widgets by name, without those that get a link's value. about: what backs them, a sentence.
-   * connected: whether the node stands between others.
+   * settings: the node's widgets by name, without those that get a link's value. texts: as from textsIn. about: what
+   * backs the settings, a sentence. connected: whether the node stands between others.
    */
-  set(settings, about, connected) {
+  set(settings, { texts, about, connected }) {
     this.#settings = settings;
+    this.#texts = texts;
     this.#about = about;
     this.#connected = connected;
     this.#soon();
@@ -84,14 +80,22 @@ export class Chart {
   }
 
   #draw() {
-    const run = this.#run;
+    const [run, texts] = [this.#run, this.#texts];
     this.#element.classList.toggle("easycache-empty", !run);
-    this.#summary.textContent = this.#summary.title = run ? summary(run) : this.#connected ? WAITING : UNCONNECTED;
-    this.#note.textContent = run?.records[this.#pointed]
-      ? evaluation(run.records[this.#pointed])
-      : (run?.state === "done" && afterwards(run, { ...run.report, ...this.#settings })) || this.#about;
-    this.#note.title = this.#note.textContent.includes("estimate") ? ESTIMATE : this.#note.textContent;
+    const summarised = run ? summary(run, texts) : this.#connected ? texts.waiting : texts.unconnected;
+    this.#summary.textContent = this.#summary.title = summarised;
+    const { text, title } = this.#noteOn(run);
+    this.#note.textContent = text;
+    this.#note.title = title ?? text;
     if (run) this.#drawRun(run);
+  }
+
+  #noteOn(run) {
+    const texts = this.#texts;
+    const pointedAt = run?.records[this.#pointed];
+    if (pointedAt) return { text: evaluation(pointedAt, texts) };
+    const over = run?.state === "done" && afterwards(run, { ...run.report, ...this.#settings }, texts);
+    return over || { text: this.#about };
   }
 
   #drawRun({ report, records }) {
@@ -117,14 +121,15 @@ export class Chart {
     this.#limit.setAttribute("d", level(wide, top(scale.limit)));
     this.#wanted.setAttribute("d", scale.wanted ? level(wide, top(scale.wanted)) : "");
 
-    const texts = [
-      `computed ${report.computed}`,
-      `skipped ${report.skipped}`,
-      `rate to ${short(fastest)}`,
-      budgeted ? "computed so far" : `error to ${short(largest("error"))}`,
-      budgeted ? `budget ${scale.limit}` : `threshold ${short(report.threshold, 3)}`,
+    const texts = this.#texts;
+    const keys = [
+      texts.computed(report.computed),
+      texts.skipped(report.skipped),
+      texts.rate(short(fastest)),
+      budgeted ? texts.computedSoFar : texts.error(short(largest("error"))),
+      budgeted ? texts.budget(scale.limit) : texts.threshold(short(report.threshold, 3)),
     ];
-    this.#keys.forEach((key, i) => (key.textContent = texts[i]));
+    this.#keys.forEach((key, i) => (key.textContent = keys[i]));
   }
 }
 
@@ -148,52 +153,48 @@ function budgetScale(run) {
   return { limit, wanted: 0, top: limit * HEADROOM };
 }
 
-function summary(run) {
+function summary(run, texts) {
   const { report, records, state } = run;
-  if (!report.evaluations) return "Nothing was sampled.";
-  const single = report.evaluations <= (records.at(-1)?.step ?? Infinity) + 1;
-  const counted = `${report.computed} of ${report.evaluations} ${single ? "steps" : "evaluations"} computed`;
-  const speedup = report.speedup === null ? "" : `${report.speedup.toFixed(1)}x, `;
-  const ending = { running: "…", done: "", stopped: ", stopped" }[state];
-  return `${speedup}${counted}${ending}`;
+  const { evaluations, computed } = report;
+  if (!evaluations) return texts.nothingSampled;
+  const single = evaluations <= (records.at(-1)?.step ?? Infinity) + 1;
+  const speedup = report.speedup === null ? "" : texts.speedup(report.speedup.toFixed(1));
+  return texts.summary({ speedup, computed, evaluations, single, state });
 }
 
-/** Why nothing was skipped; "" if something was. Runs that older versions left in the browser have none. */
-const reason = ({ report }) => (report.reason ? `Nothing was skipped: ${report.reason}.` : "");
-
-/** What the log warns of, the first of it. Runs that older versions left in the browser have none. */
-const note = ({ report }) => report.notes?.[0] ?? "";
-
-/** What there is to say of a run that is over; "" if nothing. */
-const afterwards = (run, settings) =>
-  estimate(run, settings) || reason(run) || sentence(closenessText(run, run.report.closeness)) || note(run);
+/** What there is to say of a run that is over, {text, title}; null if nothing. title: null where that is the text. */
+function afterwards(run, settings, texts) {
+  const { reason, notes, closeness } = run.report; // runs that older versions left in the browser have no notes
+  if (differs(run, settings)) return { text: estimate(run, settings, texts), title: texts.estimates };
+  if (reason) return { text: texts.nothingSkipped(reason) };
+  const near = closenessText(run, closeness, texts);
+  if (near) return { text: texts.sentence(near, true), title: texts.estimates };
+  return notes?.length ? { text: notes[0], title: notes.join(" ") } : null;
+}
 
 /** As nodes/summary.py says it; "" if it is not known, or not how sure it is. closeness: in dB. */
-function closenessText({ report: { closeness_margin: margin } }, closeness) {
+function closenessText({ report: { closeness_margin: margin } }, closeness, texts) {
   if (!Number.isFinite(closeness) || !Number.isFinite(margin)) return "";
-  const [from, to] = [closeness - margin, closeness + margin].map(Math.round);
-  return `${from} to ${to} dB of the uncached latent`;
+  return texts.closeness(...[closeness - margin, closeness + margin].map(Math.round));
 }
 
-const sentence = (text) => text && `${text} (estimate).`;
-
-/** What the node's settings would have done with that run; "" if they are those of the run. */
-function estimate(run, settings) {
-  if (!differs(run, settings)) return "";
+/** What the node's settings would have done with that run. */
+function estimate(run, settings, texts) {
   const { computed, evaluations, exact, closeness, reason } = whatIf(run, settings);
-  if (reason) return `What if: ${reason}.`;
+  if (reason) return texts.whatIf(texts.noEstimate[reason](settings.predictor));
   const { target_speedup: target, threshold } = settings;
-  const place = target > 0 ? `target_speedup ${short(target, 3)}` : `threshold ${short(threshold, 3)}`;
-  const count = `${computed} of ${evaluations} (${(evaluations / computed).toFixed(1)}x)`;
-  const near = closenessText(run, closeness);
-  const answer = exact ? count : `about ${count}`;
-  return `What if, ${place}: ${near ? `${answer}, ${near}` : answer}${near || !exact ? " (estimate)" : ""}.`;
+  const place = target > 0 ? texts.targetSpeedup(short(target, 3)) : texts.threshold(short(threshold, 3));
+  const count = texts.count({ computed, evaluations, exact });
+  const near = closenessText(run, closeness, texts);
+  const answer = near ? `${count}${texts.list}${near}` : count;
+  return texts.sentence(texts.whatIfAt(place, answer), near || !exact);
 }
 
-function evaluation({ step, sigma, computed, rate, error }) {
+function evaluation({ step, sigma, computed, rate, error }, texts) {
   const numbers = [["sigma", sigma], ["rate", rate], ["error", computed ? null : error]];
-  const known = numbers.filter(([, value]) => value !== null).map(([name, value]) => `${name} ${short(value)}`);
-  return [`step ${step + 1}: ${computed ? "computed" : "skipped"}`, ...known].join(", ");
+  const known = numbers.filter(([, value]) => value !== null);
+  const shown = known.map(([name, value]) => `${texts.numbers[name]} ${short(value)}`);
+  return [texts.evaluation(step + 1, computed), ...shown].join(texts.list);
 }
 
 const bar = (n, height) => `M${n + 0.1} ${HEIGHT}v${-height}h0.8v${height}z`;

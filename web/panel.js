@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { Chart } from "./chart.js";
 import { CUSTOM, PRESETS, presetOf } from "./presets.js";
+import { textsIn } from "./texts.js";
 import { withoutEffect } from "./without_effect.js";
 
 const CHART_HEIGHT = 190;
@@ -55,14 +56,17 @@ export class Panel {
     this.#filling = true;
     if (this.#preset.value !== name) set(this.#preset, name);
     this.#filling = false;
-    this.#preset.tooltip = `Fills in the settings below. ${preset?.about ?? ""}`;
-    const why = withoutEffect(values);
+    const texts = textsIn(app.extensionManager?.setting.get("Comfy.Locale"));
+    const backing = preset && texts.presets[preset.name](preset.widgets);
+    this.#preset.label = texts.preset;
+    this.#preset.tooltip = [texts.presetFills, backing].filter(Boolean).join(" ");
+    const why = withoutEffect(values, texts);
     for (const widget of this.#settings()) {
       widget.disabled = widget.name in why;
       widget.tooltip = why[widget.name];
     }
-    const about = [preset?.about, Object.values(why)[0]].filter(Boolean).join(" ");
-    this.#chart.set(values, about, this.#connected());
+    const about = [backing, Object.values(why)[0]].filter(Boolean).join(" ");
+    this.#chart.set(values, { texts, about, connected: this.#connected() });
   }
 
   #connected() {

@@ -9,13 +9,13 @@
  */
 
 /**
- * {computed, evaluations, exact, closeness}, or {reason} where the run says nothing about these settings. exact: whether
- * computed is. closeness: in dB as the report's, null if nothing is known of it.
+ * {computed, evaluations, exact, closeness}, or {reason}, a name in texts.js, where the run says nothing about these settings.
+ * exact: whether computed is. closeness: in dB as the report's, null if nothing is known of it.
  */
 export function whatIf(run, settings) {
   const { report, records } = run;
   const evaluations = records.length;
-  if (!evaluations || records.some((record) => !record)) return { reason: "the run was not recorded" };
+  if (!evaluations || records.some((record) => !record)) return { reason: "unrecorded" };
   const windowed = settings.start_percent > 0 || settings.end_percent < 1;
   if (settings.target_speedup > 0) {
     // As easycache_core/budget.py rounds it.
@@ -24,13 +24,11 @@ export function whatIf(run, settings) {
     return { computed, evaluations, exact: true, closeness: near };
   }
   if (settings.threshold <= 0) return { computed: evaluations, evaluations, exact: true, closeness: null };
-  if (windowed) {
-    return { reason: "no estimate with start_percent or end_percent" };
-  }
-  if (settings.predictor !== report.predictor) return { reason: `no estimate before a run with ${settings.predictor}` };
-  if (!RULES[settings.predictor]) return { reason: `no estimate for ${settings.predictor}` };
+  if (windowed) return { reason: "windowed" };
+  if (settings.predictor !== report.predictor) return { reason: "otherPredictor" };
+  if (!RULES[settings.predictor]) return { reason: "unknownPredictor" };
   const rule = RULES[settings.predictor](records);
-  if (!rule) return { reason: "nothing was skipped by a threshold in that run, so there is nothing to go by" };
+  if (!rule) return { reason: "nothingSkipped" };
   const gaps = replay(records, settings, rule);
   return { computed: gaps.length, evaluations, exact: false, closeness: closeness(run, settings, gaps) };
 }

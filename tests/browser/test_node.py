@@ -683,6 +683,48 @@ def test_why_there_is_no_estimate(tab, seed, widgets, said):
     assert computed < 14 and "adds noise" in note and said in note and cut_off(tab) == []
 
 
+@both_frontends
+@pytest.mark.parametrize("nodes_2", [False, True])
+def test_in_chinese(tab, seed, nodes_2):
+    """Chart, presets and reasons are in the frontend's language, inputs under the names that they have there."""
+    names = json.loads((comfy_host.PACK / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))[frontend.NODE]
+    named = {widget: names["inputs"][widget]["name"] for widget in WIDGETS}
+    english = re.compile("(?<![a-z])(?!latent|sigma)[a-z]{4}")
+    tab.open(Locale="zh", VueNodes_Enabled=nodes_2)
+    node = tab.build(*sampling(14, seed, threshold=0.2))[2]
+    tab.look_at(node)
+    chart, note = tab.charts.first, tab.charts.first.locator(".easycache-note")
+    assert not english.search(chart.inner_text().replace("docs/figures.md", ""))
+    label = "id => app.canvas.graph.getNodeById(id).widgets.find(w => w.name === 'preset').label"
+    assert tab.page.evaluate(label, node) == "预设"
+    if nodes_2:
+        tab.page.locator(f"[data-node-id='{node}']").get_by_text("预设", exact=True).first.wait_for()
+    tab.press_run()
+    tab.wait_for_summary("^[0-9.]+x，14 步中计算 [0-9]+ 步$")
+    assert f"{named['threshold']} 0.2" in chart.inner_text() and "（估计）" in note.inner_text()
+    tab.set(node, threshold=0.4)
+    tab.frames()
+    assert f"{named['threshold']} 0.4" in note.inner_text() and not english.search(note.inner_text())
+    tab.set(node, target_speedup=3.0)
+    tab.frames()
+    assert f"{named['target_speedup']} 3：5 / 14" in note.inner_text()
+    assert not english.search(chart.inner_text()) and cut_off(tab) == []
+
+
+def test_each_language_says_everything(tab):
+    """Catches a text that is missing in one language, where the node would fail."""
+    tab.open()
+    english, chinese = tab.page.evaluate(
+        """async () => {
+            const { textsIn } = await import("/extensions/ComfyUI-EasyCache/texts.js");
+            const names = (texts) => Object.entries(texts).flatMap(
+                ([name, text]) => typeof text === "object" ? names(text).map((one) => `${name}.${one}`) : [name]);
+            return ["en", "zh"].map((locale) => names(textsIn(locale)));
+        }"""
+    )
+    assert english == chinese and len(english) > 40
+
+
 RECEIVE = """async (messages) => {
     const { Runs } = await import("/extensions/ComfyUI-EasyCache/runs.js");
     const runs = new Runs({ getItem: () => null, setItem: () => {} });
