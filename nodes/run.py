@@ -121,7 +121,8 @@ class Run:
             None if hooked or self._exact else getattr(guider.model_patcher.model, "diffusion_model", None)
         )
         self.account = Account(settings, schedule, steps_before, self_switching(conds))
-        self._asked_for_step: bool | None = None  # whether an evaluation began since the last callback; None: never
+        # Whether an evaluation began since the last callback; None: PREDICT_NOISE was never called.
+        self._asked_for_step: bool | None = None
         self._whole_at: torch.Tensor | None = None  # timestep of the last one that was about the whole latent
         self.denoised: torch.Tensor | None = None  # the sampler's, at the last callback
         self._range = None  # (least, largest) of its values then
@@ -233,7 +234,8 @@ class Run:
                     self.account.gradients += 1
                     return self._compute_nested(lambda: compute(conds), model, model_options)
                 self._end_direct()
-                self._asked_for_step = True
+                if self._asked_for_step is not None:  # its guider goes past PREDICT_NOISE at some steps only
+                    self._asked_for_step = True
                 self._evaluation = Evaluation(x, timestep, direct=True)
             evaluation = self._evaluation
         answers = self.predict_or_compute(compute, model, conds, x, timestep, model_options)
