@@ -160,6 +160,7 @@ class Way:
 
     @property
     def is_even(self) -> bool:
+        """Whether all of its strides were as long as one another."""
         return self._count > 2 and self.unevenness < UNEVEN * self._count
 
     @property
@@ -188,7 +189,8 @@ class Strides:
     def may_end(self, sigma: float, step: int, ambiguous: bool = False) -> bool:
         """Whether as long a stride as the longest so far leads from this noise level to the end; where some were longer
         than a step, to the last step. Where it takes steps of its own, the last stride counts alone: some become much
-        shorter. step, ambiguous: as from StepCounter.
+        shorter. Those of a shifted schedule are even along the model's time, and become longer along noise levels.
+        step, ambiguous: as from StepCounter.
         """
         position = self._schedule.position(sigma)
         if position is None:
