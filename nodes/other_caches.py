@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, combinations, groupby, starmap
 from typing import NamedTuple
 
@@ -46,8 +46,19 @@ NAMES = {
 REPEATED = 1e-6
 # Where branches differ by less, as a part of their size, as near noise level 0, that they still do is nothing kept.
 LEAST = 1e-3
+# An answer as a combination of the TERMS before it: what remains, as a part of how far these are from it. A cache's is
+# below 2e-5, a trained network's above 2e-3, a random one's above 8e-5.
+TERMS = 3
+PREDICTED = 3e-5
+# The same for outputs in half precision, whose rounding remains, in eps of their type. Most caches' are below 2; of a
+# network's one per run was near 3, the others above 4. So two have to be below.
+COARSELY_PREDICTED = 2.0
+HALVES = (torch.float16, torch.bfloat16)  # the coarser one last, as its numbers are mostly also among the others
 SAMPLE_SIZE = 256  # elements
+LEAST_SAMPLE = 48  # elements; a few terms can make any few of them
 MAX_PAIRED = 8  # branches of which each pair is looked at
+REPEATS = "is the one before: another cache repeats it"
+PREDICTS = "is a combination of those before: another cache predicts it"
 
 
 def other_caches(patcher, model_options: dict, own_key: str) -> list[str]:
@@ -103,13 +114,18 @@ class _Sample(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What a cache may keep of the answers of a branch, each (answers, elements), and sigma, (answers,)."""
+    """What a cache may keep of the answers of a branch, each (answers, elements), and sigma, (answers,).
+
+    forms: denoised latents, their distances from x, and the network's outputs. output_per: by how much the output
+    changes per unit of each of them, (answers, 1).
+    """
 
     sigma: torch.Tensor
     forms: Sequence[torch.Tensor]
+    output_per: Sequence[torch.Tensor]
 
 
-def _first_level(branch: _Kept, other: _Kept | None = None) -> float | None:
+def _repeated_level(branch: _Kept, other: _Kept | None = None) -> float | None:
     """The first noise level whose answer is the one before; with another branch, whose difference between the two is,
     which is what guidance makes use of.
     """
@@ -127,10 +143,62 @@ def _first_level(branch: _Kept, other: _Kept | None = None) -> float | None:
     return next(iter(sigma[1:][same].tolist()), None)
 
 
+def _predicted_level(branch: _Kept) -> float | None:
+    """The first noise level whose answer is a combination of the TERMS before: they were scaled or extrapolated.
+
+    What remains is measured in outputs of the network: at high noise levels denoised latents and their distances from x
+    nearly are combinations, whatever the network says.
+    """
+    asked = torch.stack([(form != 0).any(0) for form in branch.forms]).all(0)  # elsewhere a few terms suffice
+    finite = all(form.isfinite().all() for form in branch.forms)
+    if len(branch.sigma) <= TERMS or asked.sum() < LEAST_SAMPLE or not finite:
+        return None
+    output = branch.forms[-1][:, asked]
+    before, answer = _windows(output)
+    change = torch.minimum((answer - before).abs().amax((1, 2)), answer.abs().amax((1, 2)))
+    eps = _eps_of_halves(output[TERMS:])
+    bound = change * torch.where(eps > 0, COARSELY_PREDICTED * eps, PREDICTED)
+    sigma_before, sigma = _windows(branch.sigma[:, None])
+    new = (sigma_before != sigma).all(2)[:, 0]  # some samplers ask the same again
+    for form, output_per in zip(branch.forms, branch.output_per, strict=True):
+        before, answer = _windows(form[:, asked])
+        weights = torch.linalg.lstsq(before, answer, driver="gelsd").solution  # a driver that allows for equal terms
+        remains = (answer - before @ weights).abs().amax((1, 2)) * output_per[TERMS:, 0].abs()
+        predicted = (remains < bound) & new
+        if predicted.sum() > 1 or (predicted & (eps == 0)).any():
+            return branch.sigma[TERMS:][predicted][0].item()
+    return None
+
+
+def _windows(answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The TERMS before each of these answers but the first ones, (answers - TERMS, elements, TERMS), and itself, with 1
+    in place of TERMS. answers: (answers, elements).
+    """
+    windows = answers.unfold(0, TERMS + 1, 1)
+    return windows[..., :-1], windows[..., -1:]
+
+
+def _eps_of_halves(output: torch.Tensor) -> torch.Tensor:
+    """The eps of the half precision that the network gave each of these outputs in, 0 where it gave it in none.
+
+    output: (answers, elements), which went through a denoised latent. Returns (answers,).
+    """
+    found = torch.zeros_like(output[:, 0])
+    for dtype in HALVES:
+        eps = torch.finfo(dtype).eps
+        off = (output - output.to(dtype)).abs().sum(1)  # of any other numbers a sixth of eps
+        found[off <= 0.02 * eps * output.abs().sum(1)] = eps
+    return found
+
+
+def _first(levels: Iterable[float | None]) -> float | None:
+    return next((level for level in levels if level is not None), None)
+
+
 class Repetitions:
-    """Looks for answers that were those at another noise level: what a cache repeats that lies anywhere between the
-    sampler and the network. Some repeat the network's output, some denoised latents, some distances of these from x,
-    some what two branches differ by.
+    """Looks for answers that were those at another noise level, or that are combinations of those before: what a cache
+    repeats or predicts that lies anywhere between the sampler and the network. Some keep the network's output, some
+    denoised latents, some distances of these from x, some what two branches differ by.
 
     Samples are compared once the sampler is through, all at once: on a GPU each comparison is a dozen kernels.
     """
@@ -139,6 +207,7 @@ class Repetitions:
         self._conversion = conversion
         self._samples: dict[str, list[_Sample]] = {}  # by branch
         self._level: float | None = None  # at which one was found
+        self._says = REPEATS
 
     def note(self, branch: str, denoised: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> None:
         """The answer was computed. sigma: a scalar tensor. Does not wait for the device."""
@@ -155,22 +224,27 @@ class Repetitions:
             kinds = [list(alike) for of in self._samples.values() for _, alike in groupby(of, lambda one: len(one.x))]
             branches = [self._kept(alike) for alike in kinds if len(alike) > 1]
             pairs = combinations(branches[:MAX_PAIRED], 2)
-            levels = chain(map(_first_level, branches), starmap(_first_level, pairs))
-            self._level = next((level for level in levels if level is not None), None)
+            self._level = _first(chain(map(_repeated_level, branches), starmap(_repeated_level, pairs)))
+            if self._level is None:
+                self._level, self._says = _first(map(_predicted_level, branches)), PREDICTS
         except Exception as error:  # a run that is through is not lost for this
             log.debug(f"EasyCache: answers cannot be compared: {type(error).__name__}: {error}")
         return self._level is not None
 
     def _kept(self, samples: list[_Sample]) -> "_Kept":
-        denoised, x, sigma = (torch.stack(each) for each in zip(*samples, strict=True))
-        return _Kept(sigma, (denoised, denoised - x, self._conversion.network_output(denoised, x, sigma)))
+        # In double precision, which not all devices have: what remains of a combination is little.
+        denoised, x, sigma = (torch.stack(each).cpu().double() for each in zip(*samples, strict=True))
+        one = torch.ones_like(denoised[:, :1])
+        per_denoised = self._conversion.network_output(one, torch.zeros_like(one), sigma)
+        output = self._conversion.network_output(denoised, x, sigma)
+        return _Kept(sigma, (denoised, denoised - x, output), (per_denoised, per_denoised, one))
 
     def warn(self) -> None:
         """Say where one was, if any was found."""
         if self._level is not None:
             log.warning(
-                f"EasyCache: at noise level {self._level:.4g} the network's answer is the one before: another cache "
-                "repeats it, whose errors and ours add up; use one of them"
+                f"EasyCache: at noise level {self._level:.4g} the network's answer {self._says}, whose errors and ours "
+                "add up; use one of them"
             )
 
     def close(self) -> None:

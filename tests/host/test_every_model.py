@@ -1,11 +1,13 @@
 """Every model family of the host, tiny: nothing of the pack knows a model, so it has to work alike on all of them."""
 
+import logging
 from collections import Counter
 
 import comfy_host
 import pytest
 import tiny_models
 import torch
+from sampling import log_of
 from streams import streams
 
 FAMILIES = dict(tiny_models.families(comfy_host.find()))
@@ -80,6 +82,13 @@ def test_reused_steps_do_not_reach_the_network(family):
         assert {levels[0], levels[-1]} <= set(evaluations), "the first and the last step are always computed"
         assert set(levels[:WARMUP]) <= set(evaluations) or "target_speedup" in widgets, "the warm-up is computed"
         assert evaluations == {level: family.evaluations[level] for level in evaluations}, "both branches or none"
+
+
+def test_no_network_is_taken_for_a_cache(family, caplog):
+    """Catches answers that pass for repeated or predicted ones: random networks hardly look at x."""
+    with caplog.at_level(logging.WARNING):
+        family.cached(threshold=1e-9)
+    assert not any("another cache" in line for line in log_of(caplog))
 
 
 @pytest.mark.verifies("models", "threshold 0 is bit-identical")

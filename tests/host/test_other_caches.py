@@ -1,11 +1,14 @@
 """Other caches on the same model are warned of by name."""
 
 import functools
+import itertools
 import logging
+import math
 
 import pytest
 import torch
-from sampling import log_of
+from sampling import log_of, schedule
+from scene import Scene
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -121,16 +124,9 @@ def test_the_built_in_caches_are_warned_of_by_name(comfy, tiny, caplog, kind):
     assert "built-in EasyCache or LazyCache" in warning
 
 
-def repeating(model, where, distance=False):
-    """A cache whose name says nothing: each second answer, or distance of the answer from x, is the one before."""
+def answering_in_place(model, where, around):
+    """A cache whose name says nothing: around(executor, x, ...) answers there in place of executor(x, ...)."""
     from comfy.patcher_extension import WrappersMP
-
-    answers = []
-
-    def around(executor, x, *args, **kwargs):
-        away = x if distance else 0.0 * x
-        answers.append(answers[-1] if len(answers) % 2 else executor(x, *args, **kwargs) - away)
-        return answers[-1] + away
 
     model = model.clone()
     if where == "a function":
@@ -139,6 +135,18 @@ def repeating(model, where, distance=False):
     else:
         model.add_wrapper_with_key(getattr(WrappersMP, where), "a wrapper", around)
     return model
+
+
+def repeating(model, where, distance=False):
+    """A cache that makes each second answer, or distance of the answer from x, the one before."""
+    answers = []
+
+    def around(executor, x, *args, **kwargs):
+        away = x if distance else 0.0 * x
+        answers.append(answers[-1] if len(answers) % 2 else executor(x, *args, **kwargs) - away)
+        return answers[-1] + away
+
+    return answering_in_place(model, where, around)
 
 
 def repeating_guidance(model):
@@ -180,6 +188,120 @@ def test_a_cache_without_a_name_is_known_by_its_repetitions(comfy, tiny, caplog,
                 comfy.sample(scene, comfy.cached(model, predictor=predictor, **widgets))
             assert sum("another cache repeats it" in line for line in log_of(caplog)) == warned
             assert not (warned and "(estimate)" in caplog.text)
+
+
+def predicting(model, made_of, where="DIFFUSION_MODEL", distance=False):
+    """A cache that makes each second answer, or distance of the answer from x, of those that the network gave."""
+    computed, calls = [], itertools.count()
+
+    def around(executor, x, *args, **kwargs):
+        away = x if distance else 0.0 * x
+        if next(calls) % 2 and len(computed) >= 3:
+            return made_of(*computed[-3:]) + away
+        computed.append(executor(x, *args, **kwargs) - away)
+        return computed[-1] + away
+
+    return answering_in_place(model, where, around)
+
+
+def scaled(a, b, c):
+    return 1.003 * c
+
+
+def on_a_line(a, b, c):
+    return c + 0.5 * (c - b)
+
+
+def on_a_curve(a, b, c):
+    return c + 0.5 * (c - b) + 0.125 * (c - 2 * b + a)
+
+
+PREDICTING = {
+    "the network's answer, scaled": dict(made_of=scaled),
+    "the network's answers, on a line": dict(made_of=on_a_line),
+    "the network's answers, on a curve": dict(made_of=on_a_curve),
+    "a denoised latent, scaled": dict(made_of=scaled, where="APPLY_MODEL"),
+    "denoised latents, as a function": dict(made_of=on_a_line, where="a function"),
+    "their distances from x": dict(made_of=on_a_line, where="APPLY_MODEL", distance=True),
+}
+
+
+@pytest.mark.parametrize("predicted", PREDICTING)
+@pytest.mark.parametrize("name", ["SD15", "Flux", "CosmosT2V"])  # noise, velocity, EDM
+def test_a_cache_without_a_name_is_known_by_its_predictions(comfy, tiny, caplog, name, predicted):
+    """As MagCache's kind scales and TaylorSeer's extrapolates. Catches two caches of which nobody is told, with an
+    estimate that was 11 to 21 dB too good.
+    """
+    scene = tiny(name)
+    for widgets in (dict(threshold=0.1), dict(target_speedup=2.0)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            comfy.sample(scene, comfy.cached(predicting(scene.model, **PREDICTING[predicted]), **widgets), steps=20)
+        assert sum("another cache predicts it" in line for line in log_of(caplog)) == 1
+        assert "(estimate)" not in caplog.text
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16", "fp16"])
+def typed_scene(comfy, small_scene, request):
+    """The bundled video model, computing in that type."""
+    if request.param == "fp32":
+        return small_scene
+    model = comfy.node("ModelComputeDtype", small_scene.model, request.param)[0]
+    return Scene(model, small_scene.positive, small_scene.negative, small_scene.latent)
+
+
+@pytest.mark.parametrize("made_of", [scaled, on_a_line])
+def test_predictions_in_half_precision_are_known(comfy, typed_scene, caplog, made_of):
+    """Catches rounding that hides a cache: most models compute in half precision."""
+    model = comfy.cached(predicting(typed_scene.model, made_of), target_speedup=2.0)
+    with caplog.at_level(logging.WARNING):
+        comfy.sample(typed_scene, model, steps=30)
+    assert sum("another cache" in line for line in log_of(caplog)) == 1
+
+
+@torch.no_grad()
+def asking_twice(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Euler's steps; at each the same is asked once more."""
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        for _ in range(2):
+            denoised = model(x, sigma.expand(len(x)), **extra_args)
+        callback(dict(x=x, i=i, sigma=sigma, denoised=denoised))
+        x = x + (x - denoised) / sigma * (following - sigma)
+    return x
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", asking_twice])
+def test_a_trained_network_is_not_taken_for_a_cache(comfy, run, typed_scene, caplog, sampler):
+    """Of many short steps nearly each is computed, so answers follow each other closely. Catches networks whose answers
+    pass for predictions.
+    """
+    with caplog.at_level(logging.WARNING):
+        outcome = run(
+            typed_scene,
+            lambda model: comfy.node("CFGGuider", model, typed_scene.positive, typed_scene.negative, 4.0)[0],
+            sampler,
+            schedule(comfy, typed_scene, 40),
+            target_speedup=1.05,
+        )
+    assert outcome.report["skipped"] <= 4
+    assert not any("another cache" in line for line in log_of(caplog))
+
+
+ODD = {
+    "nothing": lambda x: 0.0 * x,
+    "noise in a few elements": lambda x: torch.nn.functional.pad(torch.randn_like(x[..., :1, :2]), (0, 14, 0, 15)),
+    "NaN once in a while": lambda x: torch.where(torch.rand(()) < 0.2, math.nan, torch.randn_like(x)),
+}
+
+
+@pytest.mark.parametrize("answers", ODD)
+def test_odd_answers_are_not_taken_for_those_of_a_cache(comfy, tiny, caplog, answers):
+    """Catches answers that are combinations of any others, as there is nothing in them."""
+    scene = tiny("Flux")
+    model = answering_in_place(scene.model, "APPLY_MODEL", lambda executor, x, *args, **kwargs: ODD[answers](x))
+    with caplog.at_level(logging.WARNING):
+        comfy.sample(scene, comfy.cached(model, threshold=1e-9))
+    assert not any("another cache" in line for line in log_of(caplog))
 
 
 @torch.no_grad()
