@@ -12,6 +12,7 @@ export class Chart {
   #run;
   #settings = {};
   #about = "";
+  #wrong = "";
   #connected = true;
   #texts = textsIn("en");
   #pointed = null; // index of the evaluation under the pointer
@@ -53,12 +54,14 @@ export class Chart {
 
   /**
    * settings: the node's widgets by name, without those that get a link's value. texts: as from textsIn. about: what
-   * backs the settings, a sentence. connected: whether the node stands between others.
+   * backs the settings; wrong: why they are refused; each a sentence, or "". connected: whether the node stands between
+   * others.
    */
-  set(settings, { texts, about, connected }) {
+  set(settings, { texts, about, wrong, connected }) {
     this.#settings = settings;
     this.#texts = texts;
     this.#about = about;
+    this.#wrong = wrong;
     this.#connected = connected;
     this.#soon();
   }
@@ -94,6 +97,7 @@ export class Chart {
     const texts = this.#texts;
     const pointedAt = run?.records[this.#pointed];
     if (pointedAt) return { text: evaluation(pointedAt, texts) };
+    if (this.#wrong) return { text: this.#wrong };
     const over = run?.state === "done" && afterwards(run, { ...run.report, ...this.#settings }, texts);
     return over || { text: this.#about };
   }

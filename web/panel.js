@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { Chart } from "./chart.js";
 import { CUSTOM, PRESETS, presetOf } from "./presets.js";
+import { refused } from "./refused.js";
 import { textsIn } from "./texts.js";
 import { withoutEffect } from "./without_effect.js";
 
@@ -66,7 +67,7 @@ export class Panel {
       widget.tooltip = why[widget.name];
     }
     const about = [backing, Object.values(why)[0]].filter(Boolean).join(" ");
-    this.#chart.set(values, { texts, about, connected: this.#connected() });
+    this.#chart.set(values, { texts, about, wrong: refused(values, texts), connected: this.#connected() });
   }
 
   #connected() {

@@ -49,6 +49,8 @@ const en = {
     "replayed at the node's settings; on the bundled model it was off by one step in the mean and eight at most.",
 
   // Settings.
+  startAboveEnd: "start_percent is above end_percent: nothing could ever be skipped, and Run fails.",
+  targetBelowOne: "target_speedup must be 0 (off), or 1 to 10: Run fails.",
   budgetDecides: "target_speedup decides how many steps are computed. At 0, what is grey has an effect.",
   everythingComputed: "At these settings every step is computed. What is grey changes nothing.",
 
@@ -106,6 +108,8 @@ const zh = {
     "根据最近一次采样自身的数字估计。dB：最终 latent 与不用缓存的同一次采样的有多接近（PSNR）；在没有用来制定估计的模型上，" +
     "五次估计中有四次成立。假设：按节点现在的设置重演那次采样的规则；在附带的模型上平均相差一步，最多八步。",
 
+  startAboveEnd: "起始百分比高于结束百分比：什么都不能跳过，运行会失败。",
+  targetBelowOne: "目标加速比应为 0（关闭），或 1 到 10：运行会失败。",
   budgetDecides: "由目标加速比决定计算多少步。设为 0 时，灰色的项才起作用。",
   everythingComputed: "在这些设置下每一步都会计算。灰色的项不起作用。",
 

@@ -6,7 +6,7 @@ const WHEN_SKIPPING = ["warmup_steps", "predictor", "max_consecutive_skips", "st
 export function withoutEffect({ threshold, target_speedup: target }, { budgetDecides, everythingComputed }) {
   const because = (reason, ...names) => Object.fromEntries(names.map((name) => [name, reason]));
   if (target > 1) return because(budgetDecides, "threshold", "warmup_steps");
-  if (target > 0) return because(everythingComputed, "threshold", ...WHEN_SKIPPING);
+  if (target === 1) return because(everythingComputed, "threshold", ...WHEN_SKIPPING);
   if (target === 0 && threshold === 0) return because(everythingComputed, ...WHEN_SKIPPING);
   return {};
 }

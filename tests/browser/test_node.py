@@ -558,6 +558,35 @@ def test_what_has_no_effect_is_grey_and_says_why(tab):
     assert not grey() and tab.values(node)["preset"] == "custom"
 
 
+def test_what_run_refuses_is_said_beforehand(tab, seed):
+    """Catches settings at which Run fails, and nothing on the node that says why."""
+    tab.open()
+    node = tab.build(*sampling(14, seed))[2]
+    tab.look_at(node)
+    note = tab.charts.first.locator(".easycache-note")
+    tab.set(node, start_percent=0.8, end_percent=0.6)
+    note.get_by_text("start_percent is above end_percent").wait_for()
+    assert cut_off(tab) == []
+    tab.set(node, end_percent=0.9)
+    tab.frames()
+    assert "above" not in note.inner_text()
+    tab.set(node, start_percent=0.0, end_percent=1.0)
+    tab.press_run()
+    tab.wait_for_summary(FINISHED)
+
+    saved = tab.saved()
+    target = WIDGETS.index("target_speedup")
+    saved_node(saved)["widgets_values"][target] = 0.5  # as another program, or an older version, may leave it
+    saved_node(saved).pop("widgets_values_named", None)
+    tab.load(saved)
+    tab.look_at(node)
+    assert tab.values(node)["target_speedup"] == 0.5
+    note.get_by_text("target_speedup must be 0 (off), or 1 to 10").wait_for()
+    tab.set(node, target_speedup=2)
+    tab.frames()
+    assert note.inner_text().startswith("What if, target_speedup 2")
+
+
 @both_frontends
 def test_target_speedup_steps_over_what_it_cannot_be(tab):
     """Catches a first click on the arrow that leads to 0.1, which is refused when the workflow runs."""
