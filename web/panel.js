@@ -8,6 +8,7 @@ import { textsIn } from "./texts.js";
 import { withoutEffect } from "./without_effect.js";
 
 const CHART_HEIGHT = 190;
+const SUBGRAPH = -10; // origin of links from the inputs of the subgraph around; a text in newer frontends
 const SETTINGS = Object.keys(PRESETS[0].widgets);
 
 export class Panel {
@@ -52,13 +53,15 @@ export class Panel {
   refresh() {
     const values = Object.fromEntries(this.#unlinked().map(({ name, value }) => [name, value]));
     this.#target = values.target_speedup ?? this.#target;
-    const preset = presetOf(values);
+    const preset = this.#mayBePreset() ? presetOf(values) : undefined;
     const name = preset?.name ?? CUSTOM;
     this.#filling = true;
     if (this.#preset.value !== name) set(this.#preset, name);
     this.#filling = false;
     const texts = textsIn(app.extensionManager?.setting.get("Comfy.Locale"));
-    const backing = preset && texts.presets[preset.name](preset.widgets);
+    // A preset's text speaks of all of its settings: it may be wrong where some are not known.
+    const known = Object.keys(values).length === SETTINGS.length;
+    const backing = preset && known ? texts.presets[preset.name](preset.widgets) : "";
     this.#preset.label = texts.preset;
     this.#preset.tooltip = [texts.presetFills, backing].filter(Boolean).join(" ");
     const why = withoutEffect(values, texts);
@@ -80,9 +83,18 @@ export class Panel {
 
   /** Those whose value is the widget's: not that of another node, or of the subgraph around. */
   #unlinked() {
-    const { inputs } = this.#node;
-    const linked = (name) => inputs?.some(({ widget }, n) => widget?.name === name && this.#node.isInputConnected(n));
-    return this.#settings().filter(({ name }) => !linked(name));
+    return this.#settings().filter(({ name }) => !this.#linkTo(name));
+  }
+
+  /** Whether the settings may be those of a preset: other nodes may give any value, the subgraph around has a face. */
+  #mayBePreset() {
+    return this.#settings().every(({ name }) => Number(this.#linkTo(name)?.origin_id ?? SUBGRAPH) === SUBGRAPH);
+  }
+
+  /** What a widget gets its value by, if by a link. */
+  #linkTo(name) {
+    const input = this.#node.inputs?.find(({ widget }) => widget?.name === name);
+    return input?.link == null ? undefined : this.#node.graph?.getLink(input.link);
   }
 
   /** On top, without moving the saved values: some frontends leave a hole for what is not saved. */

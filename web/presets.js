@@ -27,11 +27,9 @@ export const PRESETS = [
   { name: "Wan 2.1 (paper)", widgets: { ...DEFAULT, predictor: "reuse", threshold: 0.05, warmup_steps: 10 } },
 ];
 
-/** The preset whose values these are; undefined if they are nobody's. values: by widget. */
+/** The first preset that has these values; undefined if none has. values: by widget; others are not compared. */
 export function presetOf(values) {
-  return PRESETS.find(({ widgets }) =>
-    Object.entries(widgets).every(([name, value]) => same(values[name], value)),
-  );
+  return PRESETS.find(({ widgets }) => Object.entries(values).every(([name, value]) => same(widgets[name], value)));
 }
 
 // Sliders leave rounding behind.

@@ -455,6 +455,9 @@ def test_the_blueprint_takes_the_place_of_a_sampler(tab, seed):
     )
     tab.look_at(inside)
     tab.wait_for_summary("4 of 12")
+    assert tab.values(inside)["preset"] == "default", "all that is not set on the outside"
+    tab.set(inside, warmup_steps=3)
+    assert tab.values(inside)["preset"] == "custom"
 
 
 def test_presets_fill_the_widgets_and_nothing_else(tab):
