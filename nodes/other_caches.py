@@ -50,8 +50,8 @@ LEAST = 1e-3
 # below 2e-5, a trained network's above 2e-3, a random one's above 8e-5.
 TERMS = 3
 PREDICTED = 3e-5
-# The same for outputs in half precision, whose rounding remains, in eps of their type. Most caches' are below 2; of a
-# network's one per run was near 3, the others above 4. So two have to be below.
+# The same for outputs in half precision, whose rounding remains, in eps of their type. Of a network's, one per run was
+# near 3, the others above 4. So two have to be below 2, as most of those are that caches scale or put on a line.
 COARSELY_PREDICTED = 2.0
 HALVES = (torch.float16, torch.bfloat16)  # the coarser one last, as its numbers are mostly also among the others
 SAMPLE_SIZE = 256  # elements
