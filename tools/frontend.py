@@ -46,7 +46,8 @@ class Frontend:
     def open(self, **settings) -> None:
         """Load the page. settings: ComfyUI's, by name without "Comfy." and with "_" in place of "."."""
         wanted = {f"Comfy.{name.replace('_', '.')}": value for name, value in settings.items()}
-        defaults = {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"}
+        defaults = {"VueNodes.Enabled": False, "ColorPalette": "dark", "Locale": "en", "RightSidePanel.IsOpen": False}
+        defaults = {f"Comfy.{name}": value for name, value in defaults.items()}  # others may be left by an earlier tab
         answer = self.page.request.post(f"{self.url}/settings", data={**QUIET, **defaults, **wanted})
         assert answer.ok, answer.status_text
         self.page.add_init_script("localStorage.setItem('vueNodesBannerDismissed', 'true')")

@@ -13,7 +13,7 @@ export class Chart {
   #settings = {};
   #about = "";
   #wrong = "";
-  #connected = true;
+  #missing = "";
   #texts = textsIn("en");
   #pointed = null; // index of the evaluation under the pointer
   #due = false;
@@ -54,15 +54,15 @@ export class Chart {
 
   /**
    * settings: the node's widgets by name, without those that get a link's value. texts: as from textsIn. about: what
-   * backs the settings; wrong: why they are refused; each a sentence, or "". connected: whether the node stands between
-   * others.
+   * backs the settings; wrong: why they are refused, or count for nothing; missing: why no run can come; each a
+   * sentence, or "".
    */
-  set(settings, { texts, about, wrong, connected }) {
+  set(settings, { texts, about, wrong, missing }) {
     this.#settings = settings;
     this.#texts = texts;
     this.#about = about;
     this.#wrong = wrong;
-    this.#connected = connected;
+    this.#missing = missing;
     this.#soon();
   }
 
@@ -85,7 +85,7 @@ export class Chart {
   #draw() {
     const [run, texts] = [this.#run, this.#texts];
     this.#element.classList.toggle("easycache-empty", !run);
-    const summarised = run ? summary(run, texts) : this.#connected ? texts.waiting : texts.unconnected;
+    const summarised = run ? summary(run, texts) : this.#missing || texts.waiting;
     this.#summary.textContent = this.#summary.title = summarised;
     const { text, title } = this.#noteOn(run);
     this.#note.textContent = text;

@@ -30,6 +30,8 @@ app.registerExtension({
     api.addEventListener(EVENT, ({ detail }) => receive(detail));
   },
 
+  afterConfigureGraph: lookAtAll,
+
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
     const panel = new Panel(node);
@@ -44,6 +46,11 @@ app.registerExtension({
     node.onAdded = function (...args) {
       onAdded?.apply(this, args);
       ownKey(this);
+    };
+    const { onConnectionsChange } = node;
+    node.onConnectionsChange = function (...args) {
+      onConnectionsChange?.apply(this, args);
+      lookAtAll();
     };
     panel.refresh();
   },
@@ -74,6 +81,11 @@ function randomKey() {
 
 const graph = () => app.rootGraph ?? app.graph;
 
+/** What a node shows depends on the nodes of its kind behind it, too. */
+function lookAtAll() {
+  for (const node of allNodes(graph())) panels.get(node)?.refresh();
+}
+
 /** A pasted node comes with the key of its original: give it one of its own, and the original's run to show. */
 function ownKey(node) {
   const key = node.properties[KEY];
@@ -95,6 +107,7 @@ function noteWhatIsQueued() {
   const { queuePrompt } = api;
   api.queuePrompt = function (number, data, ...rest) {
     const answer = queuePrompt.call(this, number, data, ...rest);
+    lookAtAll(); // nodes that lie between two of ours change their links without a word to them
     unanswered += 1;
     answer
       .then(({ prompt_id }) => note(prompt_id, data))

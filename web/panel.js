@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { Chart } from "./chart.js";
+import { followed } from "./graph.js";
 import { CUSTOM, PRESETS, presetOf } from "./presets.js";
 import { refused } from "./refused.js";
 import { textsIn } from "./texts.js";
@@ -9,6 +10,7 @@ import { withoutEffect } from "./without_effect.js";
 
 const CHART_HEIGHT = 190;
 const SUBGRAPH = -10; // origin of links from the inputs of the subgraph around; a text in newer frontends
+const READERS = ["EasyCacheReport"]; // it hands a latent on, but samples nothing
 const SETTINGS = Object.keys(PRESETS[0].widgets);
 
 export class Panel {
@@ -36,11 +38,6 @@ export class Panel {
       widget.options.serialize = false;
     }
     this.#presetFirst();
-    const { onConnectionsChange } = node;
-    node.onConnectionsChange = (...args) => {
-      onConnectionsChange?.apply(node, args);
-      this.refresh();
-    };
   }
 
   /** run: as in runs.js. */
@@ -70,7 +67,13 @@ export class Panel {
       widget.tooltip = why[widget.name];
     }
     const about = [backing, Object.values(why)[0]].filter(Boolean).join(" ");
-    this.#chart.set(values, { texts, about, wrong: refused(values, texts), connected: this.#connected() });
+    const replaced = followed(app.rootGraph ?? app.graph, this.#node, READERS) ? texts.followed : "";
+    this.#chart.set(values, {
+      texts,
+      about,
+      wrong: refused(values, texts) || replaced,
+      missing: this.#connected() ? replaced : texts.unconnected,
+    });
   }
 
   #connected() {

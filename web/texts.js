@@ -8,6 +8,7 @@ const publishedZh = (what) => `EasyCache 论文（arXiv 2507.02860）报告：50
 const en = {
   waiting: "Run to see which steps are computed and which are skipped.",
   unconnected: "Connect the model to this node, and this node's MODEL to the sampler.",
+  followed: "Another EasyCache (Adaptive) follows; that one counts.",
   nothingSampled: "Nothing was sampled.",
 
   // The chart. state: "running", "done" or "stopped"; single: whether there is one evaluation per step.
@@ -72,6 +73,7 @@ const en = {
 const zh = {
   waiting: "运行后可以看到哪些步是计算的，哪些是跳过的。",
   unconnected: "请把模型接到本节点，再把本节点输出的模型接到采样器。",
+  followed: "后面还有一个 EasyCache（自适应），由它起作用。",
   nothingSampled: "没有采样。",
 
   summary: ({ speedup, computed, evaluations, single, state }) =>

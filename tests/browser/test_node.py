@@ -460,6 +460,52 @@ def test_the_blueprint_takes_the_place_of_a_sampler(tab, seed):
     assert tab.values(inside)["preset"] == "custom"
 
 
+FOLLOWED = "Another EasyCache (Adaptive) follows; that one counts."
+WHICH_ARE_FOLLOWED = """async () => {
+    const { allNodes, followed } = await import("/extensions/ComfyUI-EasyCache/graph.js");
+    const root = app.rootGraph ?? app.graph;
+    const ours = [...allNodes(root)].filter(({ type }) => type === "EasyCacheAdaptive");
+    return ours.map((node) => followed(root, node, []));
+}"""
+
+
+@both_frontends
+def test_two_in_a_row(tab, seed):
+    """Only the last one counts. Catches a first one that goes on asking to be run, and one that says so where a sampler
+    of its own, or none, follows.
+    """
+    shift = {"type": "ModelSamplingSD3", "at": [350, 650], "widgets": {"shift": 5.0}, "inputs": {"model": [2, 0]}}
+    second = {"type": "EasyCacheAdaptive", "at": [700, 650], "inputs": {"model": [6, 0]}}
+    tab.open()
+    made = tab.build(*sampling(14, seed), shift, second)
+    first, sampler, last = made[2], made[3], made[7]
+    tab.look_at(first, top=100)
+    connect = "([from, to]) => { const g = app.canvas.graph; g.getNodeById(from).connect(0, g.getNodeById(to), 0); }"
+    tab.frames()
+    assert FOLLOWED not in tab.charts.first.inner_text(), "its own sampler counts"
+    tab.page.evaluate(connect, [last, sampler])
+    tab.wait_for_summary("that one counts")
+    tab.press_run()
+    tab.wait_for_summary(FINISHED, chart=1)
+    assert tab.summary(0) == FOLLOWED
+
+    saved = tab.saved()
+    tab.load(saved)
+    tab.look_at(first, top=100)
+    tab.wait_for_summary("that one counts")
+    assert tab.summary(1) != FOLLOWED
+    for mode in ("2", "4"):
+        tab.page.evaluate(f"id => {{ app.canvas.graph.getNodeById(id).mode = {mode}; }}", last)
+        tab.set(first, warmup_steps=int(mode))
+        tab.wait_for_summary("^Run to see")
+    tab.page.evaluate("id => { app.canvas.graph.getNodeById(id).mode = 0; }", last)
+
+    into = "id => { const g = app.canvas.graph; g.convertToSubgraph(new Set([g.getNodeById(id)])); }"
+    for inside in (last, first):  # a link leads into a subgraph, and then out of another one, too
+        tab.page.evaluate(into, inside)
+        assert sorted(tab.page.evaluate(WHICH_ARE_FOLLOWED)) == [False, True]
+
+
 def test_presets_fill_the_widgets_and_nothing_else(tab):
     """What is queued are the widgets' values; the drop-down follows them, wherever they come from."""
     tab.open()
