@@ -283,7 +283,7 @@ def test_a_trained_network_is_not_taken_for_a_cache(comfy, run, typed_scene, cap
             schedule(comfy, typed_scene, 40),
             target_speedup=1.05,
         )
-    assert outcome.report["skipped"] <= 4
+    assert outcome.report["computed"] >= 36
     assert not any("another cache" in line for line in log_of(caplog))
 
 
