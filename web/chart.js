@@ -13,7 +13,8 @@ export class Chart {
   #settings = {};
   #about = "";
   #wrong = "";
-  #missing = "";
+  #replaced = false;
+  #connected = true;
   #texts = textsIn("en");
   #pointed = null; // index of the evaluation under the pointer
   #due = false;
@@ -54,15 +55,16 @@ export class Chart {
 
   /**
    * settings: the node's widgets by name, without those that get a link's value. texts: as from textsIn. about: what
-   * backs the settings; wrong: why they are refused, or count for nothing; missing: why no run can come; each a
-   * sentence, or "".
+   * backs the settings; wrong: why they are refused; each a sentence, or "". replaced: whether another node counts in
+   * place of this one. connected: whether the node stands between others.
    */
-  set(settings, { texts, about, wrong, missing }) {
+  set(settings, { texts, about, wrong, replaced, connected }) {
     this.#settings = settings;
     this.#texts = texts;
     this.#about = about;
     this.#wrong = wrong;
-    this.#missing = missing;
+    this.#replaced = replaced;
+    this.#connected = connected;
     this.#soon();
   }
 
@@ -83,21 +85,27 @@ export class Chart {
   }
 
   #draw() {
-    const [run, texts] = [this.#run, this.#texts];
+    const run = this.#run;
     this.#element.classList.toggle("easycache-empty", !run);
-    const summarised = run ? summary(run, texts) : this.#missing || texts.waiting;
-    this.#summary.textContent = this.#summary.title = summarised;
+    this.#summary.textContent = this.#summary.title = run ? summary(run, this.#texts) : this.#whyEmpty();
     const { text, title } = this.#noteOn(run);
     this.#note.textContent = text;
     this.#note.title = title ?? text;
     if (run) this.#drawRun(run);
   }
 
+  #whyEmpty() {
+    if (!this.#connected) return this.#texts.unconnected;
+    return this.#replaced ? this.#texts.followed : this.#texts.waiting;
+  }
+
+  /** The line below the picture, {text, title}; no title where that is the text. */
   #noteOn(run) {
     const texts = this.#texts;
     const pointedAt = run?.records[this.#pointed];
     if (pointedAt) return { text: evaluation(pointedAt, texts) };
     if (this.#wrong) return { text: this.#wrong };
+    if (run && this.#replaced) return { text: texts.followed };
     const over = run?.state === "done" && afterwards(run, { ...run.report, ...this.#settings }, texts);
     return over || { text: this.#about };
   }
@@ -166,7 +174,7 @@ function summary(run, texts) {
   return texts.summary({ speedup, computed, evaluations, single, state });
 }
 
-/** What there is to say of a run that is over, {text, title}; null if nothing. title: null where that is the text. */
+/** What there is to say of a run that is over, {text, title} as above; null if nothing. */
 function afterwards(run, settings, texts) {
   const { reason, notes, closeness } = run.report; // runs that older versions left in the browser have no notes
   if (differs(run, settings)) return { text: estimate(run, settings, texts), title: texts.estimates };

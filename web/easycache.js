@@ -107,10 +107,12 @@ function noteWhatIsQueued() {
   const { queuePrompt } = api;
   api.queuePrompt = function (number, data, ...rest) {
     const answer = queuePrompt.call(this, number, data, ...rest);
-    lookAtAll(); // nodes that lie between two of ours change their links without a word to them
     unanswered += 1;
     answer
-      .then(({ prompt_id }) => note(prompt_id, data))
+      .then(({ prompt_id }) => {
+        note(prompt_id, data);
+        lookAtAll(); // nodes that lie between two of ours do not tell them when their links or modes change
+      })
       .catch(() => {}) // refused: nothing to note
       .finally(() => {
         unanswered -= 1;

@@ -67,12 +67,12 @@ export class Panel {
       widget.tooltip = why[widget.name];
     }
     const about = [backing, Object.values(why)[0]].filter(Boolean).join(" ");
-    const replaced = followed(app.rootGraph ?? app.graph, this.#node, READERS) ? texts.followed : "";
     this.#chart.set(values, {
       texts,
       about,
-      wrong: refused(values, texts) || replaced,
-      missing: this.#connected() ? replaced : texts.unconnected,
+      wrong: refused(values, texts),
+      replaced: followed(app.rootGraph ?? app.graph, this.#node, READERS),
+      connected: this.#connected(),
     });
   }
 
