@@ -149,6 +149,24 @@ class Frontend:
             )
         )
 
+    def box(self, node) -> tuple[float, float, float, float]:
+        """(left, top, width, height) of a node with its title, however nodes are shown."""
+        element = self.page.locator(f"[data-node-id='{node}']")
+        if element.count():
+            return tuple(element.first.bounding_box()[name] for name in ("x", "y", "width", "height"))
+        return tuple(
+            self.page.evaluate(
+                """(id) => {
+                    const { ds, canvas, graph } = app.canvas, box = canvas.getBoundingClientRect();
+                    const [left, top, width, height] = graph.getNodeById(id).boundingRect;
+                    const x = (left + ds.offset[0]) * ds.scale + box.left;
+                    const y = (top + ds.offset[1]) * ds.scale + box.top;
+                    return [x, y, width * ds.scale, height * ds.scale];
+                }""",
+                node,
+            )
+        )
+
     def press_run(self) -> None:
         button = "[data-testid=queue-button]"
         self.page.locator(f"button{button}, {button} button").first.click()

@@ -15,6 +15,7 @@ import frontend
 from comfy_server import scratch_server
 
 STEPS = 50
+MARGIN = 25  # pixels around the node
 DEMO = comfy_host.PACK / "workflows" / "EasyCache - instant demo.json"
 PICTURES = {  # the frontend's settings by name
     "classic": {},
@@ -65,10 +66,8 @@ def take(tab, settings: dict, path: Path):
 
 def picture(tab, node, path: Path):
     """A picture of the node with a margin."""
-    left, right, _ = tab.widget(node, "threshold")
-    bottom = tab.charts.first.bounding_box()
-    top = 100
-    clip = {"x": left - 40, "y": top, "width": right - left + 80, "height": bottom["y"] + bottom["height"] + 30 - top}
+    left, top, width, height = tab.box(node)
+    clip = {"x": left - MARGIN, "y": top - MARGIN, "width": width + 2 * MARGIN, "height": height + 2 * MARGIN}
     tab.page.mouse.move(1300, 800)
     tab.page.screenshot(path=path, clip=clip)
 

@@ -494,9 +494,9 @@ def test_two_in_a_row(tab, seed):
     tab.look_at(first, top=100)
     tab.wait_for_summary("that one counts")
     assert tab.summary(1) != FOLLOWED
-    for mode in ("2", "4"):
+    for mode in (2, 4):  # muted, bypassed
         tab.page.evaluate(f"id => {{ app.canvas.graph.getNodeById(id).mode = {mode}; }}", last)
-        tab.set(first, warmup_steps=int(mode))
+        tab.set(first, warmup_steps=mode)
         tab.wait_for_summary("^Run to see")
     tab.page.evaluate("id => { app.canvas.graph.getNodeById(id).mode = 0; }", last)
 
@@ -703,6 +703,8 @@ def test_few_knobs_first_in_nodes_2(tab, newer):
     more = shown.get_by_text("Show advanced inputs")
     if newer:
         assert shown.get_by_text("predictor", exact=True).count() == 0 and more.count() == 1
+        (_, top, _, height), button = tab.box(node), more.bounding_box()
+        assert top + height >= button["y"] + button["height"], "a picture of the node shows all of it"
     if more.count():
         more.click()
     for name in set(WIDGETS) - set(place):
