@@ -46,7 +46,7 @@ const en = {
   },
   estimates:
     "Estimated from the last run's own numbers. dB: how close the final latent is to that of the same run without the " +
-    "cache (PSNR); four of five estimates hold on models that they were not made with. What if: the run's rule is " +
+    "cache (PSNR); two in three to four in five estimates held on small models. What if: the run's rule is " +
     "replayed at the node's settings; on the bundled model it was off by one step in the mean and eight at most.",
 
   // Settings.
@@ -107,8 +107,8 @@ const zh = {
     nothingSkipped: () => "那次采样没有按阈值跳过任何步，因此没有估计的依据",
   },
   estimates:
-    "根据最近一次采样自身的数字估计。dB：最终 latent 与不用缓存的同一次采样的有多接近（PSNR）；在没有用来制定估计的模型上，" +
-    "五次估计中有四次成立。假设：按节点现在的设置重演那次采样的规则；在附带的模型上平均相差一步，最多八步。",
+    "根据最近一次采样自身的数字估计。dB：最终 latent 与不用缓存的同一次采样的有多接近（PSNR）；在小模型上，" +
+    "三分之二到五分之四的估计成立。假设：按节点现在的设置重演那次采样的规则；在附带的模型上平均相差一步，最多八步。",
 
   startAboveEnd: "起始百分比高于结束百分比：什么都不能跳过，运行会失败。",
   targetBelowOne: "目标加速比应为 0（关闭），或 1 到 10：运行会失败。",

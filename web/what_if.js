@@ -9,8 +9,8 @@
  */
 
 /**
- * {computed, evaluations, exact, closeness}, or {reason}, a name in texts.js, where the run says nothing about these settings.
- * exact: whether computed is. closeness: in dB as the report's, null if nothing is known of it.
+ * {computed, evaluations, exact, closeness}, or {reason}, a name in texts.js, where the run says nothing about these
+ * settings. exact: whether computed is. closeness: in dB as the report's, null if nothing is known of it.
  */
 export function whatIf(run, settings) {
   const { report, records } = run;
