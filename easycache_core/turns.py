@@ -86,7 +86,8 @@ class History:
         self._failed = False
         self.asked[line] += 1
         once = self.asked[line] == 1  # what else tells it from the first time is not known
-        self._absences.note((line, self.asked[line]), line if once else None)
+        if once or self.evaluations > 1:  # before that it may be another request, from the same noise
+            self._absences.note((line, self.asked[line]), line if once else None)
         return f"{line} {self.asked[line]}"
 
     def has_shapes_of(self, x: list[torch.Tensor]) -> bool:

@@ -110,7 +110,7 @@ class QuestionHistory:
             force = force | last
         returns = self.absences.may_return  # and then it could be predicted from nothing
         self.unpredictable = self.unpredictable or returns
-        force = force | forced | returns
+        force = True if returns else force | forced  # each | is an operation on the device
         if may_end:
             force, step = True, max(step, self._schedule.steps - 1)  # for which a budget keeps one
         self.cache_miss = False

@@ -43,7 +43,11 @@ def step_lengths(model_sampling, sigmas: torch.Tensor) -> list[float] | None:
     sigmas: (steps + 1,), the noise levels that steps lead from and to. Waits for their device. None where the model has
     no ascending table of noise levels.
     """
-    levels = _table(model_sampling)
+    return _step_lengths(_table(model_sampling), sigmas)
+
+
+def _step_lengths(levels: np.ndarray | None, sigmas: torch.Tensor) -> list[float] | None:
+    """The same. levels: as from `_table`."""
     if levels is None or len(sigmas) < 2:
         return None
     return np.abs(np.diff(_times(levels, sigmas.detach().float().cpu()))).tolist()
@@ -82,7 +86,8 @@ class Schedule:
         self.rises = bool((values[1:] > values[:-1]).any())
         self.flipped = self.rises and not bool((values[1:] < values[:-1]).any())
         taken = evaluated_levels(values.tolist())
-        lengths = step_lengths(model_sampling, sigmas)
+        self._table = _table(model_sampling)
+        lengths = _step_lengths(self._table, sigmas)
         self.steps = sum(taken)
         self.step_lengths = lengths and [length for length, take in zip(lengths, taken, strict=True) if take]
         before, last = (self.step_lengths or [0.0, 0.0])[-2:] if self.steps > 1 else (0.0, 0.0)
@@ -101,7 +106,6 @@ class Schedule:
             ends = map(model_sampling.percent_to_sigma, (settings.start_percent, settings.end_percent))
             self.window = Window(*map(float, ends), self.levels)
         self._levels = None if self.rises or not left else values.tolist()
-        self._table = _table(model_sampling)
 
     def position(self, sigma: float) -> float | None:
         """Where in the schedule this noise level is, in steps; None where that does not only descend."""
