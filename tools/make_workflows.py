@@ -154,7 +154,7 @@ def instant_demo(graph: Graph) -> None:
         step computed, on the right with **EasyCache (Adaptive)** skipping the steps it can predict. The last node on
         the right shows both. The chart on the node and the log tell how many were skipped.
 
-        Then turn the sliders:
+        Then change the settings:
 
         - **threshold** up: more steps are skipped, and the right video moves away from the left one.
         - **warmup_steps** up: safer composition, less speed-up.
