@@ -427,11 +427,9 @@ class Attachment:
             self._stop_supposing(history)
         # How answers changed over steps of other questions is no guide; a budget is spent better elsewhere.
         force = force or (history.unsettled and not self._config.target_speedup)
-        returns = history.may_return
         history.computing = history.controller.begin(
-            x, sigma=history.sigma, step=step, force=force or returns, changed=changed,
-            unpredictable=returns and not history.controller.shared,  # ranks might not agree
-        )  # fmt: skip
+            x, sigma=history.sigma, step=step, force=force, changed=changed, unpredictable=history.may_return
+        )
         history.decided = True
         if history.controller.exceeds_budget and not history.aside:
             self._say("more evaluations are computed than target_speedup allows, as some cannot be predicted")

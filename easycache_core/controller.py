@@ -145,8 +145,8 @@ class CacheController(contextlib.AbstractContextManager):
             windows_moved: the network is asked about the latent in other windows than where it ran last, and answers
                 otherwise by as much as was seen where they had moved before. Under a budget nothing that was missed
                 says where to compute then.
-            unpredictable: compute, also beyond a budget: not all that will be asked can be predicted. All ranks must
-                say the same.
+            unpredictable: compute, also beyond a budget: not all that will be asked can be predicted. With other ranks,
+                who may not agree, it is as `force`.
 
         Returns:
             True: run the network and `store`. False: `predict`. A budget (target_speedup) overrides force and changed
@@ -160,7 +160,9 @@ class CacheController(contextlib.AbstractContextManager):
             raise ValueError(f'sigma must be given: predictor "{self.config.predictor}" needs the noise level')
         if self._x is not None and (self._x.shape != x.shape or self._x.dtype != x.dtype):
             self.reset_cache()
-        now = self._read(x, sigma, step, force, changed, windows_moved)._replace(unpredictable=unpredictable)
+        # Not force | unpredictable, which is an operation on the device.
+        now = self._read(x, sigma, step, True if unpredictable else force, changed, windows_moved)
+        now = now._replace(unpredictable=unpredictable and not self.shared)
         self._sigma = now.sigma
         self._learn(now)
         finite = now.finite and all(map(math.isfinite, (*(now.input_change or ()), now.sigma or 0.0)))
@@ -300,7 +302,7 @@ class CacheController(contextlib.AbstractContextManager):
     def _decide(self, step: int, now: Reading, finite: bool) -> tuple[bool, list[float] | None]:
         """(whether to skip, E per part where it was estimated)."""
         config = self.config
-        forced, jumped = now.force or now.unpredictable or not finite, self._predictor.jumped
+        forced, jumped = now.force or not finite, self._predictor.jumped
         limit = config.max_consecutive_skips
         if limit + 1 >= config.target_speedup:  # a budget could not keep a lower one
             forced = forced or 0 < limit <= self._gap_length

@@ -118,8 +118,9 @@ class Account:
             noise_added=any(controller.noise_added for controller in self.controllers),
             windows_move=self._windows_move,
         )
-        self._nothing_skipped = nothing_skipped(self._totals(), self._settings, course)
-        self._notes = notes(self._totals(), self._settings, course)
+        did = self._totals()
+        self._nothing_skipped = nothing_skipped(did, self._settings, course)
+        self._notes = notes(did, self._settings, course)
         return summarise(self._totals(), self._settings, course)
 
     def snapshot(self) -> tuple[dict, list, int]:
@@ -182,8 +183,8 @@ class Account:
     @property
     def _answered_by_sampler(self) -> int:
         """Steps of the schedule at which the sampler called back without having asked anything."""
-        steps = self._schedule.steps
-        return self.unasked if self.callbacks + self.unasked == steps >= self.callbacks + LEAST_ANSWERED else 0
+        each_is_a_step = self.callbacks + self.unasked == self._schedule.steps
+        return self.unasked if each_is_a_step and self.unasked >= LEAST_ANSWERED else 0
 
     @property
     def _end_unseen(self) -> bool:

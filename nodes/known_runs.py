@@ -40,10 +40,10 @@ def _run_of(server, prompt: dict, node: str) -> FinishedRun | None:
 
 def _prompt_of(queue, run: FinishedRun) -> dict | None:
     """The prompt that a run was in, also while ComfyUI is still at what comes after the run."""
-    over = queue.get_history(prompt_id=run.prompt_id).get(run.prompt_id)
-    running, _ = queue.get_current_queue()
-    queued = [over["prompt"]] if over else [one for one in running if one[1] == run.prompt_id]
-    return next((prompt for _, _, prompt, *_ in queued), None)
+    if over := queue.get_history(prompt_id=run.prompt_id).get(run.prompt_id):
+        return over["prompt"][2]
+    running, _ = queue.get_current_queue()  # a copy of all that is queued
+    return next((prompt for _, prompt_id, prompt, *_ in running if prompt_id == run.prompt_id), None)
 
 
 def _is_prompt(prompt) -> bool:

@@ -110,7 +110,7 @@ class QuestionHistory:
             force = force | last
         returns = self.absences.may_return  # and then it could be predicted from nothing
         self.unpredictable = self.unpredictable or returns
-        force = True if returns else force | forced  # each | is an operation on the device
+        force = force | forced
         if may_end:
             force, step = True, max(step, self._schedule.steps - 1)  # for which a budget keeps one
         self.cache_miss = False
@@ -118,10 +118,9 @@ class QuestionHistory:
             self.controller.answers_are_kept()
         windows_moved = None not in (windows, self._windows) and windows != self._windows
         self.windows_moved += windows_moved
-        unpredictable = returns and not self.controller.shared  # ranks might not agree
         computing = self.controller.begin(
             network_x, sigma=sigma, step=step, force=force, changed=changed, windows_moved=windows_moved,
-            unpredictable=unpredictable,
+            unpredictable=returns,
         )  # fmt: skip
         if computing:
             self._windows = windows

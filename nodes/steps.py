@@ -73,10 +73,10 @@ class Schedule:
     a rise is no step. steps_known: whether the sampler takes these steps. step_lengths: as from `step_lengths`.
     unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there.
     flipped: whether they lead back to noise, rises: somewhere. leaps: whether the last step is much longer than the one
-    before, as where a sampler is told to end earlier. first_sigma, end_sigma: where they begin, and where they
-    stop. lowest_sigma: of the last step, with room for rounding; evaluations at it or below are the last ones.
-    last_sigma: the same where these are computed; -1 in short pieces of a schedule. levels: of each step; () where the
-    sampler has others. window: the noise levels between which evaluations may be skipped, None if that is everywhere.
+    before, as where a sampler is told to end earlier. first_sigma, end_sigma: where they begin, and where they stop.
+    lowest_sigma: of the last step, with room for rounding; evaluations at it or below are the last ones. last_sigma:
+    the same where these are computed; -1 in short pieces of a schedule. levels: of each step; () where the sampler has
+    others. window: the noise levels between which evaluations may be skipped, None if that is everywhere.
 
     sigmas: (steps + 1,), as the sampler gets them. Waits for their device.
     """
@@ -90,7 +90,7 @@ class Schedule:
         lengths = _step_lengths(self._table, sigmas)
         self.steps = sum(taken)
         self.step_lengths = lengths and [length for length, take in zip(lengths, taken, strict=True) if take]
-        before, last = (self.step_lengths or [0.0, 0.0])[-2:] if self.steps > 1 else (0.0, 0.0)
+        *_, before, last = 0.0, 0.0, *(self.step_lengths or ())
         self.leaps = last > LEAP * before > 0
         self.steps_known = step_count_known(sampler)
         self._max, self._min = (float(values.max()), float(values.min())) if len(values) else (0.0, 0.0)

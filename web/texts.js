@@ -1,7 +1,10 @@
 /** What the node says in the browser, by language. What the server sends (reasons, notes) is in English. No DOM here. */
 
-const measured = (speedup) => [20, 50].map((steps) => `${Math.ceil(steps / speedup)} of ${steps}`).join(", ");
-const measuredZh = (speedup) => [20, 50].map((steps) => `${steps} 步中的 ${Math.ceil(steps / speedup)} 步`).join("，");
+const counts = (speedup, text) => [20, 50].map((steps) => text(Math.ceil(steps / speedup), steps));
+const measured = ({ target_speedup }) =>
+  `${counts(target_speedup, (computed, steps) => `${computed} of ${steps}`).join(", ")} steps (docs/figures.md).`;
+const measuredZh = ({ target_speedup }) =>
+  `${counts(target_speedup, (computed, steps) => `${steps} 步中的 ${computed} 步`).join("，")}（docs/figures.md）。`;
 const published = (what) => `EasyCache paper (arXiv 2507.02860): 50 steps, ${what}, they report.`;
 const publishedZh = (what) => `EasyCache 论文（arXiv 2507.02860）报告：50 步，${what}。`;
 
@@ -60,9 +63,9 @@ const en = {
   presetFills: "Fills in the settings below.",
   presets: {
     default: () => "The picture decides how much is skipped. Measured with small models: docs/figures.md.",
-    faithful: ({ target_speedup }) => `${measured(target_speedup)} steps (docs/figures.md).`,
-    fast: ({ target_speedup }) => `${measured(target_speedup)} steps (docs/figures.md).`,
-    preview: ({ target_speedup }) => `${measured(target_speedup)} steps (docs/figures.md).`,
+    faithful: measured,
+    fast: measured,
+    preview: measured,
     "Wan 2.2 high noise": () => "8 of the first 10 steps (docs/figures.md).",
     "Wan 2.2 low noise": () => "5 of the last 10 steps (docs/figures.md).",
     "HunyuanVideo (paper)": () => published("no CFG, 2.2x"),
@@ -119,9 +122,9 @@ const zh = {
   presetFills: "填写下面的设置。",
   presets: {
     default: () => "由画面决定跳过多少。用小模型测量：docs/figures.md。",
-    faithful: ({ target_speedup }) => `${measuredZh(target_speedup)}（docs/figures.md）。`,
-    fast: ({ target_speedup }) => `${measuredZh(target_speedup)}（docs/figures.md）。`,
-    preview: ({ target_speedup }) => `${measuredZh(target_speedup)}（docs/figures.md）。`,
+    faithful: measuredZh,
+    fast: measuredZh,
+    preview: measuredZh,
     "Wan 2.2 high noise": () => "前 10 步中计算 8 步（docs/figures.md）。",
     "Wan 2.2 low noise": () => "后 10 步中计算 5 步（docs/figures.md）。",
     "HunyuanVideo (paper)": () => publishedZh("无 CFG，2.2x"),

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from sampling import log_of, schedule
+from sampling import asking_twice, log_of, schedule
 from scene import Scene
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -257,17 +257,6 @@ def test_predictions_in_half_precision_are_known(comfy, typed_scene, caplog, mad
     with caplog.at_level(logging.WARNING):
         comfy.sample(typed_scene, model, steps=30)
     assert sum("another cache" in line for line in log_of(caplog)) == 1
-
-
-@torch.no_grad()
-def asking_twice(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """Euler's steps; at each the same is asked once more."""
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        for _ in range(2):
-            denoised = model(x, sigma.expand(len(x)), **extra_args)
-        callback(dict(x=x, i=i, sigma=sigma, denoised=denoised))
-        x = x + (x - denoised) / sigma * (following - sigma)
-    return x
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", asking_twice])

@@ -14,6 +14,7 @@ from sampling import (
     HALF,
     STEPS,
     THRESHOLD_OR_BUDGET,
+    asking_twice,
     both,
     check_counts,
     guided,
@@ -359,17 +360,6 @@ def test_a_solver_that_is_given_few_levels(comfy, demo_scene, run, caplog, kind,
     if speedup:
         beyond = any("as what may be the last one is computed" in line for line in log_of(caplog))
         assert beyond == (cached.report["computed"] > allowed)
-
-
-@torch.no_grad()
-def asking_twice(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """Euler's steps, at each of which the same latent is asked about twice."""
-    one = x.new_ones([len(x)])
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        denoised = sum(model(x, sigma * one, **extra_args) for _ in range(2)) / 2
-        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-        x = x + (following - sigma) * (x - denoised) / sigma
-    return x
 
 
 @pytest.mark.parametrize("predictor", ["forecast", "reuse"])

@@ -75,6 +75,17 @@ def away_from(answer, others):
 
 
 @torch.no_grad()
+def asking_twice(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Euler's steps, at each of which the same latent is asked about twice."""
+    one = x.new_ones([len(x)])
+    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = sum(model(x, sigma * one, **extra_args) for _ in range(2)) / 2
+        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = x + (following - sigma) * (x - denoised) / sigma
+    return x
+
+
+@torch.no_grad()
 def renewing_the_noise(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """As consistency models are sampled."""
     rng, one = torch.Generator().manual_seed(3), x.new_ones([len(x)])
