@@ -102,8 +102,15 @@ def variables_of(value) -> dict:
         return found
     if isinstance(value, torch.nn.Module | type):
         return {}
-    fields = getattr(type(value), "__dataclass_fields__", ())  # some dataclasses have slots
-    return {name: getattr(value, name) for name in fields if hasattr(value, name)} | getattr(value, "__dict__", {})
+    held = {name: getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)}
+    return held | getattr(value, "__dict__", {})
+
+
+def _slots(kind: type) -> Iterator[str]:
+    """Names of the attributes that its instances have beside those in their __dict__."""
+    for base in kind.__mro__:
+        names = base.__dict__.get("__slots__", ())
+        yield from (name for name in ((names,) if isinstance(names, str) else names) if not name.startswith("__"))
 
 
 def _defaults(function: types.FunctionType) -> dict:

@@ -1,8 +1,8 @@
 """What patches do changes: at which noise levels, and between evaluations, as far as their own variables tell.
 
 Patches that act in a part of the schedule only (Kohya's deep shrink, say) hold its ends in variables that are named
-after what they are: sigma_start, end_sigma, start_percent. These may be numbers, tensors or ranges, in a function's
-closure or default arguments, or in objects that a patch holds.
+after what they are: sigma_start, start_percent, end_step, timestep_end. These may be numbers, tensors or ranges, in a
+function's closure or default arguments, or in objects that a patch holds. Others hold a number for each step.
 """
 
 import math
@@ -14,22 +14,53 @@ import torch
 
 from .call_options import INSIDE, strengths, unknown_options, variables_of
 
+_WORDS = "sigma", "percent", "step"  # in names of variables
 _DEPTH = 3  # of functions that call functions, and of what they hold
 _MAX_ITEMS = 64  # of a list
 _MAX_SEEN = 512  # functions, objects, dicts and lists
-_MAX_ENDS = 4  # numbers that are ends of ranges
+_MAX_ENDS = 4  # numbers that are ends of ranges; changes from step to step
 
 
 def patch_levels(model_options: dict, own_key: str, model_sampling, sigmas: torch.Tensor) -> list[float]:
-    """Sigmas. A percent counts both as ComfyUI means it and as a part of the steps. own_key: of our wrappers."""
-    levels, steps = [], sigmas.detach().cpu().double().tolist()
-    for name, value in _numbers(_patches(model_options, own_key)):
-        if "sigma" in name:
-            levels.append(float(value))
-        elif 0 < value < 1 and steps:
-            levels.append(float(model_sampling.percent_to_sigma(value)))
-            levels.append(float(np.interp(value * (len(steps) - 1), range(len(steps)), steps)))
-    return sorted({level for level in levels if steps and min(steps) <= level <= max(steps)})
+    """Sigmas within a run's schedule at which patches may begin to act in another way. own_key: of our wrappers."""
+    schedule = sigmas.detach().cpu().double().tolist()
+    if not schedule:
+        return []
+    found = []
+    for name, value in _variables(_patches(model_options, own_key)):
+        if isinstance(name, str) and any(word in name.lower() for word in _WORDS):
+            for number in _ends(value):
+                found += _levels_named(name.lower(), number, model_sampling, schedule)
+        found += _levels_by_step(value, schedule)
+    return sorted({level for level in found if min(schedule) <= level <= max(schedule)})
+
+
+def _levels_named(name: str, value: float, model_sampling, schedule: list[float]) -> list[float]:
+    """A percent counts both as ComfyUI means it and as a part of the steps. A step may be the last or the first one
+    of a part: what is at the noise level itself differs from what is above and from what is below.
+    """
+    if "sigma" in name:
+        return [float(value)]
+    if "percent" in name:
+        part = value / 100 if 1 < value < 100 else value
+        steps = float(np.interp(part * (len(schedule) - 1), range(len(schedule)), schedule))
+        return [float(model_sampling.percent_to_sigma(part)), steps] if 0 < part < 1 else []
+    if "timestep" in name:
+        return [float(model_sampling.sigma(torch.tensor(float(value))))] if value > 0 else []
+    if "step" in name and float(value).is_integer() and 0 < value < len(schedule) - 1:
+        return [schedule[int(value)]]
+    return []
+
+
+def _levels_by_step(value, schedule: list[float]) -> list[float]:
+    """Of a list with a number for each step, where it changes; of one that moves on from step to step, nothing."""
+    count = len(schedule) - 1
+    if not (isinstance(value, list | tuple) and len(value) in (count, count + 1)):
+        return []
+    if not all(isinstance(one, int | float) for one in value):
+        return []
+    changes = [i for i in range(1, count) if value[i] != value[i - 1]]
+    return [(schedule[i - 1] + schedule[i]) / 2 for i in changes] if len(changes) <= _MAX_ENDS else []
 
 
 def patch_values(model_options: dict, own_key: str, identity: Callable) -> dict:
@@ -79,9 +110,9 @@ def _patches(model_options: dict, own_key: str) -> Iterator:
         yield from (wrapper for key, wrappers in by_key.items() if key != own_key for wrapper in wrappers)
 
 
-def _numbers(patches: Iterator) -> Iterator[tuple[str, float]]:
-    """(name, value) of the numbers in the variables of functions and objects, and in what these hold, named after a
-    noise level or percent. What is next to a patch comes first: there is a limit to what is looked at.
+def _variables(patches: Iterator) -> Iterator[tuple]:
+    """(name, value) of the variables of functions and objects, and of what these hold. What is next to a patch comes
+    first: there is a limit to what is looked at.
     """
     seen, near = set(), list(patches)
     for _ in range(_DEPTH + 1):
@@ -91,9 +122,7 @@ def _numbers(patches: Iterator) -> Iterator[tuple[str, float]]:
                 continue
             seen.add(id(thing))
             parts = _parts(thing)
-            for name, value in parts.items():
-                if isinstance(name, str) and ("sigma" in name.lower() or "percent" in name.lower()):
-                    yield from ((name.lower(), number) for number in _ends(value))
+            yield from parts.items()
             further += filter(_holds_parts, parts.values())
         near = further
 

@@ -245,8 +245,17 @@ class Ends:
     sigma_end: float
 
 
-def by_noise_level(kind, at):
-    """A patch that acts at this noise level and above, as other packs write them; it knows the level by a name."""
+class Slots:
+    __slots__ = ("sigma_end",)
+
+    def __init__(self, sigma_end):
+        self.sigma_end = sigma_end
+
+
+def by_noise_level(kind, at, step):
+    """A patch that acts at this noise level and above, as other packs write them; it knows the level by a name. step:
+    the first one below that.
+    """
 
     def patch(model):
         model = model.clone()
@@ -286,12 +295,34 @@ def by_noise_level(kind, at):
 
         sigma_end, sigma_range = torch.tensor([at]), (1e6, np.float32(at))
         config, slots = types.SimpleNamespace(ends=types.SimpleNamespace(sigma_end=at)), Ends(sigma_end=at)
+        own_slots = Slots(at)
+        sampling = model.get_model_object("model_sampling")
+        timestep_end = float(sampling.timestep(torch.tensor(at)))
+        end_percent, end_step, scales = 100 - timestep_end / 9.99, step, [3.0] * step + [1.0] * (STEPS - step)
+
+        def by_step(network, given):
+            levels = given["c"]["transformer_options"]["sample_sigmas"]
+            return network(given["input"], given["timestep"], **given["c"]), int((levels > given["timestep"][0]).sum())
+
+        def until_step(network, given):
+            output, now = by_step(network, given)
+            return output * 3.0 if now < end_step else output
+
+        def step_for_step(network, given):
+            output, now = by_step(network, given)
+            return output * scales[now]
+
         wrappers = {
             "a wrapper": wrapper,
             "with a tensor": held(lambda: (math.inf, sigma_end)),
             "with a range": held(lambda: sigma_range),
             "with an object": held(lambda: (math.inf, config.ends.sigma_end)),
             "with an object that has slots": held(lambda: (math.inf, slots.sigma_end)),
+            "with an object that has slots of its own": held(lambda: (math.inf, own_slots.sigma_end)),
+            "with a percent of 100": held(lambda: (math.inf, sampling.percent_to_sigma(end_percent / 100))),
+            "with a timestep": held(lambda: (math.inf, sampling.sigma(torch.tensor(timestep_end)))),
+            "with a step": until_step,
+            "with a number for each step": step_for_step,
             "with an argument": with_arguments,
             "with an argument that is given": functools.partial(
                 lambda sigma_end, *call: held(lambda: (math.inf, sigma_end))(*call), at
@@ -311,7 +342,9 @@ def by_noise_level(kind, at):
 @pytest.mark.parametrize("at", [5, 8, 11])
 @pytest.mark.parametrize("kind", ["a wrapper", "a wrapper around another one", "an attention patch",
                                   "attention patches in one", "with a tensor", "with a range", "with an object",
-                                  "with an object that has slots", "with an argument",
+                                  "with an object that has slots", "with an object that has slots of its own",
+                                  "with a percent of 100", "with a timestep", "with a step",
+                                  "with a number for each step", "with an argument",
                                   "with an argument that is given"])  # fmt: skip
 def test_a_patch_that_acts_by_noise_level(comfy, tiny, run, kind, at):
     """Catches the step after it, predicted from before."""
@@ -319,7 +352,7 @@ def test_a_patch_that_acts_by_noise_level(comfy, tiny, run, kind, at):
     sigmas = schedule(comfy, scene)
     switch = float(sigmas[at - 1] + sigmas[at]) / 2
     make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
-    patch = by_noise_level(kind, switch)
+    patch = by_noise_level(kind, switch, at)
     plain, exact = run(scene, make_guider, patch=patch), run(scene, make_guider, patch=patch, threshold=0.0)
     assert torch.equal(exact.latent, plain.latent)
     cached = run(scene, make_guider, patch=patch, **THRESHOLD)
