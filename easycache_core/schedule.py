@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -25,13 +25,15 @@ def step_lengths(scheduler, count: int) -> list[float] | None:
 
     scheduler: one whose timesteps are set; what it has done already is left out.
     """
-    config, timesteps = scheduler.config, getattr(scheduler, "timesteps", None)
+    timesteps, trained = getattr(scheduler, "timesteps", None), _setting(scheduler, "num_train_timesteps")
     if timesteps is None or getattr(scheduler, "num_inference_steps", None) is None:
         return None
     if _is_flow(scheduler):
         times = _without_shift(_flow_sigmas(scheduler), _shift(scheduler))
+    elif trained:
+        times = torch.cat([torch.as_tensor(timesteps).cpu().double(), torch.zeros(1)]) / trained
     else:
-        times = torch.cat([timesteps.cpu().double(), torch.zeros(1)]) / config.num_train_timesteps
+        return None
     lengths = times.diff().abs().tolist()
     # The second of two evaluations at one timestep belongs to the step that led there.
     for n, length in enumerate(lengths):
@@ -75,7 +77,7 @@ def _noise_levels(scheduler, timesteps: list[float], sigma_of, sigma: float) -> 
         start = _start(scheduler)
         candidates = [_flow_sigmas(scheduler)[start : start + len(timesteps)].tolist()]
     else:
-        units = 1, 1 / scheduler.config.num_train_timesteps
+        units = 1, 1 / _setting(scheduler, "num_train_timesteps")
         candidates = [[float(sigma_of(t * unit)) for t in timesteps] for unit in units]
     return next((levels for levels in candidates if is_rounded(levels[0], sigma)), None)
 
@@ -124,21 +126,30 @@ def _start(scheduler) -> int:
     return next((index for name in ("step_index", "begin_index") if (index := getattr(scheduler, name, None))), 0)
 
 
+def _setting(scheduler, name: str, default=None):
+    """Of its configuration, which is one of diffusers' or a plain dict; not every scheduler has each."""
+    config = scheduler.config
+    return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
+
+
 def _is_flow(scheduler) -> bool:
-    return bool("FlowMatch" in type(scheduler).__name__ or scheduler.config.get("use_flow_sigmas"))
+    """Whether it is one of a flow model, and has its noise levels."""
+    if getattr(scheduler, "sigmas", None) is None:
+        return False
+    return bool("FlowMatch" in type(scheduler).__name__ or _setting(scheduler, "use_flow_sigmas"))
 
 
 def _flow_sigmas(scheduler) -> torch.Tensor:
     """From 1, of noise, to 0, with their shift."""
     sigmas = scheduler.sigmas.cpu().double()
-    return 1 - sigmas if scheduler.config.get("invert_sigmas") else sigmas
+    return 1 - sigmas if _setting(scheduler, "invert_sigmas") else sigmas
 
 
 def _shift(scheduler) -> float | None:
     """None: unknown, as it goes by the size of the picture."""
-    if scheduler.config.get("use_dynamic_shifting"):
+    if _setting(scheduler, "use_dynamic_shifting"):
         return None
-    return scheduler.config.get("flow_shift") or getattr(scheduler, "_shift", scheduler.config.get("shift", 1.0))
+    return _setting(scheduler, "flow_shift") or getattr(scheduler, "_shift", _setting(scheduler, "shift", 1.0))
 
 
 def _without_shift(sigmas: torch.Tensor, shift: float | None) -> torch.Tensor:

@@ -1,5 +1,8 @@
 """What attach learns from a diffusers scheduler: how long steps are, and in which weights answers are corrected."""
 
+import contextlib
+import types
+
 import diffusers
 import numpy as np
 import pytest
@@ -54,6 +57,50 @@ def test_a_schedule_has_steps_of_equal_length_whatever_its_shift(scheduler, opti
     assert max(lengths[:-1]) - min(lengths[:-1]) < 0.002 and lengths[0] == pytest.approx(1 / STEPS, abs=0.02)
     assert step_lengths(scheduler, 3) == lengths[:3]
     assert step_lengths(scheduler, 30) is None
+
+
+def all_schedulers():
+    """One of each class of the installed diffusers that takes steps and can be made without arguments, with timesteps
+    where it takes a number of them.
+    """
+    for name in (name for name in dir(diffusers) if name.endswith("Scheduler")):
+        kind = getattr(diffusers, name)
+        if not hasattr(kind, "step"):
+            continue
+        with contextlib.suppress(TypeError, ValueError, KeyError):  # classes that want something else
+            scheduler = kind()
+            yield scheduler
+            set_up(scheduler)
+
+
+def test_a_scheduler_that_does_not_say_is_no_error():
+    """Catches schedulers without a table of trained timesteps (MiniMaxH3Scheduler and others) that end the user's run
+    with an AttributeError.
+    """
+    network = torch.nn.Bilinear(4, 1, 4).eval()
+    found = set()
+    for scheduler in all_schedulers():
+        found.add(type(scheduler).__name__)
+        lengths = step_lengths(scheduler, STEPS)
+        assert lengths is None or len(lengths) == STEPS
+        options = dict(sigma_of=flow_sigma, scheduler=scheduler)
+        with torch.no_grad(), attach(network, CacheConfig(target_speedup=2), STEPS, **options):
+            network(torch.randn(2, 4), torch.full((2, 1), 1000.0))
+    assert {"MiniMaxH3Scheduler", "KarrasVeScheduler", "BlockRefinementScheduler", "DDIMScheduler"} <= found
+
+
+@pytest.mark.parametrize("scheduler", [EULER(shift=5.0), diffusers.DDIMScheduler()])
+def test_a_configuration_in_another_form(scheduler):
+    """Catches schedulers of other people whose config is a plain dict, or has attributes alone."""
+    set_up(scheduler)
+    lengths = step_lengths(scheduler, STEPS)
+    for config in (dict(scheduler.config), types.SimpleNamespace(**scheduler.config)):
+        names = ("timesteps", "sigmas", "num_inference_steps")
+        plain = type(type(scheduler).__name__, (), {name: getattr(scheduler, name, None) for name in names})()
+        plain.config = config
+        assert step_lengths(plain, STEPS) == lengths
+        plain.config = type(config)()
+        assert step_lengths(plain, STEPS) is None or plain.sigmas is not None
 
 
 SCHEDULERS = {
