@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from .asked_at import AskedAt
 from .config import CacheConfig, require_integer, require_kind
@@ -22,6 +21,7 @@ from .interface import (
     find_arguments,
     flattened,
     predictions_of,
+    tensors_among,
     tensors_of,
     timestep_of,
     unflattened,
@@ -220,7 +220,7 @@ class Attachment:
         graph = torch.is_grad_enabled()
         if graph and self._module.training and any(one.requires_grad for one in self._module.parameters()):
             raise RuntimeError("a cache is for sampling: call module.eval(), or sample under torch.no_grad()")
-        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        given = tensors_among(*args, *kwargs.values())
         if (graph and any(one.requires_grad for one in x)) or are_differentiated(given):
             told = ": sample under torch.no_grad()" if graph else ""
             self._say(f"calls whose x, or prompt, requires a gradient go past the cache{told}")

@@ -1,5 +1,6 @@
 """A network as `attach` meets it: which argument is what, and which of its tensors are predictions for which."""
 
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -47,8 +48,17 @@ class Arguments(NamedTuple):
 
     def have_rows_of(self, x: torch.Tensor, args: tuple, kwargs: dict) -> bool:
         """Whether the timestep or another argument has as many rows as x has: its first axis is a batch then."""
-        leaves = pytree.tree_leaves((self.time.of(args, kwargs), self.others(args, kwargs)))
-        return any(isinstance(leaf, torch.Tensor) and leaf.shape[:1] == x.shape[:1] for leaf in leaves)
+        tensors = tensors_among(self.time.of(args, kwargs), *self.others(args, kwargs).values())
+        return any(one.ndim and x.ndim and one.size(0) == x.size(0) for one in tensors)
+
+
+def tensors_among(*values) -> list[torch.Tensor]:
+    """All that the arguments of a call hold, but for arguments that hold themselves."""
+    found = []
+    for value in values:
+        with contextlib.suppress(RecursionError):
+            found += [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return found
 
 
 def find_arguments(module: torch.nn.Module, input: str | None, time: str | None) -> Arguments:

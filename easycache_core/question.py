@@ -3,10 +3,12 @@
 Two calls ask the same question if they are given the same arguments, of the same kinds, with the same values. Some
 values differ at every evaluation of one question, as they follow the latent (a ControlNet's) or the time: they move.
 Objects and functions count as what they hold: some pipelines make them anew for each call, or change what is in them.
+Tensors that cannot be looked into (sparse, nested) are told by identity and version.
 """
 
 import functools
 import math
+import sys
 import types
 import weakref
 from collections.abc import Callable, Container, Sequence
@@ -16,7 +18,7 @@ import torch
 from torch.utils import _pytree as pytree  # where diffusers registers its output classes
 
 from .interface import fields_of
-from .samples import checksums
+from .samples import can_be_sampled, checksums, flat_of
 
 SAMPLES = 256  # elements of a tensor that are compared, beside sums of all
 SETTLING = 2  # how many changes in a row are changes of question; a value that goes on changing is moving
@@ -28,9 +30,9 @@ DEPTH, MAX_HELD = 4, 256  # of objects that hold objects; larger ones are told a
 class Value(NamedTuple):
     """A tensor or a number among the arguments. The tensor itself is the caller's, and is not kept."""
 
-    source: Callable | None  # a weak reference to it, where it can be told from its version whether it was overwritten
+    source: Callable | None  # a weak reference to it, where that, and its version, tell whether it was overwritten
     version: int
-    content: torch.Tensor  # its checksums and some of its elements, on the host
+    content: torch.Tensor  # its checksums and some of its elements, on the host; NaN where it cannot be looked into
 
 
 class Question:
@@ -42,9 +44,11 @@ class Question:
 
     def __init__(self, arguments: dict, known: Sequence["Question"]):
         """known: questions whose tensors need not be read again where they are given once more."""
-        structure, leaves = _flattened({name: arguments[name] for name in sorted(arguments)}, DEPTH)
+        names = sorted(arguments)
+        flat = [_flattened_or_same(arguments[name], arguments[name], DEPTH) for name in names]
+        leaves = [leaf for _, some in flat for leaf in some]
         self._objects = [leaf for leaf in leaves if _kind(leaf)[0] is id]  # an id is taken while its object lives
-        self.form = structure, [_kind(leaf) for leaf in leaves]
+        self.form = names, [structure for structure, _ in flat], [_kind(leaf) for leaf in leaves]
         self._known = [one for one in known if one.form == self.form]
         values = [leaf for leaf in leaves if _has_value(leaf)]
         self.values = [self._value(leaf, i) for i, leaf in enumerate(values)]
@@ -54,16 +58,18 @@ class Question:
 
     def _value(self, leaf, i: int) -> Value:
         tensor = leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf, dtype=torch.float64)
-        if tensor.is_inference():
+        versioned, sampled = not tensor.is_inference(), can_be_sampled(tensor)
+        if sampled and not versioned:
             return Value(None, 0, _content(tensor))
+        version = tensor._version if versioned else 0
         before = (one.values[i] for one in self._known)
-        same = (one for one in before if one.source and one.source() is tensor and one.version == tensor._version)
-        return next(same, None) or Value(weakref.ref(tensor), tensor._version, _content(tensor))
+        same = (one for one in before if one.source and one.source() is tensor and one.version == version)
+        return next(same, None) or Value(weakref.ref(tensor), version, _content(tensor) if sampled else _UNREAD)
 
     def changes(self, before: "Question") -> dict[int, float]:
         """Which values are not what they were, and by how much. Both are of one form."""
         pairs = enumerate(zip(self.values, before.values, strict=True))
-        differing = ((i, a.content, b.content) for i, (a, b) in pairs if a.content is not b.content)
+        differing = ((i, a.content, b.content) for i, (a, b) in pairs if a is not b)
         return {i: _size(a - b) for i, a, b in differing if not torch.equal(a, b)}
 
     def follows(self, before: "Question", changes: dict[int, float]) -> bool:
@@ -127,12 +133,20 @@ def _flattened(arguments, depth: int) -> tuple[tuple, list]:
     form, flat = [structure], []
     for leaf in leaves:
         kind, held = _held(leaf) if depth else (None, None)
-        inner, parts = _flattened(held, depth - 1) if kind is not None else ((), [leaf])
+        inner, parts = _flattened_or_same(held, leaf, depth - 1) if kind is not None else ((), [leaf])
         if len(parts) > MAX_HELD:
             kind, inner, parts = None, (), [leaf]
         form.append((kind, inner))
         flat += parts
     return tuple(form), flat
+
+
+def _flattened_or_same(held, thing, depth: int) -> tuple[tuple, list]:
+    """What the thing holds, as above; the thing, told by its identity, where that holds itself."""
+    try:
+        return _flattened(held, depth)
+    except RecursionError:
+        return (), [_Same(thing)]
 
 
 def _held(leaf) -> tuple:
@@ -166,25 +180,29 @@ class _Same:
 
 
 def _has_value(leaf) -> bool:
-    return isinstance(leaf, (torch.Tensor, int, float)) and not isinstance(leaf, bool)
+    if isinstance(leaf, int):
+        return not isinstance(leaf, bool) and abs(leaf) <= sys.float_info.max
+    return isinstance(leaf, (torch.Tensor, float))
 
 
 def _kind(leaf) -> tuple:
     """What of a leaf must be the same."""
     if isinstance(leaf, torch.Tensor):
-        return torch.Tensor, leaf.shape, leaf.dtype
+        return torch.Tensor, leaf.shape if can_be_sampled(leaf) else None, leaf.dtype
     if _has_value(leaf):
         return (float,)
-    if leaf is None or isinstance(leaf, (bool, str, torch.dtype, torch.device)):
+    if leaf is None or isinstance(leaf, (int, str, torch.dtype, torch.device)):
         return type(leaf), leaf
     leaf = leaf.thing if isinstance(leaf, _Same) else leaf
     return id, type(leaf), id(leaf)
 
 
+_UNREAD = torch.full((3,), math.nan)  # unlike any other, also itself
+
+
 def _content(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    places = torch.arange(0, tensor.numel(), max(1, tensor.numel() // SAMPLES) | 1, device=tensor.device)
-    return torch.cat([checksums(tensor), tensor.detach().take(places).to(torch.float32)]).cpu()
+    flat = flat_of(tensor).to(torch.float32)
+    return torch.cat([checksums(flat), flat[:: max(1, len(flat) // SAMPLES) | 1]]).cpu()
 
 
 def _size(content: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..easycache_core.samples import checksums
+from ..easycache_core.samples import can_be_sampled, checksums
 from .steps import Schedule
 
 MAX_RUNS = 16
@@ -68,7 +68,11 @@ def asked_by(guider) -> Asked:
 
 def _sums(cond: dict) -> tuple:
     tensors = [(key, value) for key, value in sorted(cond.items()) if isinstance(value, torch.Tensor)]
-    return tuple((key, tuple(value.shape), *checksums(value).tolist()) for key, value in tensors)
+    return tuple((key, *_sums_of(value)) for key, value in tensors)
+
+
+def _sums_of(tensor: torch.Tensor) -> tuple:
+    return (tuple(tensor.shape), *checksums(tensor).tolist()) if can_be_sampled(tensor) else (id(tensor),)
 
 
 class UnfinishedRun(NamedTuple):

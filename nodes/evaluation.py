@@ -13,12 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..easycache_core.samples import checksums, sample_of
+from ..easycache_core.samples import can_be_sampled, checksums, sample_of
 from .call_options import patches_of, switches_of, variables_of
 from .question_history import QuestionHistory
 from .value_changes import TellingValues
 
 SMALL = 256  # elements of a tensor that is told by what it holds
+DEPTH = 8  # of what a conditioning holds; it may hold itself
 
 
 class Question(NamedTuple):
@@ -58,30 +59,35 @@ class PartIds:
         return self._ids[part["uuid"]]
 
 
-def _contents(thing, number: Callable, without: str = ""):
+def _contents(thing, number: Callable, without: str = "", depth: int = DEPTH):
     """What it holds, as something that can be compared: plain values as they are, and number(tensor or object) for the
-    rest. without: a key of dicts that does not count.
+    rest, also for what is held too deep. without: a key of dicts that does not count.
 
     ComfyUI's holders of conditionings count as what they hold: some packs copy them for each call.
     """
     if thing is None or isinstance(thing, str | int | float):
         return thing
+    if not depth:
+        return number(thing)
     if isinstance(thing, dict):
-        return tuple((key, _contents(value, number, without)) for key, value in thing.items() if key != without)
+        held = ((key, value) for key, value in thing.items() if key != without)
+        return tuple((key, _contents(value, number, without, depth - 1)) for key, value in held)
     if isinstance(thing, list | tuple):
-        return tuple(_contents(value, number, without) for value in thing)
+        return tuple(_contents(value, number, without, depth - 1) for value in thing)
     if hasattr(thing, "process_cond"):
-        return type(thing).__name__, _contents(vars(thing), number, without)
+        return type(thing).__name__, _contents(vars(thing), number, without, depth - 1)
     return number(thing)
 
 
 def fingerprint(thing):
-    """The values that it holds, as far as they tell it from others; the ids of objects."""
+    """The values that it holds, as far as they tell it from others; the ids of objects, and of tensors that cannot be
+    looked into.
+    """
     return _contents(thing, _values_or_id, without="uuid")
 
 
 def _values_or_id(thing):
-    if isinstance(thing, torch.Tensor):
+    if isinstance(thing, torch.Tensor) and can_be_sampled(thing):
         return thing.shape, thing.dtype, *checksums(thing).tolist(), *sample_of([thing])[::64].tolist()
     return id(thing)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..easycache_core.samples import checksums, sample_of
+from ..easycache_core.samples import can_be_sampled, checksums, sample_of
 from .call_options import unknown_options
 
 _NAMED = re.compile("kv_cache|kvcache|past_key|memory|hidden_state|recurrent", re.IGNORECASE)
@@ -59,6 +59,7 @@ def _remembered(value, depth: int, look: bool) -> list:
     if isinstance(value, torch.Tensor):
         if not value.is_inference():
             return [(id(value), value._version)]
+        look = look and can_be_sampled(value)
         return [(id(value), *(checksums(sample_of([value])).tolist() if look else ()))]
     parts = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list | tuple) else []
     held = [one for part in parts if depth for one in _remembered(part, depth - 1, look)]

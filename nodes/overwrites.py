@@ -5,7 +5,7 @@ from collections.abc import Hashable
 
 import torch
 
-from ..easycache_core.samples import checksums
+from ..easycache_core.samples import can_be_sampled, checksums
 from .value_changes import has_arrived
 
 
@@ -31,7 +31,7 @@ class Overwrites:
 
     def note(self, tensors: dict[Hashable, torch.Tensor]) -> None:
         """These are given to the network, by number or name."""
-        self._tensors |= {number: weakref.ref(one) for number, one in tensors.items() if _can_be_sampled(one)}
+        self._tensors |= {number: weakref.ref(one) for number, one in tensors.items() if _is_plain(one)}
 
     def changed(self, device: torch.device, per_step: int) -> torch.Tensor | bool:
         """Look at them. device: the latent's. per_step: how many evaluations. False if nothing was computed yet."""
@@ -60,9 +60,8 @@ class Overwrites:
         self._computed = dict(self._now)
 
 
-def _can_be_sampled(tensor: torch.Tensor) -> bool:
-    plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_complex()
-    return plain and tensor.numel() > 0
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return can_be_sampled(tensor) and not tensor.is_complex() and tensor.numel() > 0
 
 
 class _Rows:

@@ -1,5 +1,6 @@
 """attach where the network is asked about several latents, or several questions, in turn."""
 
+import contextlib
 import functools
 import math
 import sys
@@ -546,6 +547,72 @@ def test_objects_among_the_arguments_count_as_what_they_hold(telling, changes):
         got = one_latent(ask)(network)
     assert cache.computed == STEPS / 2 and (cache.trace[15]["computed"] or not changes)
     assert float((got[0] - exact[0]).abs().mean() / exact[0].abs().mean()) < 0.01
+
+
+def nested(layout):
+    return lambda: torch.nested.nested_tensor([torch.ones(3, 4), torch.ones(2, 4)], layout=layout)
+
+
+def holds_itself(thing):
+    return thing.update(again=thing) or thing
+
+
+class Cyclic:
+    def __init__(self):
+        self.known = holds_itself({"words": [A]})
+
+
+UNREADABLE = {
+    "sparse": lambda: torch.eye(6).to_sparse(),
+    "sparse rows": lambda: torch.eye(6).to_sparse_csr(),
+    "jagged": nested(torch.jagged),
+    "nested": nested(torch.strided),
+    "quantised": lambda: torch.quantize_per_tensor(torch.eye(6), 0.1, 0, torch.quint8),
+    "without memory": lambda: torch.empty(6, 6, device="meta"),
+    "several in a byte": lambda: torch.empty(6, 6, dtype=torch.bits8),
+    "a dict that holds itself": lambda: holds_itself({"mask": A}),
+    "an object that holds itself": Cyclic,
+}
+ODD = {
+    "8 bits": lambda: torch.eye(6).to(torch.float8_e4m3fn),
+    "conjugate": lambda: torch.eye(6, dtype=torch.complex64).conj(),
+    "beyond float": lambda: -(10**400),
+}
+
+
+class Takes(Network):
+    """Whatever it is given beside the rest."""
+
+    def forward(self, x, t, text, extra):
+        return super().forward(x, t, text)
+
+
+@pytest.mark.filterwarnings("ignore:.*CSR|.*nested tensors|.*quantize:UserWarning")
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("kind", [*UNREADABLE, *ODD])
+def test_arguments_that_cannot_be_read(kind, inference):
+    """Catches a run that ends with an error of ours, though the network takes what it is given; no speed-up; and, where
+    it is told by its identity, an answer to what was there before.
+    """
+    make = (UNREADABLE | ODD)[kind]
+    with torch.inference_mode() if inference else contextlib.nullcontext():
+        one, other = make(), make()
+        network = Takes().eval()
+        with attach(network, BUDGET, STEPS, sigma_of=float) as cache:
+            one_latent(lambda network, x, t, n: network(x, t, A, one if n < 15 else other))(network)
+    assert cache.computed == STEPS / 2
+    assert cache.trace[15]["computed"] or kind in ODD
+
+
+def test_what_cannot_be_read_and_is_made_anew_does_not_move():
+    """Catches it being taken for a value that moves on by next to nothing, and so for the same question."""
+    questions = Questions()
+    told = [questions.line_of({"mask": make()}, ())[1] for make in [UNREADABLE["sparse"]] * 6]
+    mask = UNREADABLE["sparse"]()
+    line, new = questions.line_of({"mask": mask}, ())
+    assert all(told) and new and questions.line_of({"mask": mask}, ()) == (line, False)
+    mask.mul_(2)
+    assert questions.line_of({"mask": mask}, ())[1], "it was overwritten"
 
 
 def test_a_large_object_is_told_by_its_identity():

@@ -157,11 +157,15 @@ ODD = {
     "sparse": lambda: torch.eye(40).to_sparse(),
     "nested": lambda: torch.nested.nested_tensor([torch.ones(300), torch.ones(200)]),
     "complex": lambda: torch.ones(300, dtype=torch.complex64),
+    "8 bits": lambda: torch.eye(40).to(torch.float8_e4m3fn),
+    "quantised": lambda: torch.quantize_per_tensor(torch.eye(40), 0.1, 0, torch.quint8),
+    "without memory": lambda: torch.empty(40, 40, device="meta"),
+    "several in a byte": lambda: torch.empty(40, 40, dtype=torch.bits8),
 }
 
 
 @pytest.mark.parametrize("made", ODD)
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:.*quantize:UserWarning")
 def test_tensors_of_other_kinds_that_are_made_anew(tiny, run, made):
     """Catches a run that fails as some elements of what a pack keeps in the options are to be looked at."""
 
@@ -171,6 +175,27 @@ def test_tensors_of_other_kinds_that_are_made_anew(tiny, run, made):
 
     cached = run(tiny("Flux"), counting(predict), **HALF)
     assert len(cached.levels) <= STEPS * 0.7
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", [*ODD, "a dict that holds itself"])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:.*quantize:UserWarning")
+def test_what_a_conditioning_holds_of_other_kinds(tiny, run, kind, mode):
+    """Parts that are prepared for each call are known by what they hold. Catches a run that fails as that cannot be
+    read, or has no end.
+    """
+    with mode():
+        held = ODD[kind]() if kind in ODD else {"strength": 1.0}
+        if kind not in ODD:
+            held["again"] = [held]
+
+        def predict(guider, step, x, timestep, options):
+            names = dict(guider.conds)
+            conds = {name: [{**part, "pack": held, "uuid": uuid.uuid4()} for part in names[name]] for name in names}
+            return guided(guider, x, timestep, options, conds)
+
+        cached = run(tiny("Flux"), counting(predict), **HALF)
+        assert len(cached.levels) <= STEPS * 0.7
 
 
 def check_exchanged(scene, run, patch, predict):
