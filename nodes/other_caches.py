@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from itertools import chain, combinations, groupby, starmap
+from itertools import chain, combinations, dropwhile, groupby, starmap
 from typing import NamedTuple
 
 import torch
@@ -42,6 +42,11 @@ NAMES = {
     "smoothcache": "SmoothCache",
     "tgate": "T-GATE",
 }
+# Shorter ones are also in other words (tgate in output_gate, dicache in radicache): they count where a word begins.
+# Words of the language count where a name begins: power_spectrum is another thing.
+UNMISTAKABLE, ORDINARY = 8, {"spectrum"}
+_WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_INTRODUCING = {"comfy", "ui", "apply", "node", "nodes"}  # at the beginning of names
 # The same answer at two noise levels, as a part of its size: networks, and rounding, are further apart.
 REPEATED = 1e-6
 # Where branches differ by less, as a part of their size, as near noise level 0, that they still do is nothing kept.
@@ -79,13 +84,23 @@ def other_caches(patcher, model_options: dict, own_key: str) -> list[str]:
     names += own  # some set attributes of the network, and put another forward there
     patches += own.values()
     names += [_origin(one) for one in patches if callable(one)]
-    words = [re.sub(r"[^a-z0-9]+", "_", name.lower()) for name in map(str, names)]
-    return sorted({who for who in map(_who_is, words) if who is not None})
+    return sorted({who for who in map(_who_is, map(str, names)) if who is not None})
 
 
-def _who_is(word: str) -> str | None:
+def _who_is(name: str) -> str | None:
     """The first of NAMES that is in it: a cache names itself, and what it does, in one function's name."""
-    return next((who for mark, who in NAMES.items() if mark in word or mark in word.replace("_", "")), None)
+    parts = [[word.lower() for word in _WORD.findall(part)] for part in re.split(r"[\s./]+", name)]
+    words = [word for part in parts for word in part]
+    tails = ["".join(words[n:]) for n in range(len(words))]  # from the beginning of each word on
+    whole = ["".join(dropwhile(_INTRODUCING.__contains__, part)) for part in parts]
+
+    def has(mark: str) -> bool:
+        if mark in ORDINARY:
+            return any(one.startswith(mark) for one in whole)
+        mark = mark.replace("_", "")
+        return any(tail.startswith(mark) for tail in tails) if len(mark) < UNMISTAKABLE else mark in "".join(words)
+
+    return next((who for mark, who in NAMES.items() if has(mark)), None)
 
 
 def _origin(function) -> str:

@@ -101,6 +101,24 @@ def test_another_cache_is_warned_of_by_name(comfy, tiny, caplog, other, cache_fi
     assert f"also goes through {name}" in warning
 
 
+@pytest.mark.parametrize(
+    ("name", "who"),
+    {
+        "ComfyUI-TGate": "T-GATE", "t_gate": "T-GATE", "TGateApply": "T-GATE", "output_gate": None, "set_gate": None,
+        "text_gate": None, "to_scale_shift_gate": None, "OutputGate": None, "DiCache": "DiCache", "di_cache": "DiCache",
+        "flux_dicache_forward": "DiCache", "radicache": None, "RadiCache": None, "power_spectrum": None,
+        "ops.PowerSpectrum": None, "SpectrumApplyWAN": "Spectrum", "ComfyUI-Spectrum-WAN-Proper.nodes": "Spectrum",
+        "_spectrum_step": "Spectrum", "nodes ApplySpectrum.patch.<locals>.run": "Spectrum", "applyteacache": "TeaCache",
+        "nunchaku_cache": "Nunchaku's cache", "FirstBlockCache": "a first-block cache", "CacheDiT_patch": "CacheDiT",
+    }.items(),
+)  # fmt: skip
+def test_names_that_hold_the_name_of_a_cache(comfy, name, who):
+    """Catches a warning of a cache that nobody uses as other words end alike, and a cache that is not known any more by
+    its name.
+    """
+    assert comfy.module("nodes.other_caches")._who_is(name) == who
+
+
 def test_how_close_two_caches_are_is_not_estimated(comfy, tiny, caplog):
     """What another one repeats shows neither how answers move nor how far off forecasts are: it was 12 to 29 dB too
     good. Catches an estimate beside the warning.
