@@ -48,7 +48,7 @@ export class Runs {
   last(key) {
     if (!this.#live.has(key)) {
       const kept = this.#kept().find(([other]) => other === key);
-      if (kept) this.#live.set(key, unpacked(kept[1]));
+      if (kept) this.#live.set(key, kept[1]);
     }
     return this.#live.get(key);
   }
@@ -63,11 +63,12 @@ export class Runs {
 
   #keep(key, run) {
     const others = this.#kept().filter(([other]) => other !== key);
-    const all = [...others, [key, packed(run)]].slice(-MOST_RUNS);
-    let text = JSON.stringify(all);
-    while (text.length > MOST_CHARACTERS && all.length) {
-      all.shift();
-      text = JSON.stringify(all);
+    const runs = [...others, [key, run]].slice(-MOST_RUNS).map(([other, one]) => [other, packed(one)]);
+    const whole = () => JSON.stringify({ fields: FIELDS, runs });
+    let text = whole();
+    while (text.length > MOST_CHARACTERS && runs.length) {
+      runs.shift();
+      text = whole();
     }
     try {
       this.#storage.setItem(PLACE, text);
@@ -76,13 +77,15 @@ export class Runs {
     }
   }
 
-  /** [[key, packed run], ...], oldest first. */
+  /** [[key, run], ...], oldest first; without what is damaged. */
   #kept() {
     try {
       const kept = JSON.parse(this.#storage.getItem(PLACE) ?? "[]");
-      return Array.isArray(kept) ? kept : [];
+      // Older versions left the runs alone, with these fields.
+      const { fields, runs } = Array.isArray(kept) ? { fields: FIELDS, runs: kept } : kept;
+      return runs.filter(isSound).map(([key, run]) => [key, unpacked(run, fields)]);
     } catch {
-      return [];
+      return []; // forbidden, or something else altogether
     }
   }
 }
@@ -92,7 +95,15 @@ function packed({ run, state, report, records }) {
   return { run, state, report, records: records.map((record) => record && FIELDS.map((name) => short(record[name]))) };
 }
 
-function unpacked({ records, ...run }) {
-  const record = (values) => values && Object.fromEntries(FIELDS.map((name, i) => [name, values[i]]));
+function unpacked({ records, ...run }, fields) {
+  const record = (values) => values && Object.fromEntries(fields.map((name, i) => [name, values[i]]));
   return { ...run, records: records.map(record) };
+}
+
+/** Whether it is [key, packed run]: others may write to the browser's storage, too. */
+function isSound(entry) {
+  const [key, run] = Array.isArray(entry) ? entry : [];
+  const report = run?.report;
+  return typeof key === "string" && report !== null && typeof report === "object" && Array.isArray(run.records) &&
+    run.records.every((record) => record === null || Array.isArray(record));
 }

@@ -827,6 +827,35 @@ def test_a_run_that_was_known_waits_for_the_one_that_goes_on(tab):
     assert shown == [("A", [1, 2]), ("B", [3]), ("B", [3]), ("B", [3, 4]), ("A", [1, 2])]
 
 
+KEPT = """async (kept) => {
+    const { Runs } = await import("/extensions/ComfyUI-EasyCache/runs.js");
+    const storage = { getItem: () => storage.text, setItem: (_, text) => { storage.text = text; }, text: kept };
+    const shown = new Runs(storage).last("k");
+    new Runs(storage).receive("new", { run: "B", state: "done", report: {}, first: 0, records: [] });
+    return [shown ?? null, new Runs(storage).last("k") ?? null, new Runs(storage).last("new").run];
+}"""
+
+
+def test_runs_that_the_browser_kept(tab):
+    """Catches a node that cannot be placed any more as an entry in the browser's storage is damaged, runs of an older
+    version that are lost, and numbers that are taken for others once more of them are kept.
+    """
+    tab.open()
+    sound = {"run": "A", "state": "done", "report": {"evaluations": 1}, "records": [[0, 2.5], None]}
+    record = dict(step=0, sigma=2.5)
+    for damaged in ("", "null", "7", "{}", [None], [["k", None]], [["k", {"run": 1}]], [["k", {**sound, "report": 0}]],
+                    [["k", {**sound, "records": [3]}]], {"fields": None, "runs": [["k", sound]]}):  # fmt: skip
+        kept = damaged if isinstance(damaged, str) else json.dumps(damaged)
+        assert tab.page.evaluate(KEPT, kept) == [None, None, "B"], damaged
+    for kept in (
+        [None, ["k", sound]],
+        {"fields": ["sigma", "step"], "runs": [["k", {**sound, "records": [[2.5, 0]]}]]},
+    ):
+        shown, again, _ = tab.page.evaluate(KEPT, json.dumps(kept))
+        assert record.items() <= shown["records"][0].items() and shown["report"] == {"evaluations": 1}
+        assert record.items() <= again["records"][0].items()
+
+
 @pytest.mark.parametrize("palette", ["dark", "light"])
 def test_readable_in_the_theme(tab, seed, palette):
     """Text stands out against its ground (contrast of 4.5, WCAG AA), and none of it is cut off."""
