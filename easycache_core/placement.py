@@ -26,6 +26,7 @@ skip costs there, too: what is paid for it (correction.py) goes into the evaluat
 supposed. There T_k^2 + BESIDE (T_k-1^2 + T_k+1^2) stands for T_k^2.
 """
 
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -47,6 +48,9 @@ FIRST = 2.0
 # Once something else is asked D moves more: the latent is on its way to something else. And the gap before that is not
 # paid for, as nothing tells what it got wrong; so many times as much its square counts.
 AFTER_CHANGE, UNPAID = 2.5, 9.0
+
+# In runs of more than LONG evaluations gaps that are FAR_LONGER than usual are looked at only where they have to be.
+LONG, FAR_LONGER = 200, 4
 
 # The part that time has in a position by time. By time alone, skips would cost nothing where a level is evaluated twice
 # (Heun).
@@ -97,26 +101,60 @@ def place(costs: np.ndarray, positions: np.ndarray, count: int, changes: Collect
     changes: evaluations from which on something else is asked. They are among them, if count suffices for all: nothing
     is predicted from before a change.
     """
+    size, longest = len(costs), _longest_gap(len(costs), count)
+    while True:
+        chosen = _place(costs, positions, count, changes, longest)
+        if longest >= size - 1 or (chosen and 2 * max(np.diff(chosen)) <= longest):
+            return chosen
+        longest = min(2 * longest, size - 1)
+
+
+def _longest_gap(size: int, count: int) -> int:
+    """From a computed evaluation to the next. Of gaps of all lengths there are size^2, at each of count; in a run of
+    more than LONG those that are far longer than usual are looked at only where others turn out that long.
+    """
+    return size - 1 if size <= LONG else min(FAR_LONGER * (size // max(count - 1, 1) + FAR_LONGER), size - 1)
+
+
+def _place(costs: np.ndarray, positions: np.ndarray, count: int, changes: Collection[int], longest: int) -> list[int]:
+    """The same with no gap beyond the longest; [] if there is no way."""
     size = len(costs)
-    distance = np.maximum(positions[None] - positions[:, None], 0.0)  # from i (row) to k (column)
-    skipped = np.cumsum(costs * distance**GROWTH, axis=1)
-    gaps = np.full((size, size), np.inf)  # from i to the next computed evaluation b (column)
-    before, after = np.triu_indices(size, 1)
-    gaps[before, after] = skipped[before, after - 1] ** 2
+    gaps = _costs_of_gaps(costs, positions, longest)
+    before = np.arange(size)[:, None] - np.arange(longest, 0, -1)  # the other end of each
     inside = [change for change in changes if 0 < change < size - 1]
-    gaps[:, inside] *= UNPAID
+    gaps[inside] *= UNPAID
     if len(inside) <= count - 2:
         for change in inside:
-            gaps[:change, change + 1 :] = np.inf
-    total, came_from = gaps[0], []
+            gaps[change + 1 :][before[change + 1 :] < change] = np.inf
+    padded = np.full(longest + size, np.inf)  # costs up to each evaluation
+    up_to = np.lib.stride_tricks.sliding_window_view(padded, longest)[:size]  # up to those before each
+    total, came_from = np.where(before == 0, gaps, np.inf).min(1), []
     for _ in range(count - 2):
-        sums = total[:, None] + gaps
-        came_from.append(sums.argmin(0))
-        total = sums.min(0)
+        padded[longest:] = total
+        sums = up_to + gaps
+        best = sums.argmin(1)
+        came_from.append(before[range(size), best])
+        total = sums[range(size), best]
+    if not math.isfinite(total[-1]):
+        return []
     chosen = [size - 1]
     for origin in reversed(came_from):
         chosen.append(int(origin[chosen[-1]]))
     return [0, *reversed(chosen)]
+
+
+def _costs_of_gaps(costs: np.ndarray, positions: np.ndarray, longest: int) -> np.ndarray:
+    """Of those that lead to each evaluation (row), from the longest to the shortest: (N, longest); inf where one would
+    begin before the run does.
+    """
+    size, padding = len(costs), np.zeros(longest)
+    windows = np.lib.stride_tricks.sliding_window_view
+    ahead, at = (windows(np.append(one, padding), longest)[:size] for one in (costs, positions))
+    skipped = np.cumsum(ahead * np.maximum(at - positions[:, None], 0.0) ** GROWTH, axis=1)  # from each (row) on
+    gaps = np.full((size, longest), np.inf)
+    for length in range(1, longest + 1):
+        gaps[length:, longest - length] = skipped[: size - length, length - 1] ** 2
+    return gaps
 
 
 class Plan:

@@ -11,7 +11,7 @@ from closeness import psnr
 from memory import Allocations
 from places import compute_where
 
-from easycache_core import CacheConfig, CacheController, Response, correction, euler_response, forecast
+from easycache_core import CacheConfig, CacheController, Response, correction, euler_response, forecast, placement
 from easycache_core.branch import Branch, changes, uncorrected
 from easycache_core.budget import USUAL_MISS, Budget
 from easycache_core.correction import Correction, limit_of_payments
@@ -683,6 +683,30 @@ def test_more_changes_than_can_be_computed_have_no_effect():
     costs, positions = costs_of_skips([1.0] * 20), np.arange(20.0)
     computed = place(costs, positions, 6, range(2, 18, 2))
     assert len(computed) == 6 and max(np.diff(computed)) <= 6
+
+
+@pytest.mark.parametrize("count", [2, 30, 150, 299])
+@pytest.mark.parametrize("changes", [(), (150, 160)], ids=str)
+@pytest.mark.parametrize("expensive", [0, 200])
+def test_a_long_run_is_placed_as_a_short_one(monkeypatch, count, changes, expensive):
+    """Only gaps that are not far longer than usual are looked at there. Catches a gap that would be best, as all others
+    are expensive, or the only way, and is left out.
+    """
+    costs, positions = costs_of_skips(euler_response(noise_levels(300)).influence()), np.arange(300.0)
+    costs[:expensive] *= 1e4
+    computed = place(costs, positions, count, changes)
+    monkeypatch.setattr(placement, "LONG", 300)
+    assert computed == place(costs, positions, count, changes) and len(computed) == count
+
+
+def test_what_the_placement_of_a_long_run_looks_at(monkeypatch):
+    """Catches gaps of all lengths in each of many placements: minutes in a run of 1,000 evaluations."""
+    looked_at, costs_of_gaps = [], placement._costs_of_gaps
+    found = lambda *asked: looked_at.append(costs_of_gaps(*asked)) or looked_at[-1]  # noqa: E731
+    monkeypatch.setattr(placement, "_costs_of_gaps", found)
+    for size, count in ((200, 50), (1000, 500), (1000, 100)):
+        place(np.ones(size), np.arange(float(size)), count)
+    assert [gaps.size for gaps in looked_at] == [200 * 199, 1000 * 24, 1000 * 56]
 
 
 def spent(budget, size, missed=None):
