@@ -70,13 +70,13 @@ class ComfyServer:
         return self
 
     async def __aexit__(self, *exception):
-        await self._http.close()
-        self._process.terminate()
+        self._process.terminate()  # first, as whoever waits below may be cancelled
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        await self._http.close()
 
     async def _until_ready(self):
         deadline = time.monotonic() + START_TIMEOUT

@@ -105,3 +105,17 @@ def test_the_demo_command_fails_without_a_server(tmp_path, monkeypatch):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "no such luck" in done.stderr
     assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_a_server_ends_though_its_end_is_cancelled(tmp_path):
+    """Catches a process that stays behind where whoever waits for the connection to close is cancelled."""
+
+    class Closing:
+        async def close(self):
+            raise asyncio.CancelledError
+
+    server = ComfyServer(tmp_path, tmp_path / "server.log")
+    server._http, server._process = Closing(), subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(server.__aexit__())
+    assert server._process.poll() is not None
