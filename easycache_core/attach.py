@@ -77,7 +77,8 @@ def attach(
             rest, tokens of a picture to be edited, has no say. None: what moves between the first two evaluations.
         scheduler: diffusers' scheduler of the run. From it a budget learns the lengths of steps, and a forecast, noise
             levels that no timestep has rounded and in which weights its errors are to be made up for.
-        controller_options: handed on to CacheController; `step_lengths` where no scheduler tells them.
+        controller_options: handed on to CacheController, all but `denoised`; `step_lengths` where no scheduler tells
+            them.
 
     Returns:
         A context manager that gives the Attachment: `trace`, `computed`, `skipped`, `speedup`, `reset()`.
@@ -133,6 +134,8 @@ class Attachment:
         require_kind("tracked", tracked is None or isinstance(tracked, slice), "a slice of the batch or None", tracked)
         steps = scheduler is None or (hasattr(scheduler, "step") and hasattr(scheduler, "config"))
         require_kind("scheduler", steps, "a diffusers scheduler or None", scheduler)
+        if "denoised" in options:
+            raise TypeError("attach converts what the network returns by prediction= itself: leave denoised out")
         predictor = PREDICTORS[config.predictor]
         if predictor.follows_denoised and sigma_of is None:
             raise ValueError(
@@ -155,7 +158,9 @@ class Attachment:
         functools.update_wrapper(self, self._network, updated=())
 
     def reset(self) -> None:
-        """Begin another run with the next call; what is known of this one goes."""
+        """Begin another run with the next call; what is known of this one goes. No effect once the module is left."""
+        if not self._active:
+            return
         self._check_end()
         self._release()  # other ranks that go on with it are told
         self._histories, self._questions = [], Questions()

@@ -435,7 +435,8 @@ class CacheController(contextlib.AbstractContextManager):
 
         Raises KeyError if the branch was not stored at the last computed evaluation.
         """
-        x = self._x.to(self._device) if x is None else x
+        if x is None and self._x is not None:
+            x = self._x.to(self._device)
         predicted = self._predictor.predict(branch, x)
         if self._conversion is None:
             return predicted

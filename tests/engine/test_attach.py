@@ -15,6 +15,7 @@ from text_network import TextNetwork
 from torch import nn
 
 from easycache_core import CacheConfig, CacheController, attach, euler_response
+from easycache_core.attach import Attachment
 from easycache_core.interface import Layout
 from easycache_core.prediction import Prediction
 from easycache_core.predictors import PREDICTORS
@@ -935,6 +936,7 @@ def test_a_budget_and_the_options_of_the_controller():
         (dict(response=[1, 2]), "response"),
         (dict(by_row="all"), "by_row"),
         (dict(ranks=3), "ranks"),
+        (dict(denoised=True), "denoised"),
     ],
 )
 def test_bad_arguments_are_named(options, said):
@@ -945,6 +947,20 @@ def test_bad_arguments_are_named(options, said):
     with pytest.raises((ValueError, TypeError), match=said), attach(network, **options):
         pass
     assert network.__dict__ == before
+
+
+def test_a_run_that_begins_once_the_module_is_left(monkeypatch):
+    """Catches a controller, and with ranks a run that others wait for, that nobody uses or releases any more; and a
+    trace that is gone.
+    """
+    made, new = [], Attachment._new_controller
+    monkeypatch.setattr(Attachment, "_new_controller", lambda self: made.append(new(self)) or made[-1])
+    network = Network()
+    with attach(network, PAPER, 5) as cache:
+        network(torch.randn(1, 4, 2, 6, 6), torch.ones(1), torch.ones(1, 3))
+    known = len(made)
+    cache.reset()
+    assert len(made) == known and len(cache.trace) == 1
 
 
 def test_attached_twice():

@@ -286,6 +286,18 @@ def test_a_latent_of_another_shape_starts_from_nothing():
         controller.predict("cond")
 
 
+@pytest.mark.parametrize("predictor", ["reuse", "forecast"])
+def test_nothing_is_predicted_before_or_after_a_run(predictor):
+    """Catches an error that speaks of the engine's inside in place of the documented one."""
+    for controller in (CacheController(Settings(predictor=predictor), 5), sample(Settings(), steps=5)[0]):
+        controller.release()
+        for x in (None, torch.randn(1, 4)):
+            with pytest.raises(KeyError):
+                controller.predict("cond", x)
+    with pytest.raises(KeyError):
+        CacheController(Settings(predictor=predictor), 5).predict("cond")
+
+
 def test_a_branch_that_is_no_longer_computed_is_forgotten():
     """Its old output belongs to another noise level; predicting from it would bring back a stale picture."""
     controller = CacheController(Settings(warmup_steps=1), total_steps=9)
