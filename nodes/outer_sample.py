@@ -5,7 +5,7 @@ The wrappers of the Run (run.py) go into a copy of the model options, so that ru
 
 import logging
 import math
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import comfy.model_patcher
 from comfy.patcher_extension import WrappersMP
@@ -88,18 +88,30 @@ def sample_with_cache(
     try:
         with wrapped_along(guider.model_options, run.calc_cond_batch_within):
             samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *args, **kwargs)
-        log.info(run.finish())
-        if not others:
-            run.repetitions.warn()
-        piece.finish(samples, run.denoised)
+        with not_lost("what the run did"):
+            log.info(run.finish())
+            if not others:
+                run.repetitions.warn()
+        with not_lost("where the run stopped"):
+            piece.finish(samples, run.denoised)
         state = "done"
     finally:
         guider.model_options = original_options
         run.close()
         piece.close()
         events.send(state, run.account.snapshot)
-    history.add(samples, run.account.report())
+    with not_lost("the run's report"):
+        history.add(samples, run.account.report())
     return samples
+
+
+@contextmanager
+def not_lost(what: str):
+    """A run that is through is not lost for what is looked at afterwards. what: cannot be told then."""
+    try:
+        yield
+    except Exception:
+        log.warning(f"EasyCache: {what} cannot be told; the result is not affected", exc_info=True)
 
 
 def needs_response(config: CacheConfig) -> bool:

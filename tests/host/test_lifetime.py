@@ -97,6 +97,20 @@ def test_a_run_that_fails_at_its_first_decision_leaves_nothing(comfy, tiny, one_
     assert released and no_run_left() == []
 
 
+@pytest.mark.parametrize(
+    "failing",
+    ["run.Run.finish", "continuation.Piece.finish", "account.Account.report", "run_history.RunHistory.add"],
+)
+def test_a_run_that_is_through_is_not_lost(comfy, tiny, one_thread, monkeypatch, caplog, failing):
+    """Catches minutes of sampling that end with an error of what is looked at afterwards."""
+    module, kind, method = failing.split(".")
+    scene = tiny("SD15")
+    plain = comfy.sample(scene, comfy.cached(scene.model, threshold=0.0), steps=3)
+    monkeypatch.setattr(getattr(comfy.module(f"nodes.{module}"), kind), method, lambda *args: 1 / 0)
+    assert torch.equal(comfy.sample(scene, comfy.cached(scene.model, threshold=0.0), steps=3), plain)
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_options_of_other_packs_may_have_any_names(comfy, tiny, one_thread):
     """Catches a run that dies as names of another pack's options do not compare."""
     scene = tiny("SD15")
