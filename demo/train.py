@@ -95,9 +95,7 @@ def train_codec(demo, renderer, args):
     Trainer("codec", networks, optimisers, args.codec_seconds).run(loss_of_next_batch)
     with torch.no_grad(), eager():
         scenes = demo.scenes.random_scenes(args.check, rng)
-        latent = torch.cat(
-            [encoder(renderer.render(part)) for part in np.array_split(scenes, max(1, args.check // 16))]
-        )
+        latent = encode(renderer, encoder, scenes)
         mean, std = latent.mean((0, 2, 3, 4)), latent.std((0, 2, 3, 4))
         encoder.outlet.weight.div_(std[:, None])
         encoder.outlet.bias.sub_(mean).div_(std)

@@ -31,7 +31,7 @@ class Norms:
     along the last axis; their sizes there. by_row: each row of a batch is a picture of its own, too.
     """
 
-    def __init__(self, streams: Sequence[int] = (), by_row: bool = False):
+    def __init__(self, streams: Sequence[int], by_row: bool):
         self._streams, self._by_row = list(streams), by_row
 
     def of(self, tensor: torch.Tensor) -> list[torch.Tensor]:

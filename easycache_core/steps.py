@@ -30,7 +30,7 @@ class StepHistory:
     response: the sampler's, if it is known.
     """
 
-    def __init__(self, response: Response | None = None):
+    def __init__(self, response: Response | None):
         self.sigmas: list[float] = []
         self.computed: list[int] = []
         self.response = response

@@ -37,7 +37,7 @@ class Latent(NamedTuple):
         return min(map(_correlation, self.streams, other.streams))
 
 
-def latent_of(tensor: torch.Tensor, streams: Sequence[int] = ()) -> Latent:
+def latent_of(tensor: torch.Tensor, streams: Sequence[int]) -> Latent:
     """streams: elements per sample of each, [] for a single one. Waits for the tensor's device."""
     rows = tensor.detach().reshape(len(tensor), -1)
     parts = rows.split(list(streams), 1) if streams else [rows]

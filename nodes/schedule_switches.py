@@ -21,8 +21,7 @@ class Switches:
     """
 
     def __init__(
-        self, conds: dict, device: torch.device, levels: Sequence[float] = (), first_sigma: float = 0.0,
-        ranges: bool = True,
+        self, conds: dict, device: torch.device, levels: Sequence[float], first_sigma: float, ranges: bool
     ):  # fmt: skip
         starts, ends = list(levels), list(levels)
         self._keyframes: list[Keyframes] = []

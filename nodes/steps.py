@@ -72,8 +72,8 @@ class Schedule:
     steps: how many there are. Where levels rise within a descending schedule, noise is added and nothing is evaluated:
     a rise is no step. steps_known: whether the sampler takes these steps. step_lengths: as from `step_lengths`.
     unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there.
-    flipped: whether they lead back to noise, rises: somewhere. leaps: whether the last step is much longer than the one
-    before, as where a sampler is told to end earlier. first_sigma, end_sigma: where they begin, and where they stop.
+    rises: whether they lead back to noise somewhere. leaps: whether the last step is much longer than the one before,
+    as where a sampler is told to end earlier. first_sigma, end_sigma: where they begin, and where they stop.
     lowest_sigma: of the last step, with room for rounding; evaluations at it or below are the last ones. last_sigma:
     the same where these are computed; -1 in short pieces of a schedule. levels: of each step; () where the sampler has
     others. window: the noise levels between which evaluations may be skipped, None if that is everywhere.
@@ -84,7 +84,7 @@ class Schedule:
     def __init__(self, sigmas: torch.Tensor, model_sampling, sampler, settings):
         values = sigmas.detach().float().cpu()
         self.rises = bool((values[1:] > values[:-1]).any())
-        self.flipped = self.rises and not bool((values[1:] < values[:-1]).any())
+        flipped = self.rises and not bool((values[1:] < values[:-1]).any())
         taken = evaluated_levels(values.tolist())
         self._table = _table(model_sampling)
         lengths = _step_lengths(self._table, sigmas)
@@ -98,7 +98,7 @@ class Schedule:
         lowest = 1.01 * float(getattr(model_sampling, "sigma_min", 0.0))  # where some schedules end
         self.unfinished = self.steps_known and self.first_sigma > self.end_sigma > lowest
         left = [float(sigma) for sigma, take in zip(values[:-1], taken, strict=True) if take] if len(values) else []
-        no_last = self.flipped or not left or (self.unfinished and self.steps <= SHORT_PIECE)
+        no_last = flipped or not left or (self.unfinished and self.steps <= SHORT_PIECE)
         self.lowest_sigma = left[-1] * ROUNDED_UP if left else -1.0
         self.last_sigma = -1.0 if no_last else self.lowest_sigma
         self.levels, self.window = tuple(left), None
