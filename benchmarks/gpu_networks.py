@@ -44,11 +44,11 @@ class Case:
 
 
 CASES = [
-    Case("flux", "FLUX.1 dev, 12 B, 1024 x 1024", "Flux", FLUX, (1, 16, 128, 128), (1, 512, 4096),
+    Case("flux", "FLUX.1 dev, 11.9 B, 1024 x 1024", "Flux", FLUX, (1, 16, 128, 128), (1, 512, 4096),
          dict(pooled_output=(1, 768), guidance=3.5), steps=28, cfg=1.0),
     Case("sdxl", "SDXL, 2.6 B, 1024 x 1024, CFG 7", "SDXL", SDXL, (1, 4, 128, 128), (1, 77, 2048),
          dict(pooled_output=(1, 1280)), steps=30, cfg=7.0),
-    Case("wan", "Wan 2.1, 1.3 B, 832 x 480, 49 frames, CFG 5", "WAN21_T2V", WAN, (1, 16, 13, 60, 104), (1, 512, 4096),
+    Case("wan", "Wan 2.1, 1.4 B, 832 x 480, 49 frames, CFG 5", "WAN21_T2V", WAN, (1, 16, 13, 60, 104), (1, 512, 4096),
          {}, steps=20, cfg=5.0),
 ]  # fmt: skip
 # Only its latent counts: the network is not run.

@@ -1,4 +1,4 @@
-"""What the node costs: time, waits for the device and memory an evaluation, beside the built-in node's.
+"""What the node costs: time, waits for the device and memory per evaluation, beside the built-in node's.
 
 The network is replaced by one that answers at once, and every ComfyUI wrapper that a node installs is timed without
 what it calls, so that what is counted is the node's own work. Two sizes: the bundled model's latent, in relation to
@@ -62,7 +62,7 @@ class OwnWork:
         """ignored: a wrapper that is not the node's. counting: reads, which takes time of its own."""
         self._ignored, self._counting = ignored, counting
         self._execute = WrapperExecutor.execute
-        self._inner: list[list[float]] = []  # seconds and reads of what is called, one entry a level
+        self._inner: list[list[float]] = []  # seconds and reads of what is called, one entry per level
         self._reads = Reads()
         self.seconds, self.reads = 0.0, 0
 

@@ -1,4 +1,4 @@
-"""PSNR against network evaluations, a picture a subject."""
+"""PSNR against network evaluations, one picture per subject."""
 
 from pathlib import Path
 

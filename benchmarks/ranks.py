@@ -1,4 +1,4 @@
-"""What it costs that ranks decide together: time and bytes an evaluation, over a TCPStore on this machine.
+"""What it costs that ranks decide together: time and bytes per evaluation, over a TCPStore on this machine.
 
 python benchmarks/ranks.py [--ranks 2 4] writes results/ranks.csv. Ranks are processes on one machine without a GPU,
 so with more ranks than cores they wait for each other's turn; a real network is left out, as its time is not the

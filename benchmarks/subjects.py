@@ -1,9 +1,9 @@
 """The models that are sampled: tiny, trained, and in architectures that ComfyUI knows from full-sized ones.
 
-video         the demo model that comes with the pack: Wan 2.1's architecture, a prompt of three words a seed
-emoji         Noto's emoji by their names in FLUX's architecture, 98 M parameters (emoji/): eight a seed
+video         the demo model that comes with the pack: Wan 2.1's architecture, a prompt of three words per seed
+emoji         Noto's emoji by their names in FLUX's architecture, 98 M parameters (emoji/): eight per seed
 emoji-small   the same with 2 M parameters and the faces alone, for a CPU
-digits        handwritten digits in FLUX's architecture (digits/): ten pictures a seed, one of each digit
+digits        handwritten digits in FLUX's architecture (digits/): ten pictures per seed, one of each digit
 digits-unet   the same digits in Stable Diffusion 1.5's architecture, which predicts noise
 sheet         smaller digits by a perceptron that takes less than a millisecond, for studies of many runs (sheet/)
 """

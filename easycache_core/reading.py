@@ -12,8 +12,8 @@ class Measurements(NamedTuple):
 
     output_norm: ||v_i||. The rest is empty without j. output_change, input_change: ||v_i - v_j||, ||x_i - x_j||. Of
     forecasts alone: miss, how far a forecast of D_i would have been off; products, from which gains are estimated: the
-    means of x y, x x, y y, p q, p p, and the last two once more, of the guided latent, with x what is off the path, y
-    the residual of the extrapolation p, and q the change of D.
+    means of x y, x x, y y, p q, p p, the last two once more, of the guided latent, and the part of noise in how x
+    moved, with x what is off the path, y the residual of the extrapolation p, and q the change of D.
     """
 
     output_norm: Sequence

@@ -158,7 +158,7 @@ def instant_demo(graph: Graph) -> None:
 
         - **threshold** up: more steps are skipped, and the right video moves away from the left one.
         - **warmup_steps** up: safer composition, less speed-up.
-        - **target_speedup** at 3: every third step is computed, whatever the threshold.
+        - **target_speedup** at 3: at most every third step is computed, whatever the threshold.
 
         The words in **EasyCache Demo Model** say what is drawn. The seed is shared by both samplers.
 

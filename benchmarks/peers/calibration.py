@@ -11,7 +11,7 @@ from .trunk import with_policy
 
 @dataclass(frozen=True)
 class Calibration:
-    """polynomial: TeaCache's, the highest power first. ratios: MagCache's curve of each branch, an entry a step."""
+    """polynomial: TeaCache's, the highest power first. ratios: MagCache's curve of each branch, one entry per step."""
 
     polynomial: list[float]
     ratios: dict[int, list[float]]

@@ -21,7 +21,7 @@ class MagCache:
     def __init__(
         self, total_steps: int, threshold: float, longest: int, retention: float, ratios: dict[int, list[float]]
     ):
-        """longest: K. ratios: of each branch, an entry a step."""
+        """longest: K. ratios: of each branch, one entry per step."""
         self._total_steps, self._threshold, self._longest = total_steps, threshold, longest
         self._first = int(total_steps * retention)
         self._ratios = ratios
