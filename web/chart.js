@@ -1,7 +1,7 @@
 /** The picture of a run on its node. Everything is set as text or as coordinates, never as HTML. */
 
 import { textsIn } from "./texts.js";
-import { differs, whatIf } from "./what_if.js";
+import { budgetOf, differs, whatIf } from "./what_if.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 100; // of the drawing, in units of its own; it is as wide as the run has evaluations
@@ -161,7 +161,7 @@ function errorScale({ threshold }, settings) {
 }
 
 function budgetScale(run) {
-  const limit = Math.ceil(width(run) / run.report.target_speedup - 1e-9);
+  const limit = budgetOf(width(run), run.report.target_speedup);
   return { limit, wanted: 0, top: limit * HEADROOM };
 }
 

@@ -1,6 +1,8 @@
 /** What the node says in the browser, by language. What the server sends (reasons, notes) is in English. No DOM here. */
 
-const counts = (speedup, text) => [20, 50].map((steps) => text(Math.ceil(steps / speedup), steps));
+import { budgetOf } from "./what_if.js";
+
+const counts = (speedup, text) => [20, 50].map((steps) => text(budgetOf(steps, speedup), steps));
 const measured = ({ target_speedup }) =>
   `${counts(target_speedup, (computed, steps) => `${computed} of ${steps}`).join(", ")} steps (docs/figures.md).`;
 const measuredZh = ({ target_speedup }) =>

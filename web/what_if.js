@@ -18,8 +18,7 @@ export function whatIf(run, settings) {
   if (!evaluations || records.some((record) => !record)) return { reason: "unrecorded" };
   const windowed = settings.start_percent > 0 || settings.end_percent < 1;
   if (settings.target_speedup > 0) {
-    // As easycache_core/budget.py rounds it.
-    const computed = Math.ceil(evaluations / settings.target_speedup - 1e-9);
+    const computed = budgetOf(evaluations, settings.target_speedup);
     const near = windowed ? null : closeness(run, settings, spread(evaluations, computed));
     return { computed, evaluations, exact: true, closeness: near };
   }
@@ -31,6 +30,11 @@ export function whatIf(run, settings) {
   if (!rule) return { reason: "nothingSkipped" };
   const gaps = replay(records, settings, rule);
   return { computed: gaps.length, evaluations, exact: false, closeness: closeness(run, settings, gaps) };
+}
+
+/** How many of so many evaluations may be computed: as easycache_core/budget.py rounds it; the first and the last. */
+export function budgetOf(evaluations, targetSpeedup) {
+  return Math.max(Math.min(evaluations, 2), Math.ceil(evaluations / targetSpeedup - 1e-9));
 }
 
 /** Whether the node is set to something else than it was in that run, as far as the run can tell. */

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 
 import comfy_host
@@ -803,6 +804,20 @@ def test_each_language_says_everything(tab):
         }"""
     )
     assert english == chinese and len(english) > 40
+
+
+def test_the_browser_counts_a_budget_as_the_engine_does(tab):
+    """Catches a count in the what-if line, in the chart or beside a preset that is another one than the run's."""
+    tab.open()
+    cases = [(n, speedup / 10) for n in range(1, 62) for speedup in range(10, 101, 3)]
+    counted = tab.page.evaluate(
+        """async (cases) => {
+            const { budgetOf } = await import("/extensions/ComfyUI-EasyCache/what_if.js");
+            return cases.map(([evaluations, speedup]) => budgetOf(evaluations, speedup));
+        }""",
+        cases,
+    )
+    assert counted == [max(min(n, 2), math.ceil(n / speedup - 1e-9)) for n, speedup in cases]
 
 
 RECEIVE = """async (messages) => {
