@@ -258,6 +258,10 @@ class CacheController(contextlib.AbstractContextManager):
         if self._budget is not None:
             self._budget.foresee(changes)
 
+    def forget_total_steps(self) -> None:
+        """The sampler takes more steps than it was supposed to: which one is the last is not known."""
+        self.total_steps = math.inf
+
     def forget_response(self) -> None:
         """The sampler does not do what its response says."""
         self._response = self._planned = None

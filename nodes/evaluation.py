@@ -246,10 +246,10 @@ class Evaluation:
     of calc_cond_batch; then it lasts until the next one begins. depth: of guiders that call guiders. foreign: whether
     the sampler may be another pack's, which may try again, and overwrite both. opened_by: the question that is asked
     first. history: of the questions that are asked here. Both are None until the first one is asked. along: answers to
-    questions that were not asked yet, by question. level: sigma, where it was read. another: whether the latent may be
-    another one than that of the history. windows: in which the latent is asked about, None if as a whole. predicting:
-    whether the questions are predicted; decided: at which evaluation of its history that was, from 1; 0 while it is not
-    known.
+    questions that were not asked yet, by question. sigma_on_host: its highest, where it was read. another: whether the
+    latent may be another one than that of the history. windows: in which the latent is asked about, None if as a whole.
+    predicting: whether the questions are predicted; decided: at which evaluation of its history that was, from 1; 0
+    while it is not known.
     """
 
     def __init__(
@@ -262,7 +262,7 @@ class Evaluation:
         self.opened_by: Question | None = None
         self.history: QuestionHistory | None = None
         self.along: dict[Question, torch.Tensor] = {}
-        self.level: float | None = None
+        self.sigma_on_host: float | None = None
         self.another = self.predicting = False
         self.windows: frozenset | None = None
         self.decided = 0
@@ -317,7 +317,7 @@ class Evaluation:
         newest = failed.decided == failed.history.controller.evaluations
         if not newest or ours != theirs or tracked != failed.opened_by or not failed._goes_on(self.x, self.timestep):
             return False
-        for name in ("opened_by", "history", "level", "another", "predicting", "decided"):
+        for name in ("opened_by", "history", "sigma_on_host", "another", "predicting", "decided"):
             setattr(self, name, getattr(failed, name))
         return True
 

@@ -93,7 +93,7 @@ class Histories:
         if self._one_latent or any(history.controller.shared for history in alike):  # ranks might not agree
             return alike[0] if alike else self._next(evaluation, active), False
         sigma, own_levels, sample = position_of(evaluation.x, evaluation.timestep)
-        evaluation.level = sigma
+        evaluation.sigma_on_host = sigma
         trail = trail_of([one.trail for one in alike], sigma, sample, evaluation.x) if alike else None
         history = next((one for one in alike if one.trail is trail), None) or self._next(evaluation, active)
         another = history.trail.add(sigma, sample, evaluation.x, own_levels)

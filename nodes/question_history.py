@@ -6,6 +6,7 @@ asked along with it, then has a history, and decisions, of its own.
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -17,8 +18,30 @@ from .latents import OwnLatents, Trail, level_of
 from .overwrites import Overwrites
 from .schedule_switches import Switches
 from .settings import Settings
-from .steps import UNKNOWN, Schedule, StepCounter, Strides
+from .steps import Schedule, StepCounter, Strides
 from .value_changes import SettledValues
+
+
+class EvaluationInput(NamedTuple):
+    """What is known of an evaluation before it is decided.
+
+    network_x: what the engine takes for the latent. timestep: sigma, (batch,), on the device. sigma_on_host: its
+    highest one where it was read, else None. conds: the guider's conditionings by name. changed: whether what is asked
+    has other values than where it was computed last. missing: whether some of it was not computed then. another_latent:
+    whether the latent may be another one. weights: a sample of the network's. windows: in which the network is asked,
+    as from windows_of. evaluations_before: of histories that share the budget and came first.
+    """
+
+    network_x: torch.Tensor
+    timestep: torch.Tensor
+    sigma_on_host: float | None
+    conds: dict
+    changed: bool
+    missing: bool
+    another_latent: bool
+    weights: torch.Tensor | None
+    windows: frozenset | None
+    evaluations_before: int
 
 
 class QuestionHistory:
@@ -73,62 +96,120 @@ class QuestionHistory:
         """An evaluation begins; what is asked in it comes with `observe`."""
         self.absences.next_evaluation()
 
-    def begin(
-        self, network_x: torch.Tensor, timestep: torch.Tensor, conds: dict, changed: bool = False,
-        another: bool = False, level: float | None = None, weights: torch.Tensor | None = None,
-        force: bool = False, before: int = 0, windows: frozenset | None = None,
-    ) -> bool:  # fmt: skip
-        """Decide an evaluation, as CacheController.begin does.
-
-        conds: the guider's conditionings by name. changed: whether what is asked has other values than where it was
-        computed last. another: whether the latent may be another one. level: the noise level, where it was read.
-        weights: a sample of the network's. force: whether it had better be computed. before: evaluations of histories
-        that share the budget and came first. windows: in which the network is asked, as from windows_of.
-        """
-        step, sigma = self.steps.next_evaluation(), level_of(timestep)
-        if step >= self.controller.total_steps:  # a sampler that does not take the schedule's steps
-            self.controller.total_steps = UNKNOWN
-        # Guiders that ask prompts in turn, or answer by themselves, ask this at some steps only.
-        response = self.asked_at.response_at(step)
-        if response is not None:
-            self.controller.follow(response, before)
-            self._foresee_changes()
-        self._misses = self._misses + 1 if self.cache_miss else 0
-        self.unpredictable = self.unpredictable or self.cache_miss or another
-        # A budget that is spent would not compute it, and so never again have all that is asked.
-        if self._misses > 1 or another:
-            self.controller.reset_cache()
-        forced, changed = self._force_and_changed(step, sigma, conds, changed, force)
-        changed = changed | differ(self._weights, weights)
-        for tensors in (self.overwrites, self._made_anew):
-            changed = changed | tensors.changed(sigma.device, self.steps.evaluations_per_step)
-        last = self._at_last_level(timestep, sigma)
-        may_end = level is not None and self._strides.may_end(level, step, self.steps.ambiguous)
-        if self.own_steps:
-            last = False
-        if not self.controller.ends_as_planned(level):  # the last evaluation draws the detail
-            force = force | last
-        returns = self.absences.may_return  # and then it could be predicted from nothing
-        self.unpredictable = self.unpredictable or returns
-        force = force | forced
+    def begin(self, given: EvaluationInput) -> bool:
+        """Decide an evaluation: True to run the network, False to predict, as CacheController.begin has it."""
+        step, sigma = self._next_step(given.evaluations_before), level_of(given.timestep)
+        self._drop_unusable(given.another_latent)
+        self._observe_switches(sigma, given.conds)
+        changed = self._is_changed(sigma, given)
+        may_end = self._may_end(given, step)  # first, as it tells whether the sampler takes steps of its own
+        force = given.missing | self._is_last(given, sigma) | self._must_compute(step, sigma)
         if may_end:
             force, step = True, max(step, self._schedule.steps - 1)  # for which a budget keeps one
+        may_return = self.absences.may_return  # and then it could be predicted from nothing
+        self.unpredictable = self.unpredictable or may_return
         self.cache_miss = False
         if self.absences.came_back:  # the guider keeps the answer for the steps at which it does not ask
             self.controller.answers_are_kept()
-        windows_moved = None not in (windows, self._windows) and windows != self._windows
+        windows_moved = None not in (given.windows, self._windows) and given.windows != self._windows
         self.windows_moved += windows_moved
         computing = self.controller.begin(
-            network_x, sigma=sigma, step=step, force=force, changed=changed, windows_moved=windows_moved,
-            unpredictable=returns,
+            given.network_x, sigma=sigma, step=step, force=force, changed=changed, windows_moved=windows_moved,
+            unpredictable=may_return,
         )  # fmt: skip
         if computing:
-            self._windows = windows
-            self._computed_sigma, self._weights = sigma.clone(), weights
-            self.overwrites.on_computed()
-            self._made_anew.on_computed()
-            self._switches.on_computed()
+            self._mark_computed(given, sigma)
         return computing
+
+    def _next_step(self, evaluations_before: int) -> int:
+        """The step of this evaluation, from 0. evaluations_before: as of EvaluationInput."""
+        step = self.steps.next_evaluation()
+        if step >= self.controller.total_steps:  # a sampler that does not take the schedule's steps
+            self.controller.forget_total_steps()
+        # Guiders that ask prompts in turn, or answer by themselves, ask this at some steps only.
+        response = self.asked_at.response_at(step)
+        if response is not None:
+            self.controller.follow(response, evaluations_before)
+            self._foresee_changes()
+        return step
+
+    def _drop_unusable(self, another_latent: bool) -> None:
+        """Drop what the cache holds where it is of no use for this evaluation."""
+        self._misses = self._misses + 1 if self.cache_miss else 0
+        self.unpredictable = self.unpredictable or self.cache_miss or another_latent
+        # A budget that is spent would not compute it, and so never again have all that is asked.
+        if self._misses > 1 or another_latent:
+            self.controller.reset_cache()
+
+    def _observe_switches(self, sigma: torch.Tensor, conds: dict) -> None:
+        if self._switches is None:
+            first, ranges = self._schedule.first_sigma, not self._alternates
+            self._switches = Switches(conds, sigma.device, self._levels, first, ranges)
+            self._foresee_changes()
+        self._switches.observe(sigma, conds)
+
+    def _is_changed(self, sigma: torch.Tensor, given: EvaluationInput) -> torch.Tensor | bool:
+        """Whether the network is asked something else than where it ran last, or is another one.
+
+        Samplers evaluate between the sigmas of the schedule, and some have a schedule of their own. Hence sigma itself
+        is compared; it stays on the device, and so does the result.
+        """
+        changed: torch.Tensor | bool = False
+        if self._computed_sigma is not None:
+            self.moves += self._switches.moved or given.changed or given.missing
+            changed = given.changed or self.cache_miss or self._switches.changed(self._computed_sigma, sigma)
+        changed = changed | differ(self._weights, given.weights)
+        for tensors in (self.overwrites, self._made_anew):
+            changed = changed | tensors.changed(sigma.device, self.steps.evaluations_per_step)
+        return changed
+
+    def _may_end(self, given: EvaluationInput, step: int) -> bool:
+        """Whether this may be the last evaluation, as far as noise levels that were read tell."""
+        sigma = given.sigma_on_host
+        return sigma is not None and self._strides.may_end(sigma, step, self.steps.ambiguous)
+
+    def _is_last(self, given: EvaluationInput, sigma: torch.Tensor) -> torch.Tensor | bool:
+        """Whether the schedule ends here, as the last evaluation draws the detail. False where a budget knows the last
+        one and keeps one for it, and where the sampler takes steps of its own.
+        """
+        last = self._at_last_level(given.timestep, sigma)
+        if self.own_steps or self.controller.ends_as_planned(given.sigma_on_host):
+            return False
+        return last
+
+    def _at_last_level(self, timestep: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Whether the schedule ends here for all of the batch, or for some rows that have noise levels of their own."""
+        if len(timestep) == 1:
+            return sigma <= self._schedule.last_sigma
+        before, self._rows_done = self._rows_done, (timestep <= self._schedule.last_sigma).sum()
+        return (self._rows_done > before) | (self._rows_done == len(timestep))
+
+    def _must_compute(self, step: int, sigma: torch.Tensor) -> torch.Tensor | bool:
+        """Whether the network has to run whatever the error, for reasons of the questions' own."""
+        if self._computed_sigma is None:
+            return True
+        config = self.controller.config
+        if config.target_speedup:  # a budget has no warm-up, and would be spent on all of these at once
+            return False
+        if self.steps.ambiguous:  # it may still be warm-up
+            return True
+        force = self._switches.must_compute(sigma)
+        if step == config.warmup_steps and self.steps.one_per_step:
+            # A corrector's second evaluation at the sigma of the last warm-up step still belongs to that step.
+            force = force | (sigma == self._computed_sigma)
+        return force
+
+    def _mark_computed(self, given: EvaluationInput, sigma: torch.Tensor) -> None:
+        self._windows, self._weights = given.windows, given.weights
+        self._computed_sigma = sigma.clone()
+        self.overwrites.on_computed()
+        self._made_anew.on_computed()
+        self._switches.on_computed()
+
+    def _foresee_changes(self) -> None:
+        """Tell the budget at which evaluations to come something else is asked, once that is known."""
+        if self._switches is not None:
+            self.controller.foresee(self._switches.changes_at(self.controller.planned_levels))
 
     def observe(self, branch: str, values: dict) -> bool:
         """A branch, the answer to a question, is asked for with these values; whether they are others than where it
@@ -163,46 +244,6 @@ class QuestionHistory:
         """The branch was computed with the values that were observed last."""
         self._values[branch].on_computed()
         self._own_latents.on_computed(branch)
-
-    def _at_last_level(self, timestep: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """Whether the schedule ends here for all of the batch, or for some rows that have noise levels of their own."""
-        if len(timestep) == 1:
-            return sigma <= self._schedule.last_sigma
-        before, self._rows_done = self._rows_done, (timestep <= self._schedule.last_sigma).sum()
-        return (self._rows_done > before) | (self._rows_done == len(timestep))
-
-    def _force_and_changed(self, step: int, sigma: torch.Tensor, conds: dict, changed: bool, missing: bool):
-        """(force, changed) as CacheController.begin takes them. changed: as begin takes it. missing: whether something
-        is asked that was not computed last.
-
-        force: compute whatever the error. changed: the conditioning is another one than was computed last.
-
-        Samplers evaluate between the sigmas of the schedule, and some have a schedule of their own. Hence sigma itself
-        is compared; it stays on the device, and so do the results.
-        """
-        if self._switches is None:
-            first, ranges = self._schedule.first_sigma, not self._alternates
-            self._switches = Switches(conds, sigma.device, self._levels, first, ranges)
-            self._foresee_changes()
-        self._switches.observe(sigma, conds)
-        if self._computed_sigma is None:
-            return True, False
-        self.moves += self._switches.moved or changed or missing
-        changed = changed or self.cache_miss or self._switches.changed(self._computed_sigma, sigma)
-        force, config = False, self.controller.config
-        if not config.target_speedup:  # a budget has no warm-up, and would be spent on all of these at once
-            force = self._switches.must_compute(sigma)
-            if self.steps.ambiguous:  # it may still be warm-up
-                return True, changed
-            if step == config.warmup_steps and self.steps.one_per_step:
-                # A corrector's second evaluation at the sigma of the last warm-up step still belongs to that step.
-                force = force | (sigma == self._computed_sigma)
-        return force, changed
-
-    def _foresee_changes(self) -> None:
-        """Tell the budget at which evaluations to come something else is asked, once that is known."""
-        if self._switches is not None:
-            self.controller.foresee(self._switches.changes_at(self.controller.planned_levels))
 
     def close(self) -> None:
         """Free every tensor."""

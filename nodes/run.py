@@ -42,7 +42,7 @@ from .other_caches import Repetitions
 from .own_wrappers import WRAPPER_KEY, with_own_wrapper
 from .parametrisation import Parametrisation
 from .patch_switches import keeps_latents, patch_values
-from .question_history import QuestionHistory
+from .question_history import EvaluationInput, QuestionHistory
 from .schedule_switches import self_switching
 from .settings import Settings
 from .steps import Schedule
@@ -454,11 +454,20 @@ class Run:
         network_x = self._network_input(evaluation.x, evaluation.timestep)
         conds = getattr(self._guider, "conds", None) or dict(enumerate(asked))
         others = self.account.histories[: self.account.histories.index(history)]
-        before = sum(one.asked_at.expected for one in others)
         evaluation.predicting = not history.begin(
-            network_x, evaluation.timestep, conds, changed, evaluation.another, evaluation.level,
-            self._weights.sample(), missing, before, evaluation.windows,
-        )  # fmt: skip
+            EvaluationInput(
+                network_x=network_x,
+                timestep=evaluation.timestep,
+                sigma_on_host=evaluation.sigma_on_host,
+                conds=conds,
+                changed=changed,
+                missing=missing,
+                another_latent=evaluation.another,
+                weights=self._weights.sample(),
+                windows=evaluation.windows,
+                evaluations_before=sum(one.asked_at.expected for one in others),
+            )
+        )
         evaluation.decided = history.controller.evaluations
         self._latest = [*(one for one in self._latest if one.history is not history), evaluation]
         self._failed = []
