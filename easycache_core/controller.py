@@ -99,8 +99,8 @@ class CacheController(contextlib.AbstractContextManager):
         self._recomputed = False  # whether the network ran where the predictor did not know of it
         self.estimated = False  # whether E was, at any evaluation
         self.not_finite = 0  # evaluations that had to be computed because of NaN or inf
-        self._kept = False  # whether answers are, by a guider
-        self._serves = 1  # steps, each answer
+        self._corrections_stopped = False
+        self._steps_per_answer = 1
         self.reset_cache()
         self._cache_lost = False
 
@@ -112,7 +112,7 @@ class CacheController(contextlib.AbstractContextManager):
         # A new predictor does not know which evaluation it begins with.
         response = None if self._records else self._response
         self._predictor = PREDICTORS[self.config.predictor](self.config.cache_device, self._norms, response)
-        if self._kept:
+        if self._corrections_stopped:
             self._predictor.stop_corrections()
         self._cache_lost = True  # which other ranks have to know
         self._x: torch.Tensor | None = None  # x_(n-1), then x_n once `begin` is through
@@ -142,11 +142,11 @@ class CacheController(contextlib.AbstractContextManager):
             force: compute whatever the error says. A scalar tensor is read with the rest.
             changed: the network is asked something else from here on (another prompt): compute, and compare nothing
                 with what was before. Read likewise.
-            windows_moved: the network is asked about the latent in other windows than where it ran last, and answers
-                otherwise by as much as was seen where they had moved before. Under a budget nothing that was missed
-                says where to compute then.
+            windows_moved: the network is asked about the latent in other windows than where it ran last. Answers are
+                expected to differ by as much as they did where windows had moved before. A budget no longer goes by
+                what forecasts missed.
             unpredictable: compute, also beyond a budget: not all that will be asked can be predicted. With other ranks,
-                who may not agree, it is as `force`.
+                which may not agree, it is as `force`.
 
         Returns:
             True: run the network and `store`. False: `predict`. A budget (target_speedup) overrides force and changed
@@ -194,10 +194,10 @@ class CacheController(contextlib.AbstractContextManager):
         return not skipping
 
     def answers_are_kept(self) -> None:
-        """A guider keeps answers for later evaluations. A correction would be paid there once again, and by how much
-        a forecast missed says less of the next one: from here on nothing is corrected, and no budget moved.
+        """A guider keeps answers for later evaluations. From here on nothing is corrected, as the guider would apply a
+        correction again each time it uses the answer, and a budget no longer goes by what forecasts missed.
         """
-        self._kept = True
+        self._corrections_stopped = True
         self._predictor.stop_corrections()
         if self._budget is not None:
             self._budget.looks = False
@@ -208,11 +208,12 @@ class CacheController(contextlib.AbstractContextManager):
         """
         if self._budget is not None and steps > 1:
             self._budget.ease()
-        self._serves = steps
+        self._steps_per_answer = steps
 
-    def _serves_long(self, step: int) -> bool:
+    def _is_kept_long(self, step: int) -> bool:
         """Whether an answer given at this step is kept for more than two, or until the end."""
-        return self._serves > 2 or (self._serves > 1 and step + self._serves >= self.total_steps)
+        steps = self._steps_per_answer
+        return steps > 2 or (steps > 1 and step + steps >= self.total_steps)
 
     @property
     def exceeds_budget(self) -> bool:
@@ -304,36 +305,59 @@ class CacheController(contextlib.AbstractContextManager):
             self._record_output()
 
     def _decide(self, step: int, now: Reading, finite: bool) -> tuple[bool, list[float] | None]:
-        """(whether to skip, E per part where it was estimated)."""
-        config = self.config
-        forced, jumped = now.force or not finite, self._predictor.jumped
-        limit = config.max_consecutive_skips
-        if limit + 1 >= config.target_speedup:  # a budget could not keep a lower one
-            forced = forced or 0 < limit <= self._gap_length
-        outside = self._window is not None and now.sigma is not None and not self._window.has(now.sigma)
+        """(whether to skip, E per part where it was estimated). finite: whether all that it would go by is."""
+        forced = now.force or not finite or self._gap_limit_reached
+        outside = self._is_outside_window(now.sigma)
         if self._budget is not None:
-            # Nothing is predicted from, or for, what is not finite: not even where the budget is spent.
-            must = now.unpredictable or not finite or self._predictor.empty or self._serves_long(step)
-            urgent = forced or (now.changed and self._budget.change_is_urgent())
-            urgent = urgent or (jumped and self._budget.noise_is_urgent())
-            urgent = urgent or (outside and not self._budget.places_window)
-            computing = self._budget.should_compute(step, urgent) and (urgent or not self._is_answered(now))
-            computing = computing or must
-            if computing:
-                self._budget.spend(anew=self._predictor.empty)
-            elif outside:
-                self._warn_once(
-                    "target_speedup allows for too few evaluations to compute all that are outside of start_percent "
-                    "and end_percent; some are predicted"
-                )
-            elif forced or now.changed or jumped:
-                self._warn_once(
-                    "target_speedup does not suffice: a step that had better be computed is predicted, if it can be"
-                )
-            return not computing, None
-        forced = forced or now.changed or jumped or outside
+            return not self._budget_computes(step, now, finite, forced, outside), None
+        if forced or now.changed or self._predictor.jumped or outside:
+            return False, None
+        return self._is_below_threshold(step, now)
+
+    @property
+    def _gap_limit_reached(self) -> bool:
+        """Whether max_consecutive_skips says to compute. A budget could not keep a limit below its own gaps."""
+        limit = self.config.max_consecutive_skips
+        return limit + 1 >= self.config.target_speedup and 0 < limit <= self._gap_length
+
+    def _is_outside_window(self, sigma: float | None) -> bool:
+        return self._window is not None and sigma is not None and not self._window.has(sigma)
+
+    def _budget_computes(self, step: int, now: Reading, finite: bool, forced: bool, outside: bool) -> bool:
+        """Whether the network runs, by the budget, which is charged for it."""
+        # Nothing is predicted from, or for, what is not finite: not even where the budget is spent.
+        must = now.unpredictable or not finite or self._predictor.empty or self._is_kept_long(step)
+        urgent = forced or self._is_urgent(now, outside)
+        due = self._budget.should_compute(step, urgent)
+        computing = must or (due and (urgent or not self._is_answered(now)))
+        if computing:
+            self._budget.spend(anew=self._predictor.empty)
+        elif outside:
+            self._warn_once(
+                "target_speedup allows for too few evaluations to compute all that are outside of start_percent "
+                "and end_percent; some are predicted"
+            )
+        elif forced or now.changed or self._predictor.jumped:
+            self._warn_once(
+                "target_speedup does not suffice: a step that had better be computed is predicted, if it can be"
+            )
+        return computing
+
+    def _is_urgent(self, now: Reading, outside: bool) -> bool:
+        """Whether a budget should be spent now on a change, on added noise or on what is outside of the window. It
+        counts changes and noise: where there are many, they are not urgent.
+        """
+        if now.changed and self._budget.change_is_urgent():
+            return True
+        if self._predictor.jumped and self._budget.noise_is_urgent():
+            return True
+        return outside and not self._budget.places_window
+
+    def _is_below_threshold(self, step: int, now: Reading) -> tuple[bool, list[float] | None]:
+        """(whether E is below the threshold, E per part; None where it is not estimated and the network runs)."""
+        config = self.config
         in_range = config.warmup_steps <= step < self.total_steps - 1
-        if forced or not in_range or config.threshold == 0 or not self._predictor.ready:
+        if not in_range or config.threshold == 0 or not self._predictor.ready:
             return False, None
         errors = self._predictor.errors(now.input_change)
         self.estimated = True
