@@ -52,6 +52,16 @@ from .windows import CachedWindows
 log = logging.getLogger("easycache")
 
 
+class Call(NamedTuple):
+    """One call to calc_cond_batch, by its arguments."""
+
+    model: object
+    conds: Sequence
+    x: torch.Tensor
+    timestep: torch.Tensor
+    model_options: dict
+
+
 class Answers(NamedTuple):
     """What a call is given, by position among its conditionings.
 
@@ -227,11 +237,7 @@ class Run:
 
         with self._lock:
             if self._evaluation is None or self._evaluation.ended_by(x, timestep, asked):
-                if self._shape not in (None, x.shape):
-                    self.account.on_part(whole=True)
-                    return self._compute_nested(lambda: compute(conds), model, model_options)
-                if are_differentiated((x, timestep)):
-                    self.account.gradients += 1
+                if self._is_apart(x.shape, x, timestep):
                     return self._compute_nested(lambda: compute(conds), model, model_options)
                 self._end_direct()
                 if self._asked_for_step is not None:  # its guider goes past PREDICT_NOISE at some steps only
@@ -278,17 +284,17 @@ class Run:
         """Denoised latents, one per conditioning: predicted where possible, else from `compute(conds)`, in which those
         that need not be computed are None. windows: in which `compute` asks, as from windows_of.
         """
-        evaluation = self._evaluation
+        evaluation, call = self._evaluation, Call(model, conds, x, timestep, model_options)
         evaluation.windows = windows
         asked = questions(conds, model_options, model, self._part_ids)
         if not asked:  # a pack that asks in a way of its own has left out all of them
             return compute(conds)
-        if x.shape != evaluation.x.shape or self._shape not in (None, x.shape):
-            self.account.on_part(whole=x.shape == evaluation.x.shape)
-            return self._compute_nested(lambda: compute(conds), model, model_options)
-        if are_differentiated((x, timestep, *tensors_of(conds))):
-            self.account.gradients += 1
-            return self._compute_nested(lambda: compute(conds), model, model_options)
+
+        def nested(given: Sequence) -> list[torch.Tensor]:
+            return self._compute_nested(lambda: compute(given), model, model_options)
+
+        if self._is_apart(evaluation.x.shape, x, timestep, *tensors_of(conds)):
+            return nested(conds)
         self._note_guidance()
         # The branch stored first is the one whose error decides; some guiders list the negative first.
         asked = {i: asked[i] for i in sorted(asked, key=lambda i: self._rank(conds[i], x))}
@@ -296,9 +302,7 @@ class Run:
             known = evaluation.computed_along(asked, x)
             asked = {i: question for i, question in asked.items() if i not in known}
             options = self._values_of(model_options)
-            answers = Answers({}, None, known)
-            if asked:
-                answers = self._ask(evaluation, asked, conds, x, timestep, options, model_options)
+            answers = self._ask(evaluation, asked, call, options) if asked else Answers({}, None, known)
 
         def shown(i: int) -> torch.Tensor:
             return where_active(conds[i], timestep, known[i])
@@ -306,29 +310,49 @@ class Run:
         if answers.predicted is not None:
             known |= answers.predicted
             return [shown(i) if i in known else torch.zeros_like(x) for i in range(len(conds))]
-        wanted = [None if i in known else cond for i, cond in enumerate(conds)]
+        denoised = self._compute(evaluation, nested, [None if i in known else cond for i, cond in enumerate(conds)])
+        with self._lock:
+            known |= self._store(evaluation, answers, denoised, x, timestep)
+            left_out = self._left_out(evaluation, asked)
+        self._compute_along(evaluation, left_out, nested, options)
+        return [shown(i) if i in known else output for i, output in enumerate(denoised)]
+
+    def _is_apart(self, shape: torch.Size, x: torch.Tensor, *others: torch.Tensor) -> bool:
+        """Whether a call is to be computed past the cache, and is counted as that: it is about a part of the latent, or
+        at another size, or it is differentiated. shape: of the evaluation's latent. others: what else is asked with.
+        """
+        if x.shape != shape or self._shape not in (None, x.shape):
+            self.account.on_part(whole=x.shape == shape)
+            return True
+        differentiated = are_differentiated((x, *others))
+        self.account.gradients += differentiated
+        return differentiated
+
+    def _compute(self, evaluation: Evaluation, nested: Callable, conds: Sequence) -> list[torch.Tensor]:
+        """nested(conds); where it fails, the evaluation is open for another try."""
         try:
-            denoised = self._compute_nested(lambda: compute(wanted), model, model_options)
+            return nested(conds)
         except Exception:
             with self._lock:
                 evaluation.start_over()
                 if evaluation.direct:
                     self._on_failure()
             raise
-        with self._lock:
-            known |= self._store(evaluation, answers, denoised, x, timestep)
-            along = self._left_out(evaluation, asked)
-        for question, conds_along in along:
+
+    def _compute_along(
+        self, evaluation: Evaluation, left_out: list[tuple[Question, list]], nested: Callable, options: dict
+    ) -> None:
+        """Ask the network what the guider leaves out just now, and keep the answers. left_out: as from `_left_out`."""
+        for question, conds in left_out:
             self.account.along += 1
             try:
-                computed = self._compute_nested(lambda given=conds_along: compute(given), model, model_options)
+                computed = nested(conds)
             except (AttributeError, LookupError, TypeError, ValueError) as error:  # of a pack's wrapper, say
                 log.debug(f"EasyCache: what is left out cannot be asked along: {type(error).__name__}: {error}")
                 self._asks_along = False
                 break
             with self._lock:
-                self._store_along(evaluation, question, conds_along, computed, options)
-        return [shown(i) if i in known else output for i, output in enumerate(denoised)]
+                self._store_along(evaluation, question, conds, computed, options)
 
     def _note_guidance(self) -> None:
         """The largest one in force so far; some nodes exchange the guider's for a part of the schedule."""
@@ -349,33 +373,16 @@ class Run:
             self.account.uncovered = not self._positive_covers
         return 0 if self._positive_covers or self._budgeted else 2
 
-    def _ask(
-        self, evaluation: Evaluation, asked: dict[int, Question], conds, x, timestep, options: dict, model_options: dict
-    ) -> Answers:  # fmt: skip
+    def _ask(self, evaluation: Evaluation, asked: dict[int, Question], call: Call, options: dict) -> Answers:
         """Predict the answers to these questions, by position, if they can be. options: values in the model's options,
         by name.
         """
-        values = {i: options | content_of(conds[i], self._identities) for i in asked}
-        first = next(iter(asked.values()))
-        opens = evaluation.history is None and not self._is_tried_again(evaluation, first)
-        if opens:
-            self._telling.next_evaluation()
-            self._histories.open(evaluation, first)
+        values = {i: options | content_of(call.conds[i], self._identities) for i in asked}
+        opens = self._open(evaluation, next(iter(asked.values())))
         history = evaluation.history
-        if not self._exact:
-            history.overwrites.note(self._identities.unversioned)
-        self._identities.unversioned = {}
-        for i, question in asked.items():
-            call = [cond if n == i else None for n, cond in enumerate(conds)]
-            time = 1 + evaluation.times_asked(question)
-            history.absences.note((question, time), call if time == 1 else None)
-        branches = {i: evaluation.branch(asked[i], values[i], self._telling) for i in asked}
-        changed = True in {history.observe(branches[i], values[i]) for i in asked}
-        if not self._exact:
-            for i, branch in branches.items():
-                history.look_at_moving(branch, functools.partial(tensors_named, conds[i], model_options))
-        own_x = None if x is evaluation.x else self._network_input(x, timestep)
-        if not self._exact and history.elsewhere(branches.values(), x, evaluation.x):
+        branches, changed = self._observe(evaluation, asked, values, call)
+        own_x = None if call.x is evaluation.x else self._network_input(call.x, call.timestep)
+        if not self._exact and history.elsewhere(branches.values(), call.x, evaluation.x):
             self.account.on_elsewhere(
                 "the guider asks about a latent of its own, which is turned or moved against the sampler's from step "
                 "to step"
@@ -383,18 +390,44 @@ class Run:
             changed = evaluation.another = True
         known = all(map(history.controller.has, branches.values()))
         if opens:
-            self._decide(evaluation, list(map(conds.__getitem__, asked)), changed, missing=not known)
+            self._decide(evaluation, [call.conds[i] for i in asked], changed, missing=not known)
             known = all(map(history.controller.has, branches.values()))
         predicted = None
         if evaluation.predicting and not self._memory.found and known and (opens or not changed):
-            try:
-                predicted = {i: self._predict(history, branches[i], own_x, x, timestep) for i in asked}
-                self.account.predicted += opens
-            except Exception as error:
-                if history.controller.shared or not is_out_of_memory(error):
-                    raise
-                history.controller.give_up_cache()
+            predicted = self._predict(history, branches, own_x, call)
+            self.account.predicted += opens and predicted is not None
         return Answers(branches, own_x, predicted)
+
+    def _open(self, evaluation: Evaluation, first: Question) -> bool:
+        """Find the history of an evaluation, if it has none yet; whether it is to be decided. first: the question that
+        is asked first.
+        """
+        opens = evaluation.history is None and not self._is_tried_again(evaluation, first)
+        if opens:
+            self._telling.next_evaluation()
+            self._histories.open(evaluation, first)
+        return opens
+
+    def _observe(
+        self, evaluation: Evaluation, asked: dict[int, Question], values: dict[int, dict], call: Call
+    ) -> tuple[dict[int, str], bool]:
+        """(names of the answers, by position, whether any question has other values than where it was computed last).
+        values: of each question, by name.
+        """
+        history, conds = evaluation.history, call.conds
+        if not self._exact:
+            history.overwrites.note(self._identities.unversioned)
+        self._identities.unversioned = {}
+        for i, question in asked.items():
+            alone = [cond if n == i else None for n, cond in enumerate(conds)]
+            time = 1 + evaluation.times_asked(question)
+            history.absences.note((question, time), alone if time == 1 else None)
+        branches = {i: evaluation.branch(asked[i], values[i], self._telling) for i in asked}
+        changed = True in {history.observe(branches[i], values[i]) for i in asked}
+        if not self._exact:
+            for i, branch in branches.items():
+                history.look_at_moving(branch, functools.partial(tensors_named, conds[i], call.model_options))
+        return branches, changed
 
     def _store(self, evaluation: Evaluation, answers: Answers, denoised: list, x, timestep) -> dict[int, torch.Tensor]:
         """Take in what was computed, and return it, corrected, by position."""
@@ -479,10 +512,26 @@ class Run:
         x = x.to(self._dtype)
         return x if self._conversion is None else self._retry_on_oom(self._conversion.network_input, x, timestep)
 
-    def _predict(self, history: QuestionHistory, branch: str, own_x, x, timestep) -> torch.Tensor:
-        """The denoised latent of a branch, like x. own_x: as in Answers."""
-        predicted = history.controller.predict(branch, own_x).to(x.dtype)
-        return predicted if self._conversion is None else self._conversion.denoised(predicted, x, timestep)
+    def _predict(
+        self, history: QuestionHistory, branches: dict[int, str], own_x: torch.Tensor | None, call: Call
+    ) -> dict[int, torch.Tensor] | None:
+        """The denoised latents of branches, like x, by position; None where there is no memory for them. own_x: as in
+        Answers.
+        """
+
+        def denoised(branch: str) -> torch.Tensor:
+            predicted = history.controller.predict(branch, own_x).to(call.x.dtype)
+            if self._conversion is None:
+                return predicted
+            return self._conversion.denoised(predicted, call.x, call.timestep)
+
+        try:
+            return {i: denoised(branch) for i, branch in branches.items()}
+        except Exception as error:
+            if history.controller.shared or not is_out_of_memory(error):
+                raise
+            history.controller.give_up_cache()
+            return None
 
     def _compute_nested(self, compute, model, model_options) -> list[torch.Tensor]:
         """compute(), with nested calls to calc_cond_batch left alone."""
