@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from .reading import Products
 from .response import Response
 from .steps import ratio
 
@@ -34,7 +35,7 @@ MAX_GUIDANCE = 7.0
 GUIDANCE = 0.5
 
 
-class Seen(NamedTuple):
+class Observed(NamedTuple):
     """At a computed evaluation b, squared and as means over the latent: D_b - D_i, d, and D''/2, None if unknown."""
 
     change: float
@@ -42,10 +43,10 @@ class Seen(NamedTuple):
     curvature: float | None
 
 
-def seen(products: Sequence[float], gain: float, ratios: tuple[float, float], times: Sequence[float]) -> Seen:
+def observe(products: Products, gain: float, ratios: tuple[float, float], times: Sequence[float]) -> Observed:
     """products: as of Measurements. ratios: r there, and that of the gap which it ends. times: t_j, t_i, t_b."""
-    residual, pq, pp = products[2:5]
-    change = max(residual + 2 * gain * pq - gain**2 * pp, 0.0)
+    pq, pp = products.pq, products.pp
+    change = max(products.yy + 2 * gain * pq - gain**2 * pp, 0.0)
     (step_ratio, gap_ratio), (j, i, b) = ratios, times
 
     def of_difference(r: float) -> float:
@@ -56,41 +57,42 @@ def seen(products: Sequence[float], gain: float, ratios: tuple[float, float], ti
     curvature = None
     if step_ratio and b not in (i, j):
         curvature = of_difference((b - i) / (i - j)) / ((b - i) * (b - j)) ** 2
-    return Seen(change, of_difference(gain * gap_ratio), curvature)
+    return Observed(change, of_difference(gain * gap_ratio), curvature)
 
 
-def final_error(
+def estimate_final_error(
     response: Response, times: Sequence[float], computed: Sequence[int], gaps: Sequence[Mapping[int, float]],
-    seen: Mapping[int, Seen],
+    observed: Mapping[int, Observed],
 ) -> float | None:  # fmt: skip
     """Root of the mean squared error of the final latent, up to guidance. None where too little was seen.
 
-    times: t of each evaluation. computed: indices. gaps: a_k of each, payments among them. seen: by index.
+    times: t of each evaluation. computed: indices. gaps: a_k of each, payments among them. observed: by index.
     """
     amplifies = response.both_signs and response.memory > MEMORY
     if len(times) < (SHORTEST_WITH_MEMORY if amplifies else SHORTEST):
         return None
     influence, squares = response.influence(VARIANCE), 0.0
-    curved = [k for k in computed if k in seen and seen[k].curvature is not None]
+    curved = [k for k in computed if k in observed and observed[k].curvature is not None]
     for gap in gaps:
         i = min(gap) - 1
         b = next((k for k in computed if k > i), None)
-        if b not in seen:
+        if b not in observed:
             return None
         after = next((k for k in computed if k > b), b)
         near = [k for k in {b, after} if k in curved] or sorted(curved, key=lambda k: abs(k - b))[:1]
-        curvature = sum(seen[k].curvature for k in near) / max(len(near), 1)
+        curvature = sum(observed[k].curvature for k in near) / max(len(near), 1)
         skipped = range(i + 1, b)
         bend = sum(influence[k] * (times[k] - times[i]) * (times[b] - times[k]) for k in skipped)
         off = sum(influence[k] * part for k, part in gap.items())
         rough = sum(abs(influence[k]) for k in skipped)
-        squares += bend**2 * curvature + (DEFECT * off) ** 2 * seen[b].defect + (ROUGH * rough) ** 2 * seen[b].change
+        here = observed[b]
+        squares += bend**2 * curvature + (DEFECT * off) ** 2 * here.defect + (ROUGH * rough) ** 2 * here.change
     return SCALE * (AMPLIFIED if amplifies else 1.0) * math.sqrt(squares)
 
 
 def decibels(error: float | None, extent: float, guidance: float = 1.0) -> float | None:
     """PSNR of the final latent against the uncached run's, with the latent's own peak-to-peak. error: as from
-    final_error. extent: that peak-to-peak. guidance: cfg. None where the estimate would be far too good.
+    estimate_final_error. extent: that peak-to-peak. guidance: cfg. None where the estimate would be far too good.
     """
     if not error or not math.isfinite(error) or not 0 < extent < math.inf or guidance >= MAX_GUIDANCE:
         return None

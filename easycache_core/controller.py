@@ -292,7 +292,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._predictor.measured, self._sums = None, []
         (sigma, force, changed), input_change, *left = read_scalars(groups, device)
         finite = self._finite and all(math.isfinite(number) for group in left for number in group)
-        measured = Measurements(*left[1:]) if left[1:] else None
+        measured = Measurements.of(left[1:]) if left[1:] else None
         return Reading(sigma, bool(force), bool(changed), finite, input_change or None, measured)
 
     def _learn(self, now: Reading) -> None:

@@ -23,11 +23,12 @@ from collections.abc import Sequence
 import torch
 
 from .branch import Branch, Departure, changes, departure, noise_part, off_path, uncorrected
-from .closeness import Seen, final_error, seen
+from .closeness import Observed, estimate_final_error, observe
 from .correction import Correction
+from .error_estimate import ErrorEstimate
 from .norms import Norms, some_of, upcast
 from .predictor import Predictor
-from .reading import Measurements
+from .reading import Measurements, Products
 from .response import Response
 from .reuse import transformation_rate
 from .steps import StepHistory, StepRatios, clip, ratio
@@ -41,9 +42,6 @@ MAX_GAIN, MAX_GAIN_NEAR, NEAR = 0.6, 0.9, 2
 LONG_GAP, LONG_STRETCH = 0.16, 0.3
 # Ridge term of the regression for theta, as a part of what else changed D (squared): smaller departures show nothing.
 RIDGE = 1e-3
-# What a forecast is taken to miss of how D changed last, where none was made yet that extrapolates: so many times the
-# part of the run's evaluations that the change took, and all of it at most.
-FIRST_MISS = 13.0
 # What remains of the regression's sums at each computed evaluation.
 FORGETTING_FACTOR = 0.5
 # The power of theta in forecasts where noise is added, unless what is off the path explains more than this part of how
@@ -94,7 +92,7 @@ class Gains:
     def __init__(self, noise_added: bool = False):
         self.noise_added = self._noise_known = noise_added  # what is seen for noise may be the moves of others
         self.theta = 0.0
-        self.looks = self.noises = 0  # for noise, and how often there was some
+        self.moves = self.noisy_moves = 0  # of x that were looked at for noise, and those that had some
         self._learnt = 0.0 if noise_added else 1.0  # the gain without its limit
         self.distance = 1  # over how many evaluations the last change of D was
         self._xy = self._xx = 0.0  # sums of the regression for theta
@@ -133,23 +131,22 @@ class Gains:
     def look_for_noise(self, part: float) -> bool:
         """part: of noise, in x's last move. Returns whether it is the first noise."""
         found = part > NOISE_PART
-        self.looks, self.noises = self.looks + 1, self.noises + found
+        self.moves, self.noisy_moves = self.moves + 1, self.noisy_moves + found
         first = found and not self.noise_added
         self.noise_added = found
         if first:
             self.forget_gain()
         return first
 
-    def update(self, products: Sequence[float]) -> None:
-        """products: those of Measurements."""
-        xy, xx, yy, _, _, pq, pp, _ = products
+    def update(self, products: Products) -> None:
+        xy, xx, yy = products.xy, products.xx, products.yy
         self._explained = ratio(xy * xy, xx * yy)
         if not self.noise_added:
             self._xy = FORGETTING_FACTOR * self._xy + xy
             self._xx = FORGETTING_FACTOR * self._xx + xx + RIDGE * yy
             self.theta = clip(ratio(self._xy, self._xx), 0, 1)
         kept = FORGETTING_FACTOR if self.noise_added else 0.0
-        self._pq, self._pp = kept * self._pq + pq, kept * self._pp + pp
+        self._pq, self._pp = kept * self._pq + products.guided_pq, kept * self._pp + products.guided_pp
         if self._pp > 0:
             self._learnt = ratio(self._pq, self._pp)
 
@@ -165,12 +162,7 @@ class Forecast(Predictor):
         # Where the evaluations begin that are not skipped under a threshold.
         self._end = math.inf if response is None else _begin_of_end(response.influence())
         self._correction = Correction(self._steps)
-        self._error_rate: list[float] | None = None  # ||error of a forecast of D|| per t, per part
-        self._missed_part = 1.0  # of that: a change of D that nothing was extrapolated to is not missed as a whole
-        self._moved: list[float] | None = None  # by how much x moved at repeated noise levels, since i
-        self._error_per_move: list[float] | None = None  # ||error of a forecast of D|| per ||change of x|| there
-        self._windows_moved = self._windows_moved_at_i = False  # since the computed evaluation before
-        self._error_of_windows: list[float] | None = None  # ||error of a forecast of D|| where they had
+        self._error_estimate = ErrorEstimate(self._steps)
         self._gap_length, self._max_gap = 0, 1  # evaluations of this gap, and how many they may become
         self._guided: Branch | None = None  # what a guider made of the branches; some elements
         # At the last computed evaluation, as seen from the one before:
@@ -181,9 +173,10 @@ class Forecast(Predictor):
         self._gap_closed: tuple[float, float | None] = 0.0, None  # gain and r of the gap between the two
         self._comparable = True
         self._pace: list[float] | None = None  # ||change of x|| per change of sigma, where that fell last
-        self._times: Counter[str] = Counter()  # how often each branch was computed
+        self._times_computed: Counter[str] = Counter()  # by branch
         self._another_x = False  # whether noise was added since i: no line leads on from there
-        self._seen: dict[int, Seen] | None = {}  # at computed evaluations; None once something else made a difference
+        # For the estimate of the final error, at computed evaluations; None once something else made a difference.
+        self._observed: dict[int, Observed] | None = {}
 
     def subsample(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._norms.subsample(tensor)
@@ -196,70 +189,59 @@ class Forecast(Predictor):
         i, b = ([0] + self._steps.computed)[-2:]
         self._gains.distance = b - i
         if not measured.output_change:
-            self.rate = self._error_rate = None
+            self.rate = None
+            self._error_estimate.forget()
             return
         output_change = [change * per_sigma for change in measured.output_change]
         self.rate = transformation_rate(measured._replace(output_change=output_change), self.rate)
         if not comparable:
-            self._seen = None
+            self._observed = None
             self._gains.forget_gain()
+            return
+        self._observe_gap(measured.products)
+        if self._steps.response is None and self._gains.look_for_noise(measured.products.noise):
+            self._correction.forget()
         else:
-            self._look(measured.products)
-            if self._steps.response is None and self._gains.look_for_noise(measured.products[-1]):
-                self._correction.forget()
-            else:
-                self._gains.update(measured.products)
-            misses = zip(measured.miss, measured.output_norm, strict=True)
-            self._missed_part = 1.0 if measured.products[6] else self._first_miss(b - i)
-            self.miss = max(ratio(miss * self._steps.sigmas[-1], norm) for miss, norm in misses) / (b - i)
-            if not self._offset_at_i:
-                pairs = zip(measured.miss, measured.input_change, strict=True)
-                self._error_per_move = [ratio(miss, moved) for miss, moved in pairs]
-            elif not self._windows_moved_at_i or self._error_rate is None:
-                self._error_rate = [miss / abs(self._offset_at_i) for miss in measured.miss]
-            if self._windows_moved_at_i:
-                self._error_of_windows = list(measured.miss)
+            self._gains.update(measured.products)
+        self._error_estimate.update(measured, self._offset_at_i, b - i)
+        misses = zip(measured.miss, measured.output_norm, strict=True)
+        self.miss = max(ratio(miss * self._steps.sigmas[-1], norm) for miss, norm in misses) / (b - i)
 
-    def _first_miss(self, evaluations: int) -> float:
-        """Of a change over so many evaluations, the part that a forecast is taken to miss."""
-        response = self._steps.response
-        return 1.0 if response is None else min(1.0, FIRST_MISS * evaluations / len(response.sigmas))
-
-    def _look(self, products: Sequence[float]) -> None:
+    def _observe_gap(self, products: Products) -> None:
         """What the last computed evaluation says about the gap before it, and about those beside it."""
-        if self._seen is None:
+        if self._observed is None:
             return
         times, (i, b) = self._steps.times, self._steps.computed[-2:]
         j = self._steps.computed[-3] if len(self._steps.computed) > 2 else i
         gain, gap_ratio = self._gap_closed
         ratios = self._ratios_at_i.step_ratio, gap_ratio or 0.0
-        self._seen[b] = seen(products, gain, ratios, (times[j], times[i], times[b]))
+        self._observed[b] = observe(products, gain, ratios, (times[j], times[i], times[b]))
 
     @property
     def noise_added(self) -> bool:
-        return 2 * self._gains.noises > self._gains.looks
+        return 2 * self._gains.noisy_moves > self._gains.moves
 
     @property
     def final_error(self) -> float | None:
         response, gaps = self._steps.response, self._correction.gaps
         done = response is not None and len(self._steps.sigmas) == len(response.sigmas)
-        if self._seen is None or gaps is None or not done or response.adds_noise or response.takes_branches:
+        if self._observed is None or gaps is None or not done or response.adds_noise or response.takes_branches:
             return None
-        return final_error(response, self._steps.times, self._steps.computed, gaps, self._seen)
+        return estimate_final_error(response, self._steps.times, self._steps.computed, gaps, self._observed)
 
     def advance(
         self, sigma: float | None, comparable: bool, input_change: Sequence[float] | None, windows_moved: bool = False
     ) -> None:
-        self._windows_moved = windows_moved
+        self._error_estimate.windows_moved = windows_moved
         if windows_moved:
-            self._seen = None
+            self._observed = None
         self._steps.advance(sigma)
         self._gains.advance(self._steps.sigmas)
         self.jumped = self._steps.risen or self._raised_by_noise(input_change)
         if self.jumped:
             self._correction.forget()
             self._another_x = True
-            self._seen = None
+            self._observed = None
         self._comparable = comparable and not self.jumped
 
     def _raised_by_noise(self, input_change: Sequence[float] | None) -> bool:
@@ -292,30 +274,14 @@ class Forecast(Predictor):
         that it will not. The last evaluations are not skipped: nothing makes up for them. Of a branch that was computed
         once, as guidance that begins on the way, nobody knows how it moves.
         """
-        if self._error_rate is None or self._gap_length >= self._max_gap or self.jumped:
+        if not self._error_estimate.known or self._gap_length >= self._max_gap or self.jumped:
             return False
-        if any(self._times[branch] < 2 for branch in self._branches):
-            return False
-        if self._windows_moved and self._error_of_windows is None:
+        if any(self._times_computed[branch] < 2 for branch in self._branches):
             return False
         return len(self._steps.sigmas) - 1 < self._end
 
     def expected_errors(self, input_change: Sequence[float]) -> list[float]:
-        """That of D grows with the distance in t, and where x moves at one noise level, with how far it moves: as was
-        seen there, or else as in the paper's rule. Where windows have moved, D leaps as it did where they had before.
-        """
-        distance, sigma = abs(self._steps.offset()), self._steps.sigmas[-1]
-        moved = self._moved or [0.0] * len(input_change)
-        if sigma == self._steps.sigmas[-2]:
-            moved = self._moved = [sum(pair) for pair in zip(moved, input_change, strict=True)]
-        per_move = self._error_per_move or [k * sigma for k in self.rate]
-        leaps = self._error_of_windows if self._windows_moved else [0.0] * len(input_change)
-        terms = zip(self._error_rate, per_move, moved, leaps, self.output_norm, strict=True)
-        change = [
-            (rate * self._missed_part * distance + (per * by if by else 0.0) + leap, sigma * norm)
-            for rate, per, by, leap, norm in terms
-        ]
-        return [error / norm if norm > 0 else math.inf for error, norm in change]
+        return self._error_estimate.expected(input_change, self.rate, self.output_norm)
 
     def commit(self, skipping: bool) -> None:
         super().commit(skipping)
@@ -328,10 +294,10 @@ class Forecast(Predictor):
             self._before = {}  # of branches that the network no longer computes
         else:
             self._ratios_at_i, self._offset_at_i = steps.ratios, steps.offset()
-            self._windows_moved_at_i = self._windows_moved
+            self._error_estimate.mark_computed()
             self._gap_closed = self._gains.gain, self._correction.close_gap()
             steps.computed.append(len(steps.sigmas) - 1)
-            self._gap_length, self._max_gap, self._moved = 0, self._gap_length + 1, None
+            self._gap_length, self._max_gap = 0, self._gap_length + 1
             self._another_x = False
             self._before, self._branches = self._branches, {}
             self._guided_before, self._guided = self._guided, None
@@ -344,7 +310,7 @@ class Forecast(Predictor):
         if tracked:
             self.measured = self._measure(before if branch == self._tracked else None, output, x)
             self._tracked = branch
-        self._times[branch] += 1
+        self._times_computed[branch] += 1
         if before is not None and self._comparable:
             here = here._replace(**changes(before, output, *self._gap_closed, self._noise(x, before, output.device)))
         self._branches[branch] = here
@@ -378,11 +344,13 @@ class Forecast(Predictor):
             return
         departed = departure(before, denoised, x, self._ratios_at_i)
         if self.measured is not None and self.measured.products:
-            *products, pq, pp, noise = self.measured.products
-            pq, pp = self._products_of_gain(departed) if guided else (pq, pp)
+            products = self.measured.products
+            if guided:
+                pq, pp = self._products_of_gain(departed)
+                products = products._replace(guided_pq=pq, guided_pp=pp)
             if not known and self._offset_at_i:
-                noise = noise_part(before, departed, x)
-            self.measured = self.measured._replace(products=[*products, pq, pp, noise])
+                products = products._replace(noise=noise_part(before, departed, x))
+            self.measured = self.measured._replace(products=products)
         noise = departed.off_path * self._gains.theta if self._gains.noise_added else None
         self._guided = Branch(x, denoised, **changes(before, denoised, *self._gap_closed, noise))
 
@@ -404,13 +372,12 @@ class Forecast(Predictor):
         departed = departure(i, denoised, x, self._ratios_at_i)
         change, extrapolated, off = departed
         residual = torch.sub(change, extrapolated, alpha=self._gains.gain)
-        products = [(a * b).mean() for a, b in [(off, residual), (off, off), (residual, residual)]]
-        of_gain = self._products_of_gain(departed)
+        xy, xx, yy = [(a * b).mean() for a, b in [(off, residual), (off, off), (residual, residual)]]
+        pq, pp = self._products_of_gain(departed)
         miss = norms.of(residual.sub_(off, alpha=self._gains.theta))
         output_change = norms.of(off.sub_(change))  # sigma_n ||v_n - v_i||
-        return Measurements(
-            output_norm, output_change, norms.of_difference(x, i.x), miss, [*products, *of_gain, *of_gain, 0.0]
-        )
+        products = Products(xy, xx, yy, pq, pp, guided_pq=pq, guided_pp=pp, noise=0.0)
+        return Measurements(output_norm, output_change, norms.of_difference(x, i.x), miss, products)
 
     def _products_of_gain(self, departed: Departure) -> list[torch.Tensor]:
         """<p, q> and <p, p>"""

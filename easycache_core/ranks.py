@@ -20,13 +20,14 @@ import numpy as np
 import torch.distributed as dist
 
 from .config import require_kind
-from .reading import Measurements, Reading
+from .reading import Measurements, Products, Reading
 
 MAX_POLL_INTERVAL = 0.01  # seconds
 # At the head of a row: step, cache_lost, force, changed, windows_moved, finite, whether measured, whether against
 # another.
 FLAGS = 8
-NORMS, PRODUCTS = 4, 8  # in Measurements
+PRODUCTS = len(Products._fields)
+NORMS = len(Measurements._fields) - 1  # all but the products
 
 
 class RankLost(RuntimeError):
@@ -164,7 +165,7 @@ class RankGroup:
 
         lost, agreed = bool(cache_lost.any()), None
         if measured.all() and not lost:
-            agreed = Measurements(*norms, products) if compared.all() else Measurements(norms[0])
+            agreed = Measurements.of([*norms, products]) if compared.all() else Measurements(norms[0])
         return mine._replace(
             sigma=None if mine.sigma is None else float(sigma),
             force=bool(force.any()),

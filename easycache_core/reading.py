@@ -6,21 +6,41 @@ from typing import NamedTuple
 import torch
 
 
+class Products(NamedTuple):
+    """From which gains are estimated at a computed evaluation n: means over the latent, with x what is off the path, y
+    the residual of the extrapolation p, and q the change of D. All of the tracked branch, but guided_pq and guided_pp,
+    which are those of the guided latent where it is known. noise: the part of noise in x's last move, of squares.
+    """
+
+    xy: float
+    xx: float
+    yy: float
+    pq: float
+    pp: float
+    guided_pq: float
+    guided_pp: float
+    noise: float
+
+
 class Measurements(NamedTuple):
     """What the tracked branch showed at a computed evaluation i, against the computed evaluation j < i before it. Norms
     have one entry per part of the latent (stream, row). All entries are scalar tensors, and numbers once they are read.
 
     output_norm: ||v_i||. The rest is empty without j. output_change, input_change: ||v_i - v_j||, ||x_i - x_j||. Of
-    forecasts alone: miss, how far a forecast of D_i would have been off; products, from which gains are estimated: the
-    means of x y, x x, y y, p q, p p, the last two once more, of the guided latent, and the part of noise in how x
-    moved, with x what is off the path, y the residual of the extrapolation p, and q the change of D.
+    forecasts alone: miss, how far a forecast of D_i would have been off; products.
     """
 
     output_norm: Sequence
     output_change: Sequence = ()
     input_change: Sequence = ()
     miss: Sequence = ()
-    products: Sequence = ()
+    products: Products | tuple[()] = ()
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence]) -> "Measurements":
+        """From its fields, as lists of numbers."""
+        *norms, products = groups
+        return cls(*norms, Products(*products) if products else ())
 
 
 class Reading(NamedTuple):

@@ -11,7 +11,16 @@ from closeness import psnr
 from memory import Allocations
 from places import compute_where
 
-from easycache_core import CacheConfig, CacheController, Response, correction, euler_response, forecast, placement
+from easycache_core import (
+    CacheConfig,
+    CacheController,
+    Response,
+    correction,
+    error_estimate,
+    euler_response,
+    forecast,
+    placement,
+)
 from easycache_core.branch import Branch, changes, uncorrected
 from easycache_core.budget import USUAL_MISS, Budget
 from easycache_core.correction import Correction, limit_of_payments
@@ -490,7 +499,7 @@ def test_what_a_first_forecast_is_taken_to_miss(steps):
                 controller.predict("cond")
         error = controller.trace[2]["error"]
     t = [math.log1p(sigma) for sigma in sigmas[:3]]
-    missed = change * min(1, forecast.FIRST_MISS / steps) * (t[1] - t[2]) / (t[0] - t[1])
+    missed = change * min(1, error_estimate.FIRST_MISS / steps) * (t[1] - t[2]) / (t[0] - t[1])
     assert error == pytest.approx(missed / (sigmas[2] * (3 + change - 1) / sigmas[1]), rel=1e-3)
 
 
