@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from ..easycache_core import Response
 from .account import Account
@@ -16,6 +17,33 @@ from .steps import Schedule, StepCounter
 log = logging.getLogger("easycache")
 
 MAX_HISTORIES = TRAIL  # each holds tensors
+
+
+class Key(NamedTuple):
+    """What tells histories apart: what is asked first at their evaluations, and where.
+
+    parts, switches, network: as of Question. depth: of guiders that call guiders. active: what of the conditionings is
+    active, as from `_active_at`. number: tells latents apart that are asked the same; None stands for any.
+    """
+
+    parts: tuple
+    switches: tuple
+    network: int
+    depth: int
+    active: tuple
+    number: int | None = None
+
+    @property
+    def of_any_latent(self) -> "Key":
+        return self._replace(number=None)
+
+    @property
+    def of_any_parts(self) -> "Key":
+        return self._replace(parts=(), number=None)
+
+    @property
+    def of_any_switches(self) -> "Key":
+        return self._replace(switches=(), number=None)
 
 
 class Histories:
@@ -34,8 +62,8 @@ class Histories:
         self._steps_before, self._levels, self._controller_options = steps_before, levels, controller_options
         self._model_sampling = guider.model_patcher.get_model_object("model_sampling")
         self._alternation: Alternation | None = None  # known once the conditionings are prepared
-        self._by_name: dict = {}  # by the question that opens their evaluations, the one asked last at the end
-        self._left: set[tuple] = set()  # names under which no history goes on
+        self._by_key: dict[Key, QuestionHistory] = {}  # the one asked last at the end
+        self._ended: set[Key] = set()  # of any latent: those under which no history goes on
         self._moved: set[QuestionHistory] = set()  # those whose latent was, since their last evaluation
         self._switched = True  # whether switches were for good so far
         # Other ranks wait for this one from here on.
@@ -45,20 +73,21 @@ class Histories:
         """Find the history of an evaluation. tracked: the question that is asked first, whose error decides."""
         evaluation.opened_by = tracked
         active = self._active_at(evaluation)
-        key = tracked.parts, tracked.switches, tracked.network, evaluation.depth, active
-        alike = {name: history for name, history in self._by_name.items() if name[:-1] == key}
+        asked = Key(tracked.parts, tracked.switches, tracked.network, evaluation.depth, active)
+        alike = {key: one for key, one in self._by_key.items() if key.of_any_latent == asked}
         if not alike:  # some guiders ask the same in another order: it goes on where it was asked along
-            others = {name: one for name, one in self._by_name.items() if name[1:-1] == key[1:]}
-            alike = {name: one for name, one in others.items() if one.absences.asked((tracked, 1))}
-        alike = alike or self._before_a_switch(key)
+            others = {key: one for key, one in self._by_key.items() if key.of_any_parts == asked.of_any_parts}
+            alike = {key: one for key, one in others.items() if one.absences.asked((tracked, 1))}
+        alike = alike or self._before_a_switch(asked)
         history, another = self._among(list(alike.values()), evaluation, active)
         another, self._moved = another or history in self._moved, self._moved - {history}
-        name = next((name for name, one in alike.items() if one is history), (*key, len(self._account.histories)))
-        self._by_name.pop(name, None)
-        while len(self._by_name) >= MAX_HISTORIES:
-            oldest = next(iter(self._by_name))
-            self._by_name.pop(oldest).close()
-        self._by_name[name] = evaluation.history = history
+        new = asked._replace(number=len(self._account.histories))
+        key = next((key for key, one in alike.items() if one is history), new)
+        self._by_key.pop(key, None)
+        while len(self._by_key) >= MAX_HISTORIES:
+            oldest = next(iter(self._by_key))
+            self._by_key.pop(oldest).close()
+        self._by_key[key] = evaluation.history = history
         history.next_evaluation()
         evaluation.another = another
 
@@ -73,18 +102,19 @@ class Histories:
             return ()
         return self._alternation.active_at(float(level_of(evaluation.timestep)))
 
-    def _before_a_switch(self, key: tuple) -> dict:
-        """The history, by its new name, that goes on under this key: a word or switch in the options is another one
-        from this step on. Empty if questions that differ by it are asked in turn.
+    def _before_a_switch(self, asked: Key) -> dict[Key, QuestionHistory]:
+        """The history, by its new key, that goes on with this: a word or switch in the options is another one from this
+        step on. Empty if questions that differ by it are asked in turn.
         """
-        self._switched = self._switched and key not in self._left
-        others = [name for name in self._by_name if (name[0], *name[2:-1]) == (key[0], *key[2:])]
-        if not self._switched or len(others) != 1 or not self._by_name[others[0]].steps.called_back:
+        self._switched = self._switched and asked not in self._ended
+        others = [key for key in self._by_key if key.of_any_switches == asked.of_any_switches]
+        if not self._switched or len(others) != 1 or not self._by_key[others[0]].steps.called_back:
             return {}
-        self._left.add(others[0][:-1])
-        name = (*key, others[0][-1])
-        self._by_name[name] = self._by_name.pop(others[0])
-        return {name: self._by_name[name]}
+        (before,) = others
+        self._ended.add(before.of_any_latent)
+        key = asked._replace(number=before.number)
+        self._by_key[key] = self._by_key.pop(before)
+        return {key: self._by_key[key]}
 
     def _among(
         self, alike: list[QuestionHistory], evaluation: Evaluation, active: tuple
@@ -131,7 +161,7 @@ class Histories:
 
     def on_callback(self) -> None:
         """The sampler has called back."""
-        for history in self._by_name.values():
+        for history in self._by_key.values():
             history.steps.on_callback()
 
     def on_moved(self) -> None:
