@@ -7,11 +7,12 @@ import comfy.samplers
 import torch
 
 from ..easycache_core.budget import budget_of
+from . import reasons
 from .evaluation import Evaluation
 from .question_history import QuestionHistory
 from .settings import Settings
 from .steps import UNKNOWN, Schedule
-from .summary import ESTIMATE_MARGIN, WINDOWS_MOVE, Course, notes, nothing_skipped, summarise, totals
+from .summary import ESTIMATE_MARGIN, Facts, notes, nothing_skipped, summarise, totals
 
 log = logging.getLogger("easycache")
 
@@ -74,12 +75,12 @@ class Account:
         if config.target_speedup:
             means = "with target_speedup, a step after that may still be predicted from before"
         for name in self._self_switching if config.target_speedup or config.threshold else ():
-            log.warning(f"EasyCache: a ControlNet ({name}) decides by itself at which noise levels it changes; {means}")
+            log.warning(f"EasyCache: {reasons.switches_by_itself(name)}; {means}")
 
     def on_memory(self, place: str) -> None:
         """The network keeps there what one call leaves for the next."""
         self.memory = place
-        log.warning(f"EasyCache: {self._memory_says}; from here on everything is computed")
+        log.warning(f"EasyCache: {reasons.remembers(place)}; from here on everything is computed")
 
     def log_evaluation(self, evaluation: Evaluation | None) -> None:
         """One line, with `verbose`, of an evaluation that is over; none where nothing was asked in it."""
@@ -103,7 +104,7 @@ class Account:
         guides keeps some for later steps. Waits for the device.
         """
         self._closeness = None if keeps_latents else self._estimate_closeness(ends, guidance)
-        course = Course(
+        facts = Facts(
             steps=self.callbacks or self._steps,
             steps_before=self._steps_before,
             unfinished=self._schedule.unfinished,
@@ -119,9 +120,9 @@ class Account:
             windows_move=self._windows_move,
         )
         did = self._totals()
-        self._nothing_skipped = nothing_skipped(did, self._settings, course)
-        self._notes = notes(did, self._settings, course)
-        return summarise(self._totals(), self._settings, course)
+        self._nothing_skipped = nothing_skipped(did, self._settings, facts)
+        self._notes = notes(did, self._settings, facts)
+        return summarise(self._totals(), self._settings, facts)
 
     def snapshot(self) -> tuple[dict, list, int]:
         """(report without trace, trace so far, how many of its first records have all their numbers).
@@ -205,59 +206,54 @@ class Account:
         if not target or computed <= budget_of(evaluations, target):
             return None
         allowed = [budget_of(own, target) for _, own in counts]
-        in_turn = "as prompts or latents that take turns have a budget each"
         if computed <= sum(allowed):
-            return in_turn
+            return reasons.IN_TURN
         if any(controller.not_finite for controller in self.controllers):
-            return "as nothing can be predicted from NaN or inf"
+            return reasons.FROM_NOT_FINITE
         if len(counts) == 1 and computed <= 2:
-            return "as the first and the last one are computed"
+            return reasons.BOTH_ENDS
         if self.elsewhere or any(history.unpredictable or history.cache_miss for history in self.histories):
-            return "as what was asked could not be predicted from what was asked before"
+            return reasons.UNPREDICTABLE
         if computed <= sum(max(2, own) for own in allowed):
-            return in_turn
+            return reasons.IN_TURN
         if len(self.trace) < self._schedule.steps:
-            return "as the sampler took fewer evaluations than its schedule has steps"
-        return "as what may be the last one is computed, and nothing told how many there would be"
+            return reasons.FEWER_EVALUATIONS
+        return reasons.LAST_UNKNOWN
 
     @property
     def _reason(self) -> str | None:
         """Why nothing was skipped, where the settings are not to blame."""
         evaluations = len(self.trace)
         if self.memory:
-            return self._memory_says
+            return reasons.remembers(self.memory)
         if sum(controller.not_finite for controller in self.controllers) > evaluations / 2:
-            return "the latent or the network's output is NaN or inf"
+            return reasons.NOT_FINITE
         if self.gradients > self.parts and not evaluations:
-            return "its guider or sampler differentiates through the network, which no prediction can stand in for"
+            return reasons.DIFFERENTIATED
         replaced = comfy.samplers.calc_cond_batch.__module__
         if not evaluations and not self.parts and replaced != comfy.samplers.__name__:
-            return f"{replaced} has replaced ComfyUI's calc_cond_batch, where the node sees what is asked"
+            return reasons.replaced_by(replaced)
         if self.parts > evaluations:
-            return "it asks about parts of the latent, one after the other, or at another size"
+            return reasons.PARTS
         if sum(history.trail.far for history in self.histories) > evaluations / 2:
-            return "the latent, or all of its noise, is another one at nearly every evaluation"
+            return reasons.ANOTHER_LATENT
         if len(self.histories) == evaluations > 1:
-            return "what is asked is new at every evaluation"
+            return reasons.ALWAYS_NEW
         if self.elsewhere > evaluations / 2:
-            return "the latent that is asked about is turned or moved from step to step"
+            return reasons.TURNED
         if self._windows_move:
-            return WINDOWS_MOVE
+            return reasons.WINDOWS_MOVE
         if self._self_switching and not self._settings.config.target_speedup:
-            return f"a ControlNet ({self._self_switching[0]}) decides by itself at which noise levels it changes"
+            return reasons.switches_by_itself(self._self_switching[0])
         if max(sum(history.moves for history in self.histories), self.switches) > evaluations / 2:
-            return "prompts, options, keyframes or strengths of what is asked change at nearly every step"
+            return reasons.ALWAYS_CHANGED
         if self.weight_changes > evaluations / 2:
-            return "the network's weights change at nearly every step"
+            return reasons.WEIGHTS_CHANGE
         in_turn, least = len(self.histories), 2 if self._settings.config.target_speedup else 4
         if in_turn > 1 and evaluations <= in_turn * least:
-            return f"{in_turn} prompts or latents take turns in {evaluations} evaluations, too few for each"
+            return reasons.too_few_each(in_turn, evaluations)
         return None
 
     @property
     def _windows_move(self) -> bool:
         return sum(history.windows_moved for history in self.histories) > len(self.trace) / 2
-
-    @property
-    def _memory_says(self) -> str:
-        return f"the network keeps what one call leaves for the next, in {self.memory}"

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from ..easycache_core.budget import budget_of
 from ..easycache_core.config import MAX_THRESHOLD
+from .reasons import WINDOWS_MOVE
 from .settings import Settings
 
 
@@ -28,7 +29,7 @@ def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
     }
 
 
-class Course(NamedTuple):
+class Facts(NamedTuple):
     """What a run went through that its totals do not tell.
 
     steps: that the sampler took. steps_before: of the same schedule, in runs that this one continues. unfinished:
@@ -56,83 +57,78 @@ class Course(NamedTuple):
     windows_move: bool
 
 
-def summarise(did: dict, settings: Settings, course: Course) -> str:
+def summarise(did: dict, settings: Settings, facts: Facts) -> str:
     """The line for the log, with the reason if nothing was skipped.
 
     did: as from `totals`, with `reason`, as from `nothing_skipped`, and `closeness`, in dB, None if not known.
     """
-    if did["evaluations"] == 0 and course.steps == 0:
+    if did["evaluations"] == 0 and facts.steps == 0:
         return "EasyCache: nothing was sampled, the run had no steps"
     if did["evaluations"] == 0:
-        asked = course.reason or "it asked nothing that the node sees"
-        return f"EasyCache: the sampler took {course.steps} steps; nothing was skipped: {asked}"
+        asked = facts.reason or "it asked nothing that the node sees"
+        return f"EasyCache: the sampler took {facts.steps} steps; nothing was skipped: {asked}"
     line = (
         f"EasyCache: computed {did['computed']} of {did['evaluations']} evaluations, skipped {did['skipped']} "
         f"({did['evaluations'] / max(did['computed'], 1):.2f}x), {did['predictor']}, {_rule(settings.config)}"
     )
-    if course.beyond_budget:
-        line += f"; that is more than it allows, {course.beyond_budget}"
-    if course.parts:
-        line += f"; besides, {course.parts} calls about parts of the latent, or at another size, were computed"
-    if course.gradients:
-        line += f"; besides, {course.gradients} calls that the guider or sampler differentiates through were computed"
-    if course.along:
-        line += f"; besides, what the guider leaves out at times was asked along {course.along} times"
-    line += "".join(f"; {warning}" for warning in _warnings(course))
-    if course.noise_added and did["skipped"] and settings.config.target_speedup:
+    if facts.beyond_budget:
+        line += f"; that is more than it allows, {facts.beyond_budget}"
+    if facts.parts:
+        line += f"; besides, {facts.parts} calls about parts of the latent, or at another size, were computed"
+    if facts.gradients:
+        line += f"; besides, {facts.gradients} calls that the guider or sampler differentiates through were computed"
+    if facts.along:
+        line += f"; besides, what the guider leaves out at times was asked along {facts.along} times"
+    line += "".join(f"; {warning}" for warning in _warnings(facts))
+    if facts.noise_added and did["skipped"] and settings.config.target_speedup:
         line += f"; {NOISE_ADDED}: with target_speedup the result may drift, under a threshold less is skipped"
-    if course.windows_move and did["skipped"]:
+    if facts.windows_move and did["skipped"]:
         line += f"; {WINDOWS_MOVE}"
-    if course.steps_before:
-        line += f"; it goes on from an earlier run, at step {course.steps_before + 1} of the schedule"
+    if facts.steps_before:
+        line += f"; it goes on from an earlier run, at step {facts.steps_before + 1} of the schedule"
     if did["closeness"] is not None:
         line += f"; {closeness_text(did['closeness'])}"
     return line if did["reason"] is None else f"{line}. Nothing was skipped: {did['reason']}"
 
 
-def nothing_skipped(did: dict, settings: Settings, course: Course) -> str | None:
+def nothing_skipped(did: dict, settings: Settings, facts: Facts) -> str | None:
     """Why nothing was skipped, None if something was or nothing was sampled. did: as from `totals`."""
     if did["skipped"] or not did["evaluations"]:
         return None
-    if course.reason is None or settings.config.threshold == 0 and not settings.config.target_speedup:
-        return _reason(settings, course)
-    return course.reason
+    if facts.reason is None or settings.config.threshold == 0 and not settings.config.target_speedup:
+        return _reason(settings, facts)
+    return facts.reason
 
 
-def notes(did: dict, settings: Settings, course: Course) -> list[str]:
+def notes(did: dict, settings: Settings, facts: Facts) -> list[str]:
     """What there is to know of a run beside its numbers, in sentences. did: as for `summarise`."""
     targeted, said = settings.config.target_speedup > 0, []
-    if course.beyond_budget and did["skipped"]:  # else it is the reason
-        said.append(f"more was computed than target_speedup allows, {course.beyond_budget}")
-    said += _warnings(course)
-    if course.noise_added and did["skipped"]:
+    if facts.beyond_budget and did["skipped"]:  # else it is the reason
+        said.append(f"more was computed than target_speedup allows, {facts.beyond_budget}")
+    said += _warnings(facts)
+    if facts.noise_added and did["skipped"]:
         effect = "with target_speedup the result may drift" if targeted else "less is skipped"
         unknown = ", and how close it is cannot be estimated" if did["closeness"] is None else ""
         said.append(f"{NOISE_ADDED}: {effect}{unknown}")
-    if course.windows_move and did["skipped"]:
+    if facts.windows_move and did["skipped"]:
         said.append(WINDOWS_MOVE)
     return [f"{note[0].upper()}{note[1:]}." for note in said]
 
 
-def _warnings(course: Course) -> list[str]:
+def _warnings(facts: Facts) -> list[str]:
     """Of what may be wrong whatever the settings are."""
     said = []
-    if course.answered_by_sampler:
+    if facts.answered_by_sampler:
         said.append(
-            f"the sampler leaves out {course.answered_by_sampler} evaluations of its own accord: two caches add up "
+            f"the sampler leaves out {facts.answered_by_sampler} evaluations of its own accord: two caches add up "
             "their errors, so use one of them"
         )
-    if course.end_unseen:
+    if facts.end_unseen:
         said.append("the last evaluation was predicted, as nothing told that it was the last")
     return said
 
 
 NOISE_ADDED = "the sampler adds noise, or moves the latent as noise does, which nothing forecasts"
-
-WINDOWS_MOVE = (
-    "its context windows move from step to step, and answer otherwise in each place, which nothing forecasts: with "
-    "context_schedule standard_static more can be skipped, and the result is closer"
-)
 
 COMPUTED_BEFORE = 2  # evaluations; before that a predictor has nothing to go by
 
@@ -152,8 +148,8 @@ def _rule(config) -> str:
     return f"threshold {config.threshold:g}, warm-up {config.warmup_steps}"
 
 
-def _reason(settings: Settings, course: Course) -> str:
-    config, steps, steps_before = settings.config, course.steps, course.steps_before
+def _reason(settings: Settings, facts: Facts) -> str:
+    config, steps, steps_before = settings.config, facts.steps, facts.steps_before
     if config.threshold == 0 and not config.target_speedup:
         return "threshold is 0"
     if steps_before and steps <= (1 if config.target_speedup else 2):
@@ -164,13 +160,13 @@ def _reason(settings: Settings, course: Course) -> str:
         )
     if config.target_speedup and steps == 2 > budget_of(steps, config.target_speedup):
         return "the run has two steps, and the first and the last one are always computed"
-    if config.target_speedup and course.beyond_budget:
-        return f"each of them had to be computed, {course.beyond_budget}"
+    if config.target_speedup and facts.beyond_budget:
+        return f"each of them had to be computed, {facts.beyond_budget}"
     if config.target_speedup:
         return f"target_speedup {config.target_speedup:g} allows each of them to be computed"
-    if course.estimated and (few := _few_steps(settings, course)):
+    if facts.estimated and (few := _few_steps(settings, facts)):
         return f"{few} the error reached the threshold; take more steps, or {_advice(settings)}"
-    if course.estimated:
+    if facts.estimated:
         return f"the error reached the threshold at every step{_between(settings)}; {_advice(settings)}"
     if steps_before and steps_before + steps <= config.warmup_steps:
         return f"the schedule is still in its first {config.warmup_steps} steps (warmup_steps)"
@@ -186,17 +182,17 @@ def _reason(settings: Settings, course: Course) -> str:
     )
 
 
-def _few_steps(settings: Settings, course: Course) -> str | None:
+def _few_steps(settings: Settings, facts: Facts) -> str | None:
     """Which steps are open to skipping, where that is one or two by their number alone; None: it is another one."""
-    if course.steps_before or _between(settings):
+    if facts.steps_before or _between(settings):
         return None
     first = max(settings.config.warmup_steps, COMPUTED_BEFORE)
-    left = course.steps - first - (not course.unfinished)
+    left = facts.steps - first - (not facts.unfinished)
     if left not in (1, 2):
         return None
-    computed = f"the first {first} are" if course.unfinished else f"the first {first} and the last are"
+    computed = f"the first {first} are" if facts.unfinished else f"the first {first} and the last are"
     return (
-        f"with {course.steps} steps hardly anything can be skipped: {computed} always computed, and at the "
+        f"with {facts.steps} steps hardly anything can be skipped: {computed} always computed, and at the "
         f"{'one' if left == 1 else 'two'} left"
     )
 

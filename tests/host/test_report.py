@@ -396,11 +396,11 @@ def test_a_report_says_what_the_log_warns_of(comfy, small_scene, sampler, widget
 
 def test_each_warning_is_a_note(nodes):
     """In the log they are one line; a program that reads reports has each by itself."""
-    summary, course = nodes.summary, dict.fromkeys(nodes.summary.Course._fields, 0)
+    summary, course = nodes.summary, dict.fromkeys(nodes.summary.Facts._fields, 0)
     did = {"skipped": 8, "closeness": None}
     settings = nodes.settings.Settings(nodes.adaptive.CacheConfig(target_speedup=2.0))
     found = [
-        summary.notes(did, settings, summary.Course(**{**course, name: value}))
+        summary.notes(did, settings, summary.Facts(**{**course, name: value}))
         for name, value in (
             ("beyond_budget", "as it is"), ("answered_by_sampler", 3), ("end_unseen", True), ("noise_added", True),
             ("windows_move", True), ("along", 3),
@@ -410,7 +410,7 @@ def test_each_warning_is_a_note(nodes):
     said = ["More was computed than target_speedup allows, as it is.", "The sampler leaves out 3 evaluations",
             "The last evaluation was predicted", "The sampler adds noise", "Its context windows move"]  # fmt: skip
     assert all(note.startswith(start) for (note,), start in zip(found[:-1], said, strict=True))
-    everything = summary.Course(**{**course, **dict.fromkeys(("end_unseen", "noise_added", "windows_move"), True)})
+    everything = summary.Facts(**{**course, **dict.fromkeys(("end_unseen", "noise_added", "windows_move"), True)})
     assert len(summary.notes(did, settings, everything)) == 3
 
 

@@ -302,10 +302,10 @@ def test_the_log_gives_no_advice_that_cannot_be_followed(comfy):
     summary, settings = comfy.module("nodes.summary"), comfy.module("nodes.settings").Settings
     config = comfy.module("easycache_core").CacheConfig
     did = dict(evaluations=10, computed=10, skipped=0)
-    course = dict.fromkeys(summary.Course._fields, False) | dict(steps=10, reason=None, estimated=True)
+    course = dict.fromkeys(summary.Facts._fields, False) | dict(steps=10, reason=None, estimated=True)
 
     def reason(beyond_budget=None, **given):
-        about = summary.Course(**{**course, "beyond_budget": beyond_budget})
+        about = summary.Facts(**{**course, "beyond_budget": beyond_budget})
         return summary.nothing_skipped(did, settings(config(**given)), about)
 
     assert "raise" in reason(threshold=0.9) and "raise" not in reason(threshold=1.0)
