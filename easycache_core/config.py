@@ -47,6 +47,11 @@ class CacheConfig:
         require_integer("max_consecutive_skips", self.max_consecutive_skips, 0, 50)
         require_choice("cache_device", self.cache_device, CACHE_DEVICES)
 
+    @property
+    def needs_response(self) -> bool:
+        """Whether anything is decided or corrected by what the sampler makes of answers (response.py)."""
+        return bool(self.target_speedup or (self.threshold and PREDICTORS[self.predictor].follows_denoised))
+
 
 def require_number(name: str, value, low: float, high: float, otherwise: str = "") -> None:
     """Raise ValueError unless value is a number in [low, high]; NaN is in no range. otherwise: what else may be."""

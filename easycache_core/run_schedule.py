@@ -41,8 +41,7 @@ class RunSchedule:
     def read(self, timestep: float) -> bool:
         """Read the scheduler, at the run's first evaluation; whether it tells anything."""
         config, forecasts = self._config, self._conversion is not None
-        needed = config.target_speedup or (config.threshold and forecasts)
-        if self._scheduler is None or not needed:
+        if self._scheduler is None or not config.needs_response:
             return False
         lengths, response = step_lengths(self._scheduler, self._total_steps), None
         if config.target_speedup and lengths is None:

@@ -10,8 +10,6 @@ from contextlib import contextmanager, nullcontext
 import comfy.model_patcher
 from comfy.patcher_extension import WrappersMP
 
-from ..easycache_core import CacheConfig
-from ..easycache_core.predictors import PREDICTORS
 from ..easycache_core.ranks import ALL_RANKS
 from .callback_writes import CallbackWrites
 from .continuation import Piece
@@ -51,7 +49,7 @@ def sample_with_cache(
     levels = sigmas.detach().cpu()  # once: each look at them on their device waits for it
     schedule = Schedule(levels, model_sampling, sampler, settings)
     piece = Piece(history.unfinished, schedule, guider, noise, latent_image, streams)
-    response = response_of(sampler, levels, model_sampling) if needs_response(settings.config) else None
+    response = response_of(sampler, levels, model_sampling) if settings.config.needs_response else None
     if response is not None:
         schedule.ends_at(min(response.sigmas))
     run = Run(
@@ -112,11 +110,6 @@ def not_lost(what: str):
         yield
     except Exception:
         log.warning(f"EasyCache: {what} cannot be told; the result is not affected", exc_info=True)
-
-
-def needs_response(config: CacheConfig) -> bool:
-    """Whether anything is decided or corrected by what the sampler makes of answers."""
-    return bool(config.target_speedup or (config.threshold and PREDICTORS[config.predictor].follows_denoised))
 
 
 def packed_streams(disable_pbar=False, seed=None, latent_shapes=(), **_) -> list[int]:
