@@ -18,6 +18,7 @@ _WORDS = "sigma", "percent", "step"  # in names of variables
 _DEPTH = 3  # of functions that call functions, and of what they hold
 _MAX_ITEMS = 64  # of a list
 _MAX_SEEN = 512  # functions, objects, dicts and lists
+_ROUNDING = 1e-3  # of noise levels that schedulers compute
 _MAX_ENDS = 4  # numbers that are ends of ranges; changes from step to step
 
 
@@ -32,7 +33,8 @@ def patch_levels(model_options: dict, own_key: str, model_sampling, sigmas: torc
             for number in _ends(value):
                 found += _levels_named(name.lower(), number, model_sampling, schedule)
         found += _levels_by_step(value, schedule)
-    return sorted({level for level in found if min(schedule) <= level <= max(schedule)})
+    first = (1 - _ROUNDING) * max(schedule)  # what begins there, at sigma_max say, acts from the first evaluation on
+    return sorted({level for level in found if min(schedule) <= level < first})
 
 
 def _levels_named(name: str, value: float, model_sampling, schedule: list[float]) -> list[float]:

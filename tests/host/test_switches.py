@@ -361,12 +361,16 @@ def test_a_patch_that_acts_by_noise_level(comfy, tiny, run, kind, at):
 
 
 def test_a_patch_that_holds_what_tells_nothing(comfy, tiny, run):
-    """All noise levels of the schedule, say, and switches. Catches levels at which nothing changes: with those of the
-    schedule everything is computed.
+    """All noise levels of the schedule, say, both ends of it, and switches. Catches levels at which nothing changes:
+    with those of the schedule everything is computed, and with the first one what came before the second evaluation is
+    lost.
     """
     scene = tiny("SD15")
     sigmas = schedule(comfy, scene)
-    held = types.SimpleNamespace(sigmas=sigmas, all_sigmas=sigmas.tolist(), use_sigma=True, percents=[0.5] * 30)
+    first = float(sigmas[0])
+    held = types.SimpleNamespace(sigmas=sigmas, all_sigmas=sigmas.tolist(), use_sigma=True, percents=[0.5] * 30,
+                                 sigma_start=first, sigma_max=first * (1 - 1e-6), sigma_end=0.0, end_step=STEPS,
+                                 start_step=0, start_percent=0.0, end_percent=1.0)  # fmt: skip
 
     def patch(model):
         model = model.clone()
@@ -376,7 +380,9 @@ def test_a_patch_that_holds_what_tells_nothing(comfy, tiny, run):
         return model
 
     make_guider = functools.partial(guiding, conds=pair(scene), predict=both)
-    assert run(scene, make_guider, patch=patch, **THRESHOLD).levels == run(scene, make_guider, **THRESHOLD).levels
+    for widgets in (THRESHOLD, BUDGET):
+        patched, plain = (run(scene, make_guider, patch=one, **widgets) for one in (patch, lambda model: model))
+        assert patched.levels == plain.levels and torch.equal(patched.latent, plain.latent)
 
 
 @pytest.mark.parametrize("widgets", [THRESHOLD, BUDGET], ids=["threshold", "budget"])
