@@ -122,3 +122,23 @@ class PixelVAE:
 
     def spacial_compression_encode(self):
         return 8
+
+
+def second_model(host, model, other, nodes: int):
+    """For samplers of two models: the other one as a run with `model` has it. nodes: 1 if it has been through the same
+    node of ours, 2 if it has been through one of its own, with the same settings.
+    """
+    if nodes == 1:
+        return model.clone()
+    own = host.module("nodes.own_wrappers").own_wrappers(model)
+    return host.module("nodes.patch").with_cache(other, own[0].settings) if own else other
+
+
+def seeded(sample):
+    """For what draws from torch's own generator."""
+
+    def run(model):
+        torch.manual_seed(1)
+        return sample(model)
+
+    return run
