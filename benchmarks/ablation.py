@@ -66,7 +66,7 @@ def parts(engine):
         "places by cost (by counting instead)": [
             (budget.Budget, "__init__", lambda self, speedup, lengths, *_: init(self, speedup, lengths))
         ],
-        "a look at what was missed": [(budget.Budget, "look", lambda self, miss: None)],
+        "a look at what was missed": [(budget.Budget, "adapt", lambda self, miss: None)],
     }
 
 

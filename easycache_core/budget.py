@@ -55,7 +55,7 @@ class Budget:
         self._change_waits = False  # for the network to run
         self._began_anew = False  # whether the network ran as nothing was known any more, beside the first time
         # Where noise is added, every forecast misses by much, which says nothing of the next one.
-        self.looks = response is not None and not response.adds_noise
+        self.adapts = response is not None and not response.adds_noise
         if response is not None:
             self.follow(response)
 
@@ -148,11 +148,11 @@ class Budget:
         if self._plan is not None and not self._plan.has(self._evaluations - 1):
             self._place()
 
-    def look(self, miss: float) -> None:
-        """What was seen at the evaluation that was asked about last: by how much a forecast would have missed the
-        network's output per evaluation since the one before, as a part of the output.
+    def adapt(self, miss: float) -> None:
+        """Place what is left anew. miss: by how much a forecast at the evaluation that was asked about last would have
+        missed the network's output, per evaluation since the one before, as a part of the output.
         """
-        if self._plan is None or not self._spent or not self.looks:
+        if self._plan is None or not self._spent or not self.adapts:
             return
         now, size = self._evaluations - 1, self._plan.size
         surprise = miss * size / USUAL_MISS

@@ -176,7 +176,7 @@ class CacheController(contextlib.AbstractContextManager):
             self.forget_response()
         self._predictor.advance(now.sigma, self._comparable, now.input_change, now.windows_moved)
         if now.windows_moved and self._budget is not None:
-            self._budget.looks = False
+            self._budget.adapts = False
         skipping, errors = self._decide(step, now, finite)
         self._gap_length = self._gap_length + 1 if skipping else 0
         if not skipping:
@@ -200,7 +200,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._corrections_stopped = True
         self._predictor.stop_corrections()
         if self._budget is not None:
-            self._budget.looks = False
+            self._budget.adapts = False
 
     def answers_serve(self, steps: int) -> None:
         """Each answer is kept for so many of the sampler's steps, and what a forecast misses is missed at all of them:
@@ -301,7 +301,7 @@ class CacheController(contextlib.AbstractContextManager):
         if now.measured is not None:
             self._predictor.update(now.measured, self._comparable and now.finite)
             if self._budget is not None and self._predictor.miss is not None:
-                self._budget.look(self._predictor.miss)
+                self._budget.adapt(self._predictor.miss)
             self._record_output()
 
     def _decide(self, step: int, now: Reading, finite: bool) -> tuple[bool, list[float] | None]:

@@ -107,8 +107,8 @@ def position_of(x: torch.Tensor, timestep: torch.Tensor) -> tuple[float, bool, t
 
 
 class OwnLatents:
-    """Whether latents of the guider's own, beside the sampler's, go along with that: a guider may turn or roll its
-    latent from step to step, and an answer from before is then of another one.
+    """Whether a guider's own latents move as the sampler's latent does. A guider may turn or roll its latent from step
+    to step; an answer from before then belongs to another latent.
     """
 
     def __init__(self):

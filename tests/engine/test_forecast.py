@@ -726,7 +726,7 @@ def spent(budget, size, missed=None):
             budget.spend()
             computed.append(n)
             if missed is not None:
-                budget.look(missed(n))
+                budget.adapt(missed(n))
     return computed
 
 
