@@ -12,7 +12,8 @@ from .evaluation import Evaluation, Question
 from .latents import TRAIL, level_of, position_of, trail_of
 from .question_history import QuestionHistory
 from .settings import Settings
-from .steps import Schedule, StepCounter
+from .step_counter import StepCounter
+from .steps import Schedule
 
 log = logging.getLogger("easycache")
 

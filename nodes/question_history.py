@@ -18,7 +18,9 @@ from .latents import OwnLatents, Trail, level_of
 from .overwrites import Overwrites
 from .schedule_switches import Switches
 from .settings import Settings
-from .steps import Schedule, StepCounter, Strides
+from .step_counter import StepCounter
+from .steps import Schedule
+from .strides import Strides
 from .value_changes import SettledValues
 
 
