@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from ..easycache_core.budget import budget_of
 from ..easycache_core.config import MAX_SPEEDUP
-from .evaluation import fingerprint
+from .identities import fingerprint
 from .schedule_switches import entries_of, spans_of
 
 RANGE = ("uuid", "start_percent", "end_percent", "timestep_start", "timestep_end")  # of a part; the rest is asked

@@ -5,21 +5,16 @@ in one call or in several. A question is known by what is asked, not by the orde
 at some noise levels, and add-ons insert theirs.
 """
 
-import types
-import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from ..easycache_core.samples import can_be_sampled, checksums, sample_of
-from .call_options import patches_of, switches_of, variables_of
+from ..easycache_core.samples import sample_of
+from .call_options import patches_of, switches_of
+from .identities import fingerprint
 from .question_history import QuestionHistory
 from .value_changes import TellingValues
-
-SMALL = 256  # elements of a tensor that is told by what it holds
-DEPTH = 8  # of what a conditioning holds; it may hold itself
 
 
 class Question(NamedTuple):
@@ -59,184 +54,10 @@ class PartIds:
         return self._ids[part["uuid"]]
 
 
-def _contents(thing, number: Callable, without: str = "", depth: int = DEPTH):
-    """What it holds, as something that can be compared: plain values as they are, and number(tensor or object) for the
-    rest, also for what is held too deep. without: a key of dicts that does not count.
-
-    ComfyUI's holders of conditionings count as what they hold: some packs copy them for each call.
-    """
-    if thing is None or isinstance(thing, str | int | float):
-        return thing
-    if not depth:
-        return number(thing)
-    if isinstance(thing, dict):
-        held = ((key, value) for key, value in thing.items() if key != without)
-        return tuple((key, _contents(value, number, without, depth - 1)) for key, value in held)
-    if isinstance(thing, list | tuple):
-        return tuple(_contents(value, number, without, depth - 1) for value in thing)
-    if hasattr(thing, "process_cond"):
-        return type(thing).__name__, _contents(vars(thing), number, without, depth - 1)
-    return number(thing)
-
-
-def fingerprint(thing):
-    """The values that it holds, as far as they tell it from others; the ids of objects, and of tensors that cannot be
-    looked into.
-    """
-    return _contents(thing, _values_or_id, without="uuid")
-
-
-def _values_or_id(thing):
-    if isinstance(thing, torch.Tensor) and can_be_sampled(thing):
-        return thing.shape, thing.dtype, *checksums(thing).tolist(), *sample_of([thing])[::64].tolist()
-    return id(thing)
-
-
 def questions(conds: Sequence, model_options: dict, model, part_ids: PartIds) -> dict[int, Question]:
     """What a call of calc_cond_batch asks, by position among its conditionings; some of them may be None."""
     options = switches_of(model_options), patches_of(model_options), id(model)
     return {i: Question(part_ids.of(cond, i), *options) for i, cond in enumerate(conds) if cond is not None}
-
-
-def tensors_of(conds: Sequence) -> Iterator[torch.Tensor]:
-    """Of these conditionings, what the network is given; some of them may be None."""
-    held = (one.cond for cond in conds for part in cond or () for one in part.get("model_conds", {}).values())
-    return (one for one in held if isinstance(one, torch.Tensor))
-
-
-def where_active(cond: Sequence[dict], timestep: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-    """The answer to a conditioning; zero at noise levels where none of its parts is active, as ComfyUI has it there
-    without the network. Some guiders look for that. Does not wait for the device. timestep: sigma, (batch,).
-    """
-    ranges = [(part.get("timestep_start"), part.get("timestep_end")) for part in cond]
-    if (None, None) in ranges:
-        return answer
-    active, sigma = False, timestep[0]
-    for start, end in ranges:
-        active = active | ((start is None or sigma <= start) & (end is None or sigma >= end))
-    return answer * active
-
-
-def covers(cond: Sequence[dict], x: torch.Tensor) -> bool:
-    """Whether each place of a latent x, (batch, channels, ...), has a part of the conditioning, by masks and areas.
-    Elsewhere ComfyUI takes 0 for its answer. True for masks and areas of another form than ComfyUI's. Waits for the
-    device where all parts have a mask.
-    """
-    if any(part.get("default") or (part.get("mask") is None and part.get("area") is None) for part in cond):
-        return True
-    covered = torch.zeros(x.shape[2:], dtype=torch.bool, device=x.device)
-    try:
-        for part in cond:
-            covered |= _covered_by(part, torch.zeros_like(covered))
-    except (RuntimeError, TypeError, ValueError):
-        return True
-    return bool(covered.all())
-
-
-def _covered_by(part: dict, here: torch.Tensor) -> torch.Tensor:
-    """here: nothing, by place."""
-    sizes, starts = np.split(np.array(part.get("area") or [*here.shape, *[0] * here.ndim]), 2)
-    where = [slice(start, start + size) for size, start in zip(sizes, starts, strict=True)]
-    where = [slice(None)] * (here.ndim - len(where)) + where  # areas as of pictures, in videos
-    here[tuple(where[: here.ndim])] = True
-    if part.get("mask") is not None:
-        here &= (part["mask"].to(here.device) > 0).any(0)  # (frames or 1, height, width), say
-    return here
-
-
-class Identities:
-    """Numbers that tell objects apart, also those that are made anew where another one was.
-
-    Functions that are made anew with the same code and variables are the same one: some packs make their patches for
-    each call. Small tensors count as what they hold, where that can be read without waiting for a device.
-
-    unversioned: tensors that were met and have no version, by number; nothing here tells whether they are overwritten.
-    """
-
-    def __init__(self):
-        self.unversioned: dict[int, torch.Tensor] = {}
-        self._known: dict[int, tuple] = {}  # (weak reference, number) by id
-        self._made: dict[tuple, int] = {}  # numbers of functions, by code and variables
-        self._count = 0
-
-    def of(self, thing):
-        """A number for an object, of a tensor with its version; plain values, and what is made of them, stay."""
-        return _contents(thing, self._number_and_version)
-
-    def _number_and_version(self, thing):
-        content = _small_content(thing)
-        if content is not None:
-            return content
-        number = self._number(thing)
-        if not isinstance(thing, torch.Tensor):
-            return number
-        if thing.is_inference():
-            self.unversioned[number] = thing
-            return number, None
-        return number, thing._version
-
-    def _number(self, thing) -> int:
-        reference, number = self._known.get(id(thing), (lambda: None, 0))
-        if reference() is not thing:
-            number = self._count = self._count + 1
-            self._known[id(thing)] = _reference(thing), number  # now, as a function may hold itself
-            if isinstance(thing, types.FunctionType):
-                held = map(self._plain_or_number, variables_of(thing).values())
-                number = self._made.setdefault((thing.__code__, *held), number)
-                self._known[id(thing)] = _reference(thing), number
-        return number
-
-    def _plain_or_number(self, thing):
-        return thing if thing is None or isinstance(thing, str | int | float) else self._number_and_version(thing)
-
-
-def _small_content(thing) -> tuple | None:
-    """What a tensor on the CPU, or an array, holds, as something that can be compared; None for larger ones, and for
-    anything else.
-    """
-    if isinstance(thing, np.ndarray | np.generic) and thing.size <= SMALL and not thing.dtype.hasobject:
-        return thing.shape, thing.dtype.str, thing.tobytes()
-    if type(thing) not in (torch.Tensor, torch.nn.Parameter) or thing.device.type != "cpu":
-        return None
-    if thing.layout != torch.strided or thing.numel() > SMALL:
-        return None
-    try:
-        return thing.shape, thing.dtype, thing.detach().flatten().view(torch.uint8).numpy().tobytes()
-    except (RuntimeError, TypeError):  # one that is being differentiated, say
-        return None
-
-
-def _reference(thing) -> Callable:
-    try:
-        return weakref.ref(thing)
-    except TypeError:
-        return lambda: thing
-
-
-def content_of(cond: Sequence[dict], identities: Identities) -> dict:
-    """What the parts of a conditioning hold, by name."""
-    content = {}
-    for i, part in enumerate(cond):
-        for key, value in part.items():
-            if key == "model_conds":
-                content |= {("cond", i, name): identities.of(one) for name, one in value.items()}
-            elif key != "uuid":
-                content["cond", i, key] = identities.of(value)
-    return content
-
-
-def tensors_named(cond: Sequence[dict], model_options: dict, name: tuple) -> list[torch.Tensor]:
-    """Those that a part of a conditioning holds, named as by content_of, or an entry of the options, named as by
-    values_of: in lists, dicts and ComfyUI's holders of conditionings.
-    """
-    found: list = []
-    kind, *place = name
-    if kind == "cond":
-        i, key = place
-        _contents(cond[i].get("model_conds", {}).get(key, cond[i].get(key)), found.append)
-    elif kind == "option":
-        _contents(model_options["transformer_options"].get(place[0]), found.append)
-    return [one for one in found if isinstance(one, torch.Tensor)]
 
 
 class Evaluation:

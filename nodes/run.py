@@ -23,19 +23,10 @@ from ..easycache_core.storage import Retries, is_out_of_memory
 from ..easycache_core.weights import Weights
 from .account import Account
 from .call_options import values_of
-from .evaluation import (
-    Evaluation,
-    Identities,
-    PartIds,
-    Question,
-    content_of,
-    covers,
-    questions,
-    tensors_named,
-    tensors_of,
-    where_active,
-)
+from .conditionings import content_of, covers, tensors_named, tensors_of, where_active
+from .evaluation import Evaluation, PartIds, Question, questions
 from .histories import Histories
+from .identities import Identities
 from .latents import level_of
 from .network_memory import NetworkMemory
 from .other_caches import Repetitions
