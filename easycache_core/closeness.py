@@ -19,7 +19,7 @@ from .reading import Products
 from .response import Response
 from .steps import ratio
 
-# Half or twice as much of these makes little difference on any model.
+# Weights of the defect's and the change's share, above. Half or twice as much makes little difference on any model.
 DEFECT, ROUGH = 0.5, 0.1
 # Of the data, as far as answers follow x: so large that an error of x stays one, nearly to the start of the run.
 VARIANCE = 300.0

@@ -38,7 +38,7 @@ from .steps import StepHistory, clip, ratio
 LIMITS = (1.0, 0.5, 0.25, 0.0)
 # Of what is left with a larger limit.
 CLEARLY_LESS = 0.7
-NEGLIGIBLE = 1e-3
+NEGLIGIBLE = 1e-3  # in defects, too; smaller ones are not paid
 # Gaps that are remembered: what is still owed for earlier ones is next to nothing.
 GAPS = 2
 

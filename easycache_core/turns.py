@@ -20,7 +20,7 @@ from .samples import distance
 FAR = 1.0  # a latent that moved further since it was seen last may be another one
 LONG_STEP = 0.25
 NEAR = 0.02  # asked again at one timestep a latent has moved less, or no more than twice as far as in its last step
-NOISED = 0.7  # or, where noise is added there, less than this
+NOISED = 0.7  # or, where noise is added there, less than this: half the distance of two noises
 NEARER = 0.5  # of the distance from another latent
 TRAIL = 4  # evaluations that are remembered, so many latents can be told apart that take turns from step to step
 MAX_HISTORIES = 64  # each holds tensors

@@ -6,8 +6,10 @@ from .steps import ROUNDED_UP, Schedule
 
 STRIDE_MARGIN = 1e-2  # steps
 LOOKS_AHEAD = 4  # evaluations that may lie between a level and the next one that is no further along
-GROWS = 1.25  # times; by so much at most a step of a sampler's own is taken to be longer than the one before
-UNEVEN = 0.02  # as the logarithm of how many times a stride is as long as the one before
+# Times the one before: so long at most the next step is taken to be. Steps that end at the power 1.5 of their number
+# (tests/host/test_schedules.py) grow by less from the fourth on.
+GROWS = 1.25
+UNEVEN = 0.02  # as the logarithm of how many times a stride is as long as the one before, in the mean
 
 
 class Progress:
