@@ -32,7 +32,8 @@ class Account:
     that were asked along. memory: where the network keeps what one call leaves for the next, None if nowhere.
     weight_changes: at how many evaluations its weights were others than at the one before. switches: how often other
     parts of the conditionings become active. uncovered: whether a part of the latent has no positive prompt.
-    other_caches: whether any are known to work on the same model.
+    other_caches: whether any are known to work on the same model. given_noise: whether the run was given a latent that
+    another one left noisy.
     """
 
     def __init__(self, settings: Settings, schedule: Schedule, steps_before: int, self_switching: list[str]):
@@ -43,7 +44,7 @@ class Account:
         self.callbacks = self.unasked = self.parts = self.gradients = self.elsewhere = self.predicted = 0
         self.along = self.weight_changes = self.switches = 0
         self.memory: str | None = None
-        self.uncovered = self.other_caches = False
+        self.uncovered = self.other_caches = self.given_noise = False
         self._whole_part_after = 0  # evaluations that were decided before the last one at another size
         self._closeness: float | None = None  # known once the sampler is through
         self._nothing_skipped: str | None = None  # why; known then, too
@@ -171,7 +172,9 @@ class Account:
             return None
         if not isinstance(guidance, int | float | None):  # some guiders have one for each step
             return None
-        if self._schedule.unfinished or self._schedule.rises or self._steps_before or self._schedule.leaps:
+        if self._schedule.unfinished or self._schedule.rises or self._schedule.leaps:
+            return None
+        if self._steps_before or self.given_noise:
             return None
         (history,) = self.histories
         if not history.controller.skipped or history.absences.recurring:

@@ -18,6 +18,7 @@ from .steps import Schedule
 MAX_RUNS = 16
 _VALUES = 256  # of each stream of a latent, enough to tell one from another
 _ALIKE = 0.95  # correlation: latents may be scaled, shifted and rounded in between
+_BELOW = 0.999  # of a model's highest noise level, which schedulers round
 
 
 class Latent(NamedTuple):
@@ -111,6 +112,14 @@ class UnfinishedRuns:
     def stopped_at(self, sigma: float) -> list[UnfinishedRun]:
         """The newest first."""
         return [run for run in reversed(self._runs) if math.isclose(run.sigma, sigma, rel_tol=1e-5)]
+
+
+def begins_with_noise_of_another(schedule: Schedule, model_sampling, noise, streams: Sequence[int] = ()) -> bool:
+    """Whether a run samples on from a noisy latent that it was given: no noise is added, and it begins below the
+    model's highest level. Waits for noise's device where it does.
+    """
+    begins_below = 0 < schedule.first_sigma < _BELOW * float(model_sampling.sigma_max)
+    return begins_below and latent_of(noise, streams).is_zero
 
 
 class Piece:
