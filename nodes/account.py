@@ -107,6 +107,7 @@ class Account:
         self._closeness = None if keeps_latents else self._estimate_closeness(ends, guidance)
         facts = Facts(
             steps=self.callbacks or self._steps,
+            steps_chosen=self._schedule.steps_chosen,
             steps_before=self._steps_before,
             unfinished=self._schedule.unfinished,
             reason=self._reason,
@@ -143,7 +144,7 @@ class Account:
     def _totals(self) -> dict:
         computed = sum(controller.computed for controller in self.controllers)
         skipped = sum(controller.skipped for controller in self.controllers)
-        did = totals(self._settings, self._steps, computed, skipped)
+        did = totals(self._settings, self._steps, computed, skipped, self._schedule.steps_chosen)
         return {
             **did,
             "reason": self._nothing_skipped,

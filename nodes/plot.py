@@ -28,7 +28,8 @@ def draw_report(report: dict) -> Image.Image:
         return draw_message("Nothing was sampled: the run had no steps.")
     page = _Page(len(trace))
     counts = f"{report['computed']} of {report['evaluations']} evaluations computed"
-    page.text((14, 10), f"{report['speedup']:.2f}x, {counts}", 18)
+    speedup = "" if report["speedup"] is None else f"{report['speedup']:.2f}x, "
+    page.text((14, 10), f"{speedup}{counts}", 18)
     page.text((14, 35), _rule(report), TEXT, FAINT)
     if report.get("closeness") is not None:
         page.text((14, 49), closeness_text(report["closeness"]), TEXT, FAINT)

@@ -65,8 +65,9 @@ class Schedule:
     """The noise levels of a run.
 
     steps: how many there are. Where levels rise within a descending schedule, noise is added and nothing is evaluated:
-    a rise is no step. steps_known: whether the sampler takes these steps. step_lengths: as from `step_lengths`.
-    unfinished: whether they stop, after a descent, where the model still sees noise: another run goes on from there.
+    a rise is no step. steps_known: whether the sampler takes these steps. steps_chosen: whether it chooses its own by
+    the answers. step_lengths: as from `step_lengths`. unfinished: whether they stop, after a descent, where the model
+    still sees noise: another run goes on from there.
     rises: whether they lead back to noise somewhere. leaps: whether the last step is much longer than the one before,
     as where a sampler is told to end earlier. first_sigma, end_sigma: where they begin, and where they stop.
     lowest_sigma: of the last step, with room for rounding; evaluations at it or below are the last ones. last_sigma:
@@ -87,7 +88,7 @@ class Schedule:
         self.step_lengths = lengths and [length for length, take in zip(lengths, taken, strict=True) if take]
         *_, before, last = 0.0, 0.0, *(self.step_lengths or ())
         self.leaps = last > LEAP * before > 0
-        self.steps_known = step_count_known(sampler)
+        self.steps_known, self.steps_chosen = step_count_known(sampler), chooses_steps(sampler)
         self._max, self._min = (float(values.max()), float(values.min())) if len(values) else (0.0, 0.0)
         self.first_sigma, self.end_sigma = (float(values[0]), float(values[-1])) if len(values) else (0.0, 0.0)
         lowest = 1.01 * float(getattr(model_sampling, "sigma_min", 0.0))  # where some schedules end

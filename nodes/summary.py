@@ -8,18 +8,20 @@ from .reasons import WINDOWS_MOVE
 from .settings import Settings
 
 
-def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
-    """The totals of a run so far: the entries of its report but `trace`. steps: of the sampler.
+def totals(settings: Settings, steps: int, computed: int, skipped: int, steps_chosen: bool = False) -> dict:
+    """The totals of a run so far: numbers of its report. steps: of the sampler. steps_chosen: whether it chooses them
+    by the answers.
 
-    speedup is evaluations / computed, None if none was computed.
+    speedup is evaluations / computed, None if none was computed, and where an uncached run takes other steps.
     """
     config = settings.config
+    known = computed and not steps_chosen
     return {
         "steps": steps,
         "evaluations": computed + skipped,
         "computed": computed,
         "skipped": skipped,
-        "speedup": (computed + skipped) / computed if computed else None,
+        "speedup": (computed + skipped) / computed if known else None,
         "threshold": config.threshold,
         "warmup_steps": config.warmup_steps,
         "predictor": config.predictor,
@@ -32,17 +34,18 @@ def totals(settings: Settings, steps: int, computed: int, skipped: int) -> dict:
 class Facts(NamedTuple):
     """What a run went through that its totals do not tell.
 
-    steps: that the sampler took. steps_before: of the same schedule, in runs that this one continues. unfinished:
-    whether another run goes on from here. reason: why nothing could be skipped, where the settings are not to blame.
-    estimated: whether an error was, at any step. beyond_budget: why more was computed than target_speedup allows, None
-    if it was not. parts, gradients: calls about a part of the latent, and differentiated ones, which are not among the
-    evaluations. along: how often the network was asked what the guider leaves out at times. answered_by_sampler: steps
-    at which the sampler asked nothing. end_unseen: whether the last evaluation was predicted, though the last one
-    should be computed. noise_added: whether the latent is moved by more than answers, as by a sampler's noise.
-    windows_move: whether context windows are others at most steps.
+    steps: that the sampler took. steps_chosen: whether by the answers. steps_before: of the same schedule, in runs that
+    this one continues. unfinished: whether another run goes on from here. reason: why nothing could be skipped, where
+    the settings are not to blame. estimated: whether an error was, at any step. beyond_budget: why more was computed
+    than target_speedup allows, None if it was not. parts, gradients: calls about a part of the latent, and
+    differentiated ones, which are not among the evaluations. along: how often the network was asked what the guider
+    leaves out at times. answered_by_sampler: steps at which the sampler asked nothing. end_unseen: whether the last
+    evaluation was predicted, though the last one should be computed. noise_added: whether the latent is moved by more
+    than answers, as by a sampler's noise. windows_move: whether context windows are others at most steps.
     """
 
     steps: int
+    steps_chosen: bool
     steps_before: int
     unfinished: bool
     reason: str | None
@@ -67,9 +70,10 @@ def summarise(did: dict, settings: Settings, facts: Facts) -> str:
     if did["evaluations"] == 0:
         asked = facts.reason or "it asked nothing that the node sees"
         return f"EasyCache: the sampler took {facts.steps} steps; nothing was skipped: {asked}"
+    ratio = "" if facts.steps_chosen else f" ({did['evaluations'] / max(did['computed'], 1):.2f}x)"
     line = (
-        f"EasyCache: computed {did['computed']} of {did['evaluations']} evaluations, skipped {did['skipped']} "
-        f"({did['evaluations'] / max(did['computed'], 1):.2f}x), {did['predictor']}, {_rule(settings.config)}"
+        f"EasyCache: computed {did['computed']} of {did['evaluations']} evaluations, skipped {did['skipped']}{ratio}, "
+        f"{did['predictor']}, {_rule(settings.config)}"
     )
     if facts.beyond_budget:
         line += f"; that is more than it allows, {facts.beyond_budget}"
@@ -79,7 +83,7 @@ def summarise(did: dict, settings: Settings, facts: Facts) -> str:
         line += f"; besides, {facts.gradients} calls that the guider or sampler differentiates through were computed"
     if facts.along:
         line += f"; besides, what the guider leaves out at times was asked along {facts.along} times"
-    line += "".join(f"; {warning}" for warning in _warnings(facts))
+    line += "".join(f"; {warning}" for warning in _warnings(facts, did))
     if facts.noise_added and did["skipped"] and settings.config.target_speedup:
         line += f"; {NOISE_ADDED}: with target_speedup the result may drift, under a threshold less is skipped"
     if facts.windows_move and did["skipped"]:
@@ -105,7 +109,7 @@ def notes(did: dict, settings: Settings, facts: Facts) -> list[str]:
     targeted, said = settings.config.target_speedup > 0, []
     if facts.beyond_budget and did["skipped"]:  # else it is the reason
         said.append(f"more was computed than target_speedup allows, {facts.beyond_budget}")
-    said += _warnings(facts)
+    said += _warnings(facts, did)
     if facts.noise_added and did["skipped"]:
         effect = "with target_speedup the result may drift" if targeted else "less is skipped"
         unknown = ", and how close it is cannot be estimated" if did["closeness"] is None else ""
@@ -115,9 +119,14 @@ def notes(did: dict, settings: Settings, facts: Facts) -> list[str]:
     return [f"{note[0].upper()}{note[1:]}." for note in said]
 
 
-def _warnings(facts: Facts) -> list[str]:
+def _warnings(facts: Facts, did: dict) -> list[str]:
     """Of what may be wrong whatever the settings are."""
     said = []
+    if facts.steps_chosen and did["skipped"]:
+        said.append(
+            "the sampler chooses its steps by the answers, and takes more of them where they are forecast: uncached it "
+            "may need fewer evaluations than these"
+        )
     if facts.answered_by_sampler:
         said.append(
             f"the sampler leaves out {facts.answered_by_sampler} evaluations of its own accord: two caches add up "
