@@ -1,11 +1,12 @@
 """How good the node's estimate of its closeness is: estimated against measured dB.
 
     python benchmarks/closeness.py
+    python benchmarks/closeness.py --described    measures nothing, describes the rows that are there
 
 Tiny models are sampled with a mix of samplers, schedulers, lengths, guidance and settings, drawn by the seed; closeness
 is the PSNR of the final latent against the uncached run's, with the latent's own peak-to-peak. SCALE and GUIDANCE of
 easycache_core/closeness.py are fitted anew, for comparison, on the bundled video model and the digits in FLUX's
-architecture, over seeds below CHECK_FROM. Other seeds, and the smaller digits (sheet/), are the check. Rows go to
+architecture, over seeds below CHECK_FROM. Other seeds, and the models of CHECKED, are the check. Rows go to
 benchmarks/results/closeness.csv.
 """
 
@@ -25,9 +26,11 @@ from measures import latent_psnr
 
 RESULTS = Path(__file__).resolve().parent / "results" / "closeness.csv"
 CHECK_FROM = 24
-SUBJECTS = {"video": 32, "digits": 40, "sheet": 60}  # seeds of each
-SAMPLERS, STEPS, GUIDANCE = ("euler", "dpmpp_2m", "heun"), (12, 20, 30, 50), (1.0, 3.0, 4.0, 7.0)
-SCHEDULERS = ("simple", "simple", "normal", "beta")
+SUBJECTS = {"video": 48, "digits": 48, "sheet": 60, "digits-unet": 36}  # seeds of each
+CHECKED = ("sheet", "digits-unet")  # nothing is fitted on these
+SAMPLERS = ("euler", "euler", "dpmpp_2m", "res_multistep", "heun", "dpm_2")
+STEPS, GUIDANCE = (12, 16, 20, 25, 30, 50), (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 6.9)
+SCHEDULERS = ("simple", "simple", "normal", "beta", "karras")
 SETTINGS = [dict(target_speedup=speedup) for speedup in (1.4, 2.0, 2.5, 3.4)]
 SETTINGS += [dict(threshold=threshold, warmup_steps=3) for threshold in (0.05, 0.1, 0.15, 0.2)]
 COLUMNS = ("subject", "seed", "sampler", "scheduler", "steps", "cfg", "settings", "computed", "evaluations",
@@ -58,6 +61,15 @@ def measure(host: Host, name: str, seeds: int):
             yield (name, seed, sampler, scheduler, steps, cfg, shown, report["computed"], report["evaluations"],
                    round(report["closeness"], 2), round(measured, 2))  # fmt: skip
         print(f"{name}, seed {seed}", flush=True)
+
+
+def read(path: Path):
+    """Rows as `measure` yields them."""
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            kinds = {"seed": int, "steps": int, "computed": int, "evaluations": int}
+            kinds |= dict.fromkeys(("cfg", "estimated", "measured"), float)
+            yield tuple(kinds.get(name, str)(row[name]) for name in COLUMNS)
 
 
 def fit(rows: list[tuple], constants) -> tuple[float, float]:
@@ -91,14 +103,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=SUBJECTS)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--described", action="store_true", help="measure nothing, describe the rows that are there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
         host = Host(Path(base))
         constants = host.module("easycache_core.closeness")
-        rows = [row for name in args.subjects for row in measure(host, name, SUBJECTS[name])]
-    with args.results.open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    calibration = [row for row in rows if row[0] != "sheet" and row[1] < CHECK_FROM]
+        if args.described:
+            rows = list(read(args.results))
+        else:
+            rows = [row for name in args.subjects for row in measure(host, name, SUBJECTS[name])]
+            with args.results.open("w", newline="") as file:
+                csv.writer(file).writerows([COLUMNS, *rows])
+    calibration = [row for row in rows if row[0] not in CHECKED and row[1] < CHECK_FROM]
     if calibration:
         scale, guidance = fit(calibration, constants)
         print(f"fitted: SCALE {scale:.2f} ({constants.SCALE}), GUIDANCE {guidance:.2f} ({constants.GUIDANCE})")

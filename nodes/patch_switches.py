@@ -14,7 +14,8 @@ import torch
 
 from .call_options import INSIDE, strengths, unknown_options, variables_of
 
-_WORDS = "sigma", "percent", "step"  # in names of variables
+# In names of variables; of the latter the value tells whether they are percents or steps.
+_WORDS = "sigma", "percent", "step", "start_at", "end_at"
 _DEPTH = 3  # of functions that call functions, and of what they hold
 _MAX_ITEMS = 64  # of a list
 _MAX_SEEN = 512  # functions, objects, dicts and lists
@@ -43,13 +44,13 @@ def _levels_named(name: str, value: float, model_sampling, schedule: list[float]
     """
     if "sigma" in name:
         return [float(value)]
-    if "percent" in name:
+    if "percent" in name or (name.endswith("_at") and 0 < value < 1):
         part = value / 100 if 1 < value < 100 else value
         steps = float(np.interp(part * (len(schedule) - 1), range(len(schedule)), schedule))
         return [float(model_sampling.percent_to_sigma(part)), steps] if 0 < part < 1 else []
     if "timestep" in name:
         return [float(model_sampling.sigma(torch.tensor(float(value))))] if value > 0 else []
-    if "step" in name and float(value).is_integer() and 0 < value < len(schedule) - 1:
+    if float(value).is_integer() and 0 < value < len(schedule) - 1:
         return [schedule[int(value)]]
     return []
 

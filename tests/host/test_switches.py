@@ -308,6 +308,16 @@ def by_noise_level(kind, at, step):
             output, now = by_step(network, given)
             return output * 3.0 if now < end_step else output
 
+        end_at, start_at = step, (step - 0.5) / STEPS
+
+        def until_a_step(network, given):
+            output, now = by_step(network, given)
+            return output * 3.0 if now < end_at else output
+
+        def from_a_part(network, given):
+            output, now = by_step(network, given)
+            return output if now < start_at * STEPS else output * 3.0
+
         def step_for_step(network, given):
             output, now = by_step(network, given)
             return output * scales[now]
@@ -323,6 +333,8 @@ def by_noise_level(kind, at, step):
             "with a timestep": held(lambda: (math.inf, sampling.sigma(torch.tensor(timestep_end)))),
             "with a step": until_step,
             "with a number for each step": step_for_step,
+            "with a step by another name": until_a_step,
+            "with a part of the steps": from_a_part,
             "with an argument": with_arguments,
             "with an argument that is given": functools.partial(
                 lambda sigma_end, *call: held(lambda: (math.inf, sigma_end))(*call), at
@@ -344,7 +356,8 @@ def by_noise_level(kind, at, step):
                                   "attention patches in one", "with a tensor", "with a range", "with an object",
                                   "with an object that has slots", "with an object that has slots of its own",
                                   "with a percent of 100", "with a timestep", "with a step",
-                                  "with a number for each step", "with an argument",
+                                  "with a number for each step", "with a step by another name",
+                                  "with a part of the steps", "with an argument",
                                   "with an argument that is given"])  # fmt: skip
 def test_a_patch_that_acts_by_noise_level(comfy, tiny, run, kind, at):
     """Catches the step after it, predicted from before."""
