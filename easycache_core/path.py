@@ -1,9 +1,9 @@
 """Where the answers to a latent lead it.
 
 Samplers are linear in the latent and in the answers to it, apart from noise that they add. So the latent that a sampler
-asks about next can be told from another one, and from the same one turned: rolled, flipped, or its rows or frames in
-another order, as for pictures and videos without seams. What was answered before a turn is of a picture that lies
-another way.
+asks about next can be told from another one, and from the same one rearranged: rolled, flipped, or with its rows or
+frames in another order, as for pictures and videos without seams. What was answered before that is of a picture that
+lies another way.
 """
 
 import math
@@ -17,8 +17,8 @@ from .samples import SAMPLE_SIZE, sample_of
 
 # The part of a latent's squares that its answers leave unexplained; of samplers that add no noise, 0.06 at most.
 ASTRAY = 0.25
-TURNED = 0.02  # less than this no turn leaves that matters
-# What a turn does not change is left unexplained by less than this part of what new noise would leave.
+REARRANGED = 0.02  # less than this no rearrangement leaves that matters
+# What a rearrangement does not change is left unexplained by less than this part of what new noise would leave.
 UNCHANGED = 0.1
 MAX_ANSWERS = 8  # of an evaluation, that are looked at
 PLANES = 16  # of a latent, whose spectra are looked at
@@ -69,15 +69,15 @@ class Path:
         self._views, self._shapes = [], []
 
     def begin(self, x: Sequence[torch.Tensor]) -> None:
-        """An evaluation is about this latent, in one piece or several, of which the first is looked at for turns."""
+        """An evaluation is about this latent, in one piece or several; the first tells whether it is rearranged."""
         self._begin(x, _View.of(x))
 
     def go_on(self, x: Sequence[torch.Tensor]) -> bool:
-        """Begin the next evaluation, about x; whether it is turned, as is_turned has it."""
+        """Begin the next evaluation, about x; whether it is rearranged, as is_rearranged has it."""
         view = _View.of(x)
-        turned = self._may_be_turned(x) and self._is_turned(view, x[0].shape)
+        rearranged = self._may_be_rearranged(x) and self._is_rearranged(view, x[0].shape)
         self._begin(x, view)
-        return turned
+        return rearranged
 
     def _begin(self, x: Sequence[torch.Tensor], view: _View) -> None:
         self._views, self._shapes = [view], [one.shape for one in x]
@@ -90,24 +90,24 @@ class Path:
             self._views.append(_View.of(output))
 
     def leads_to(self, x: Sequence[torch.Tensor]) -> bool:
-        """Whether x is where a sampler that adds no noise may go from here. Waits for the device, as is_turned does."""
+        """Whether x is where a sampler that adds no noise may go from here. Waits for the device, as is_rearranged."""
         if len(self._views) < 2 or self._shapes != [one.shape for one in x]:
             return False
         left, square = _unexplained(sample_of(x), [one.elements for one in self._views])
         return left < ASTRAY * square
 
-    def is_turned(self, x: Sequence[torch.Tensor]) -> bool:
+    def is_rearranged(self, x: Sequence[torch.Tensor]) -> bool:
         """Whether x is where a sampler may go but for the order of its elements. That noise was added to it would be
         another thing: then nothing of it is explained.
         """
-        return self._may_be_turned(x) and self._is_turned(_View.of(x), x[0].shape)
+        return self._may_be_rearranged(x) and self._is_rearranged(_View.of(x), x[0].shape)
 
-    def _may_be_turned(self, x: Sequence[torch.Tensor]) -> bool:
+    def _may_be_rearranged(self, x: Sequence[torch.Tensor]) -> bool:
         return len(self._views) > 1 and x[0].ndim > 3 and self._shapes == [one.shape for one in x]
 
-    def _is_turned(self, view: _View, shape: torch.Size) -> bool:
+    def _is_rearranged(self, view: _View, shape: torch.Size) -> bool:
         noise, square = _unexplained(view.elements, [one.elements for one in self._views])
-        if noise < TURNED * square:
+        if noise < REARRANGED * square:
             return False
         for axis, means, *ours in zip(_axes(shape), view.means, *(one.means for one in self._views), strict=True):
             if _unexplained(means, ours)[0] < UNCHANGED * noise / shape[axis]:

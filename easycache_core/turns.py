@@ -137,9 +137,9 @@ class History:
         """Whether a sampler that adds no noise may go to x from its newest evaluation; Path.leads_to."""
         return self._has_path_for(x) and self._path.leads_to(self.layout.groups(x))
 
-    def is_turned(self, x: list[torch.Tensor]) -> bool:
-        """Whether x lies another way than at its newest evaluation; Path.is_turned."""
-        return self._has_path_for(x) and self._path.is_turned(self.layout.groups(x))
+    def is_rearranged(self, x: list[torch.Tensor]) -> bool:
+        """Whether x lies another way than at its newest evaluation; Path.is_rearranged."""
+        return self._has_path_for(x) and self._path.is_rearranged(self.layout.groups(x))
 
     def _has_path_for(self, x: list[torch.Tensor]) -> bool:
         return bool(self._path) and self.has_shapes_of(x)
@@ -233,8 +233,8 @@ def choose(
     others = [one for one in ours if one is not history]
     if history.leads_to(x) or (adds_noise and not others):
         return history, ""
-    turned = history.is_turned(x)  # twice turned, it may be back where it was
-    if not turned and history.takes_turns(sample):
+    rearranged = history.is_rearranged(x)  # twice rearranged, it may be back where it was
+    if not rearranged and history.takes_turns(sample):
         return None, ""
-    strays = turned or adds_noise is False or history.may_be_another(sample, others)
+    strays = rearranged or adds_noise is False or history.may_be_another(sample, others)
     return history, ASTRAY if strays else ""

@@ -28,7 +28,7 @@ class Account:
     histories: all there have been. trace: (history, index of its record) of each evaluation. callbacks: of the sampler,
     one per step. unasked: those before which nothing was asked. parts, gradients: calls about a part of the latent, and
     differentiated ones. elsewhere: calls about a latent that lies another way than before: the guider's own, or the
-    sampler's, turned from step to step. predicted: evaluations whose first question was predicted. along: questions
+    sampler's, rearranged from step to step. predicted: evaluations whose first question was predicted. along: questions
     that were asked along. memory: where the network keeps what one call leaves for the next, None if nowhere.
     weight_changes: at how many evaluations its weights were others than at the one before. switches: how often other
     parts of the conditionings become active. uncovered: whether a part of the latent has no positive prompt.
@@ -244,7 +244,7 @@ class Account:
         if len(self.histories) == evaluations > 1:
             return reasons.ALWAYS_NEW
         if self.elsewhere > evaluations / 2:
-            return reasons.TURNED
+            return reasons.REARRANGED
         if self._windows_move:
             return reasons.WINDOWS_MOVE
         if self._self_switching and not self._settings.config.target_speedup:

@@ -10,16 +10,16 @@ from .latents import ASTRAY
 from .origins import is_code_of
 
 PREVIEWS = ("latent_preview",)  # ComfyUI's own callback
-SAME_SIZE = 0.01  # by which the squares of a latent may differ that is only turned
+SAME_SIZE = 0.01  # by which the squares of a latent may differ that is only rearranged
 
 
 class CallbackWrites:
-    """Whether they make another latent of it, of which nothing is known: one that is turned, or was moved far once.
+    """Whether they make another latent of it, of which nothing is known: one that is rearranged, or was moved far once.
     What is added again is as noise is that a sampler adds.
     """
 
     def __init__(self):
-        self._moved = False  # whether it was, far, but not turned
+        self._moved = False  # whether it was, far, but not rearranged
 
     @contextlib.contextmanager
     def watch(self, callback: Callable, x, on_moved: Callable[[], None]):
@@ -33,10 +33,10 @@ class CallbackWrites:
         yield
         if distance(sample_of([x]), before) < ASTRAY:
             return
-        turned = bool((_square(x) - size).abs() < SAME_SIZE * size)
-        if turned or not self._moved:
+        rearranged = bool((_square(x) - size).abs() < SAME_SIZE * size)
+        if rearranged or not self._moved:
             on_moved()
-        self._moved = self._moved or not turned
+        self._moved = self._moved or not rearranged
 
 
 def _square(x: torch.Tensor) -> torch.Tensor:

@@ -128,7 +128,7 @@ class Histories:
         trail = trail_of([one.trail for one in alike], sigma, sample, evaluation.x) if alike else None
         history = next((one for one in alike if one.trail is trail), None) or self._next(evaluation, active)
         another = history.trail.add(sigma, sample, evaluation.x, own_levels)
-        if history.trail.turned:
+        if history.trail.rearranged:
             self._account.on_elsewhere(
                 "the sampler turns its latent from step to step, or puts its rows or frames into another order, as for "
                 "what has no seams"

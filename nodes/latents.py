@@ -29,7 +29,7 @@ class Trail:
         self._path = Path()
         self.far = 0  # how often it was far from where it was before, at one noise level
         self.mixed = False  # whether another latent was taken for it until now
-        self.turned = False  # whether it lies another way than at the evaluation before the last one
+        self.rearranged = False  # whether it lies another way than at the evaluation before the last one
 
     def is_at(self, sigma: float) -> bool:
         return bool(self._sigmas) and same_level(sigma, self._sigmas[-1])
@@ -49,17 +49,17 @@ class Trail:
         since = itertools.takewhile(lambda one: self.is_at(one[0]), before) if not self.is_at(sigma) else ()
         return any(distance(sample, there) < NEARER * moved for _, there in since)
 
-    def is_turned(self, sigma: float, x: torch.Tensor) -> bool:
-        """Whether x is where its last evaluation leads, but lies another way; twice turned it may be back where it was.
-        Two ways to look at it at one noise level are two latents that take turns.
+    def is_rearranged(self, sigma: float, x: torch.Tensor) -> bool:
+        """Whether x is where its last evaluation leads, but lies another way; rearranged twice, it may be back where it
+        was. Two ways to look at it at one noise level are two latents that take turns.
         """
         two_looks = len(self._sigmas) > 1 and same_level(*self._sigmas[-2:])
-        return not two_looks and not self.is_at(sigma) and self._path.is_turned([x])
+        return not two_looks and not self.is_at(sigma) and self._path.is_rearranged([x])
 
     def add(self, sigma: float, sample: torch.Tensor, x: torch.Tensor, own_levels: bool = False) -> bool:
         """Go on with it. Whether what is known may be of another latent: at this noise level, it is far from where it
         was, or it lies another way. One that never comes back is one whose noise the sampler renews. own_levels:
-        whether its rows have each their own; then they go each their own way, which no turn can be told from.
+        whether its rows have each their own; then they go each their own way, which no rearrangement can be told from.
         """
         stays, mixed = self.is_at(sigma), self.mixed
         far = stays and self.distance(sample) > FAR
@@ -67,10 +67,10 @@ class Trail:
             self._path.clear()
         elif stays:
             self._path.begin([x])
-        self.turned = not stays and not own_levels and self._path.go_on([x])
+        self.rearranged = not stays and not own_levels and self._path.go_on([x])
         self.far, self.mixed = self.far + far, False
         self._sigmas, self._samples = [*self._sigmas[1 - TRAIL :], sigma], [*self._samples[1 - TRAIL :], sample]
-        return mixed or self.turned or (far and self.far < RENEWALS)
+        return mixed or self.rearranged or (far and self.far < RENEWALS)
 
     def answer(self, denoised: torch.Tensor) -> None:
         """What was answered at the last evaluation that was added; nothing of others counts."""
@@ -80,7 +80,7 @@ class Trail:
 def trail_of(trails: Sequence[Trail], sigma: float, sample: torch.Tensor, x: torch.Tensor) -> Trail | None:
     """The trail that leads to this latent x; None: none of them. trails: of what is asked the same."""
     nearest = min([one for one in trails if not one.is_at(sigma)] or trails, key=lambda one: one.distance(sample))
-    if nearest.takes_turns(sigma, sample) and not nearest.is_turned(sigma, x):
+    if nearest.takes_turns(sigma, sample) and not nearest.is_rearranged(sigma, x):
         nearest.mixed = True
         return None
     return nearest

@@ -9,7 +9,7 @@ DIFFERENTIATED = "its guider or sampler differentiates through the network, whic
 PARTS = "it asks about parts of the latent, one after the other, or at another size"
 ANOTHER_LATENT = "the latent, or all of its noise, is another one at nearly every evaluation"
 ALWAYS_NEW = "what is asked is new at every evaluation"
-TURNED = "the latent that is asked about is turned or moved from step to step"
+REARRANGED = "the latent that is asked about is turned or moved from step to step"
 WINDOWS_MOVE = (
     "its context windows move from step to step, and answer otherwise in each place, which nothing forecasts: with "
     "context_schedule standard_static more can be skipped, and the result is closer"

@@ -32,7 +32,7 @@ def seen(sampler, shape, turn=None, at_once=False):
     levels, path, found = torch.linspace(1, 0, STEPS + 1), Path(), []
     for sigma, following in zip(levels[:-1], levels[1:], strict=True):
         if path:
-            found.append((path.leads_to([x]), path.go_on([x]) if at_once else path.is_turned([x])))
+            found.append((path.leads_to([x]), path.go_on([x]) if at_once else path.is_rearranged([x])))
         if not at_once or not path:
             path.begin([x])
         picture = 0.97 * picture + 0.15 * smooth(shape, generator)
@@ -78,10 +78,10 @@ def test_another_latent_is_no_turn():
     path.begin([torch.randn(1, 4, 24, 24, generator=generator)])
     path.answer([torch.randn(1, 4, 24, 24, generator=generator)])
     other = torch.randn(1, 4, 24, 24, generator=generator)
-    assert not path.leads_to([other]) and not path.is_turned([other])
+    assert not path.leads_to([other]) and not path.is_rearranged([other])
     for shape in [(1, 4, 24, 20), (1, 96, 24)]:  # a part of it, or tokens
-        assert not path.leads_to([torch.zeros(shape)]) and not path.is_turned([torch.zeros(shape)])
-    assert not path.leads_to([other * torch.nan]) and not path.is_turned([other * torch.nan])
+        assert not path.leads_to([torch.zeros(shape)]) and not path.is_rearranged([torch.zeros(shape)])
+    assert not path.leads_to([other * torch.nan]) and not path.is_rearranged([other * torch.nan])
 
 
 @pytest.mark.parametrize("turned", [None, *TURNS])
