@@ -512,7 +512,7 @@ class CacheController(contextlib.AbstractContextManager):
         if not self.shared:
             self._learn_at_once()
         error = self._predictor.final_error if self._final_error is None else self._final_error
-        return decibels(error, extent, guidance)
+        return decibels(error, extent, guidance, self.total_steps)
 
     @property
     def noise_added(self) -> bool:

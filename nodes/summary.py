@@ -141,7 +141,7 @@ NOISE_ADDED = "the sampler adds noise, or moves the latent as noise does, which 
 
 COMPUTED_BEFORE = 2  # evaluations; before that a predictor has nothing to go by
 
-# Four of five estimates were right within this many dB on models that nothing was fitted on (benchmarks/closeness.py).
+# Three of four estimates were right within this many dB, half to four of five by model (benchmarks/closeness.py).
 ESTIMATE_MARGIN = 6
 
 

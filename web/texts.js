@@ -51,7 +51,7 @@ const en = {
   },
   estimates:
     "Estimated from the last run's own numbers. dB: how close the final latent is to that of the same run without the " +
-    "cache (PSNR); two in three to four in five estimates held on small models. What if: the run's rule is " +
+    "cache (PSNR); three in four estimates held on small models. What if: the run's rule is " +
     "replayed at the node's settings; on the bundled model it was off by one step in the mean and eight at most.",
 
   // Settings.
@@ -113,7 +113,7 @@ const zh = {
   },
   estimates:
     "根据最近一次采样自身的数字估计。dB：最终 latent 与不用缓存的同一次采样的有多接近（PSNR）；在小模型上，" +
-    "三分之二到五分之四的估计成立。假设：按节点现在的设置重演那次采样的规则；在附带的模型上平均相差一步，最多八步。",
+    "四分之三的估计成立。假设：按节点现在的设置重演那次采样的规则；在附带的模型上平均相差一步，最多八步。",
 
   startAboveEnd: "起始百分比高于结束百分比：什么都不能跳过，运行会失败。",
   targetBelowOne: "目标加速比应为 0（关闭），或 1 到 10：运行会失败。",

@@ -347,6 +347,7 @@ NOT_ESTIMATED = {
     "guidance that keeps latents in its options": lambda comfy, scene, model: comfy.sample(
         scene, with_momentum_in_the_options(model), steps=12
     ),
+    "strong guidance in few steps": lambda comfy, scene, model: comfy.sample(scene, model, steps=15, cfg=5.0),
     "another run goes on": first_half,
     "it goes on from another run": second_half,
     "the first noise level is below the second": first_level,
@@ -359,8 +360,8 @@ def test_no_closeness_is_made_up(comfy, small_scene, caplog, way):
     """Catches a number where there is none. Estimates were 20 dB too good for samplers that add noise, 7 to 21 for
     CFG++, 10 to 30 for samplers that swing at the end, 15 for momentum, 3 to 14 for a run that goes on from another
     one, 10 to 15 for one that ends earlier, 4 for a guider whose guidance is not known, 11 for a first noise level that
-    is too low, 18 for a strong cfg that is not the guider's own, 25 for a part of the picture without a prompt, and a
-    latent that is mostly noise was said to be within 100 dB.
+    is too low, 18 for a strong cfg that is not the guider's own or in few steps, 25 for a part of the picture without a
+    prompt, and a latent that is mostly noise was said to be within 100 dB.
     """
     model = comfy.cached(small_scene.model, target_speedup=2.0)
     with caplog.at_level(logging.INFO):
