@@ -1,17 +1,19 @@
 """Questions that take turns are asked at some of a sampler's steps only: which ones, and what follows for each."""
 
+from collections.abc import Sequence
+
 from .response import Response
 
 
 class AskedAt:
     """The steps of one question. It goes on at the distance of the last two.
 
-    response: of all steps, with one evaluation each; None: not known. expected: how many evaluations there will be,
-    0 where it has all of them, as far as is known.
+    response: of all steps, with one evaluation each; None: not known. steps: at which it was asked so far. expected:
+    how many evaluations there will be, 0 where it has all of them, as far as is known.
     """
 
-    def __init__(self, response: Response | None):
-        self._response, self._steps = response, []
+    def __init__(self, response: Response | None, steps: Sequence[int] = ()):
+        self._response, self._steps = response, list(steps)
         self.expected = 0
 
     def response_at(self, step: int) -> Response | None:

@@ -367,7 +367,10 @@ class Attachment:
             if self._unused is not None:
                 self._unused.release()
             self._unused = self._new_controller()
-        history, self._unused = History(self._unused, line, AskedAt(self._schedule.response)), None
+        planned = self._schedule.planned
+        if planned is not None:
+            self._unused.suppose(planned)
+        history, self._unused = History(self._unused, line, AskedAt(planned)), None
         self._histories.append(history)
         return history
 
@@ -428,6 +431,7 @@ class Attachment:
             supposed = self._schedule.supposed(self._first_timestep, self._timestep)
             if supposed is not None:
                 history.controller.suppose(supposed)
+                history.asked_at = AskedAt(supposed, [history.step - history.gap, history.step])
         if history.missed_before:
             self._stop_supposing(history)
         # How answers changed over steps of other questions is no guide; a budget is spent better elsewhere.

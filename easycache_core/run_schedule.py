@@ -27,12 +27,18 @@ class RunSchedule:
         self._scheduler, self._sigma_of, self._total_steps = scheduler, sigma_of, total_steps
         self._config, self._conversion, self._given, self._say = config, conversion, response, say
         self.options: dict = {}
+        self._supposed: Response | None = None
         self._believed = True
 
     @property
     def response(self) -> Response | None:
         """None: not known, or not believed any more."""
         return (self.options.get("response") or self._given) if self._believed else None
+
+    @property
+    def planned(self) -> Response | None:
+        """By which a budget is placed: the response, or the one that was supposed."""
+        return self.response or self._supposed
 
     def distrust(self) -> None:
         """The latent is not where it leads."""
@@ -67,7 +73,8 @@ class RunSchedule:
         except Exception:  # its own timesteps may be all that sigma_of knows
             return None
         descends = levels and all(a > b > 0 for a, b in pairwise(levels))  # not where one is NaN
-        return euler_response([*levels, 0.0])._replace(adds_noise=True) if descends else None
+        self._supposed = euler_response([*levels, 0.0])._replace(adds_noise=True) if descends else None
+        return self._supposed
 
     def _levels_from(self, first: float, second: float) -> list[float]:
         """One per step; empty if not known."""

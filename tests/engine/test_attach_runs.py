@@ -72,6 +72,23 @@ def test_text_to_image_after_image_to_image_with_its_seed(done, config):
     assert cache.trace == trace and torch.equal(after, alone)
 
 
+@pytest.mark.parametrize(("texts", "limit"), [(2, 0.006), (3, 0.025)])
+def test_a_budget_without_a_scheduler_for_questions_in_turn(texts, limit):
+    """Catches budgets that count on all steps for each question, as where it is not known how many there are."""
+    prompts = [A, B, 0.5 * (A - B)][:texts]
+
+    def sample(network):
+        x = noise()
+        for n, (t, following) in enumerate(pairs(levels())):
+            x = x + (following - t) * network(x, t, prompts[n % texts])
+        return x
+
+    exact, network = sample(Network()), Network()
+    with attach(network, BUDGET, STEPS, sigma_of=float) as cache:
+        got = sample(network)
+    assert off(got, exact) < limit and cache.trace[-1]["computed"] and cache.computed <= STEPS / 2 + texts - 1
+
+
 @pytest.mark.parametrize("shift", [1.0, 2.0, 5.0])
 @pytest.mark.parametrize("speedup", [2, 3])
 def test_a_budget_without_a_scheduler(monkeypatch, speedup, shift):
