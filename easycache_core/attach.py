@@ -165,7 +165,7 @@ class Attachment:
         self._release()  # other ranks that go on with it are told
         self._histories, self._questions = [], Questions()
         self._evaluations: list[tuple[History, int]] = []  # of this run: where the record of each is
-        self._timestep = self._first_timestep = None  # of the last and of the first evaluation
+        self._first_timesteps: dict[tuple, float] = {}  # by form
         self._steps = StepNumbers()
         self._said: set[str] = set()
         known = self._scheduler, self._sigma_of, self._total_steps, self._config, self._conversion
@@ -246,7 +246,8 @@ class Attachment:
         others = {"": str([(one.shape, one.dtype) for one in x]), **self._arguments.others(args, kwargs)}
         here = [one for one in self._histories[::-1] if one.matches(timestep, x)]
         history = next((one for one in here if not one.aside), None)
-        if history is None and self._histories and self._starts_over(timestep, x):
+        form = self._arguments.form_of(x, args, kwargs)
+        if history is None and self._histories and self._starts_over(timestep, form, x):
             self.reset()
         line, new = self._questions.line_of(others, () if history is None else history.asked)
         computing = False
@@ -256,7 +257,7 @@ class Attachment:
             history = next((one for one in here if one.aside and one.line == line), None)
         opening = history is None or not history.decided
         if history is None:
-            history = self._open_evaluation(timestep, largest, x, line, new)
+            history = self._open_evaluation(timestep, largest, x, form, line, new)
             if here:
                 self._set_aside(history, here)
         self._histories.remove(history)
@@ -315,8 +316,12 @@ class Attachment:
         batched = self._tracked is not None or self._arguments.have_rows_of(x[0], args, kwargs)
         return Layout(x, predictions_of(output), listed, batched, self._tracked, self._latent)
 
-    def _open_evaluation(self, timestep: float, largest: float, x: list[torch.Tensor], line: int, new: bool) -> History:
-        """Of a history that the call goes on with, or of a new one. timestep, largest: as from timestep_of."""
+    def _open_evaluation(
+        self, timestep: float, largest: float, x: list[torch.Tensor], form: tuple, line: int, new: bool
+    ) -> History:
+        """Of a history that the call goes on with, or of a new one. timestep, largest: as from timestep_of. form: as
+        from Arguments.form_of.
+        """
         sample, again = sample_of(x), self._steps.has(timestep)
         alone = not again and len(self._histories) == 1
         adds_noise = self._schedule.adds_noise(largest, self._histories[0].records) if alone else None
@@ -328,7 +333,6 @@ class Attachment:
             if self._histories:
                 self._say("several latents or questions take turns; each is cached by itself")
             history = self._new_history(line, largest)
-        form = tuple(one.shape for one in x)
         step = self._steps.number(timestep, form, history.step + 1)
         if history.evaluations and step - history.step > max(4, 2 * history.gap):
             doubt = "something after a long time"
@@ -339,9 +343,8 @@ class Attachment:
         if doubt:  # a budget would predict what it cannot afford
             self._say(f"the network is asked about {doubt}: nothing of the steps before is used")
             history.controller.reset_cache()
-        self._timestep, history.line = timestep, line
-        if self._first_timestep is None:
-            self._first_timestep = timestep
+        history.form, history.line = form, line
+        self._first_timesteps.setdefault(form, timestep)
         if self._finds_parts and history.layout is not None and history.has_shapes_of(x):
             self._find_part(history, x)
         history.open(x, sample, timestep, step)
@@ -401,20 +404,34 @@ class Attachment:
         for branch, output in first:
             self._store(branch, history, output)
 
-    def _starts_over(self, timestep: float, x: list[torch.Tensor]) -> bool:
-        """Whether another run begins here."""
-        last, first = self._timestep, self._first_timestep
-        if timestep == first != last or all(history.came_to_nothing for history in self._histories):
+    @property
+    def _length(self) -> int:
+        """Of the run so far, in evaluations of one latent, or in steps at which not all is asked."""
+        return max((max(history.step + 1, history.evaluations) for history in self._histories), default=0)
+
+    def _starts_over(self, timestep: float, form: tuple, x: list[torch.Tensor]) -> bool:
+        """Whether another run begins here. A latent of another size may come along with those of the run, from a later
+        step on: two requests to one network.
+        """
+        if all(history.came_to_nothing for history in self._histories):
+            return True
+        histories = [history for history in self._histories if history.form == form]
+        if not histories and self._length >= self._total_steps:
+            histories = self._histories
+        if not histories:
+            return False
+        last, first = histories[-1].timestep, self._first_timesteps[histories[-1].form]
+        if timestep == first != last:
             return True
         turned = (timestep - last) * (last - first) < 0 or last == first
-        if turned and max(history.evaluations for history in self._histories) >= self._total_steps:
+        if turned and max(history.evaluations for history in histories) >= self._total_steps:
             return True
-        moved = [history for history in self._histories if history.has_moved]
+        moved = [history for history in histories if history.has_moved]
         if not moved or not all(one.is_back(timestep) for one in moved) or moved[0].controller.shared:
             return False
         # Of another schedule, unless latents take turns that have timesteps of their own. Ranks might not agree. That a
         # latent leads there says nothing: the noise of the same seed is still in it.
-        sample, still = sample_of(x), [history for history in self._histories if not history.has_moved]
+        sample, still = sample_of(x), [history for history in histories if not history.has_moved]
         turns = any(one.goes_to_and_fro and one.takes_turns(sample) for one in moved)
         return not turns and not any(one.leads_to(x) for one in still)
 
@@ -428,7 +445,7 @@ class Attachment:
         if response is not None:  # it takes turns with others
             history.controller.follow(response)
         elif history.evaluations == 2 and len(self._histories) == 1:
-            supposed = self._schedule.supposed(self._first_timestep, self._timestep)
+            supposed = self._schedule.supposed(self._first_timesteps[history.form], history.timestep)
             if supposed is not None:
                 history.controller.suppose(supposed)
                 history.asked_at = AskedAt(supposed, [history.step - history.gap, history.step])

@@ -46,6 +46,12 @@ class Arguments(NamedTuple):
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         return {k: v for k, v in given.items() if v is not None and k not in (self.x.name, self.time.name)}
 
+    def form_of(self, x: list[torch.Tensor], args: tuple, kwargs: dict) -> tuple:
+        """The shapes of a latent, in a batch of any size: guidance may be asked for in it at some steps only."""
+        if len(x) > 1 or not isinstance(self.x.of(args, kwargs), torch.Tensor):
+            return tuple(dict.fromkeys(one.shape for one in x))
+        return (x[0].shape[1:],) if self.have_rows_of(x[0], args, kwargs) else (x[0].shape,)
+
     def have_rows_of(self, x: torch.Tensor, args: tuple, kwargs: dict) -> bool:
         """Whether the timestep or another argument has as many rows as x has: its first axis is a batch then."""
         tensors = tensors_among(self.time.of(args, kwargs), *self.others(args, kwargs).values())

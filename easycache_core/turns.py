@@ -30,7 +30,8 @@ ASTRAY = "a latent that may be another"  # why nothing of its past may be used
 class History:
     """What is known of one latent, and of the line of questions that opens its evaluations.
 
-    x, timestep: of its newest evaluation, which other calls with both belong to. asked: how often each line was asked
+    form: of its latent, as from Arguments.form_of. x, timestep: of its newest evaluation, which other calls with both
+    belong to. asked: how often each line was asked
     there. decided: whether it is known if the network runs there. aside: whether it is of a question that other
     evaluations leave out at times. step, gap: the sampler's step it was at, and how many steps after the one before.
     goes_to_and_fro: whether timesteps went both ways, or its first move is none that its answers lead to, so that other
@@ -41,6 +42,7 @@ class History:
 
     def __init__(self, controller: CacheController, line: int, asked_at: AskedAt):
         self.controller, self.line, self.asked_at = controller, line, asked_at
+        self.form: tuple = ()
         self.layout: Layout | None = None  # from the first output on
         self.x: list[torch.Tensor] | None = None  # copies
         self.timestep: float | None = None

@@ -364,6 +364,24 @@ def test_questions_in_turn_are_placed_among_their_own_steps(rotation):
     assert cache.trace[-1]["computed"]
 
 
+@pytest.mark.parametrize("known", [{}, dict(response=euler_response(TIMES.tolist()))], ids=["", "with a response"])
+@pytest.mark.parametrize(("every", "limit"), [(2, 0.004), (3, 0.008)])
+def test_guidance_in_a_batch_at_some_steps(every, limit, known, caplog):
+    """Cond alone in between. Catches batches of two sizes being taken for two latents with timesteps of their own: at
+    every other step the last evaluation was predicted (0.011 off), and the log said that the run had ended half way.
+    """
+
+    def ask(network, x, t, n):
+        if n % every:
+            return network(x, t, A)
+        uncond, cond = network(torch.cat([x, x]), t, torch.cat([B, A])).chunk(2)
+        return uncond + 2 * (cond - uncond)
+
+    cache, off = compare(one_latent(ask), BUDGET, **known)
+    assert [one["step"] for one in cache.trace] == list(range(STEPS)) and cache.trace[-1]["computed"]
+    assert off[0] < limit and cache.computed <= STEPS / 2 + 1 and "was predicted" not in caplog.text
+
+
 def test_questions_in_turn_two_by_two_are_skipped():
     """Catches the first half of each pair of steps being taken for something that was not asked for long."""
     cache, off = compare(one_latent(lambda network, x, t, n: network(x, t, PROMPTS[n // 2 % 2])), THRESHOLD)
@@ -664,6 +682,31 @@ def test_a_question_that_is_asked_twice_at_every_other_step(config):
 
     cache, (off,) = compare(sample, config)
     assert off < 0.05 and cache.skipped >= 0.3 * STEPS and cache.computed <= STEPS / 2 + 2 + (config is THRESHOLD) * 5
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0], ids=["one schedule", "two schedules"])
+@pytest.mark.parametrize("config", [BUDGET, THRESHOLD], ids=["budget", "threshold"])
+def test_a_request_of_another_size_that_begins_later(config, shift, caplog):
+    """Catches a run that begins anew at each step, as the second request is at the first timestep, or behind: nearly
+    everything is computed then, and still nothing is made up for.
+    """
+    caplog.set_level("INFO")
+    schedules = TIMES, shift * TIMES / (1 + (shift - 1) * TIMES)
+
+    def sample(network):
+        xs = [noise(0), noise(1, size=4)]
+        for n in range(STEPS + 6):
+            for i, step in enumerate((n, n - 6)):
+                if step in range(STEPS):
+                    t, following = schedules[i][step : step + 2]
+                    cond, uncond = network(xs[i], t, A), network(xs[i], t, B)
+                    xs[i] = xs[i] + (following - t) * (uncond + 2 * (cond - uncond))
+        return xs
+
+    cache, off = compare(sample, config)
+    assert len(cache.trace) == 2 * STEPS and cache.computed <= STEPS and max(off) < 0.005
+    later = [one["step"] for one in cache.trace][-6:]
+    assert later == list(range(STEPS - 6, STEPS)) and "nothing of the steps before" not in caplog.text
 
 
 def test_a_network_that_is_asked_from_several_threads():
