@@ -173,16 +173,23 @@ class Attachment:
         self._unused = self._new_controller()  # other ranks wait for this one from here on
 
     def _check_end(self) -> None:
-        """Say it where the run ends early with a predicted evaluation: nothing makes up for what that missed. Not where
-        something failed.
+        """Say it where the run was of another length than was expected: a budget was placed among steps that never
+        came, and nothing makes up for what a predicted last evaluation missed. Not where something failed, or nothing
+        was predicted.
         """
-        last = max((history.step for history in self._histories), default=-1)
-        ends = [history for history in self._histories if history.step == last]
-        if not ends or last + 1 >= self._total_steps or sys.exc_info()[1] is not None:
+        predicted = any(history.controller.skipped for history in self._histories)
+        if not predicted or sys.exc_info()[1] is not None:
             return
-        if not all(history.computing for history in ends):
-            expected = f"as total_steps={self._total_steps} were expected"
-            log.warning(f"EasyCache: the last of {last + 1} evaluations was predicted, {expected}")
+        length, ends_early = self._length, self._length < self._total_steps
+        expected = f"as total_steps={self._total_steps} were expected"
+        ends = [history for history in self._histories if history.step == length - 1]
+        goes_on = any(history.evaluations > self._total_steps for history in ends)
+        if (ends_early or goes_on) and not all(history.computing for history in ends):
+            log.warning(f"EasyCache: the last of {length} evaluations was predicted, {expected}")
+        elif ends_early and self._config.target_speedup:
+            log.warning(f"EasyCache: target_speedup was not spread over the run's {length} evaluations, {expected}")
+        elif ends_early:
+            self._say(f"the run ended after {length} evaluations, {expected}")
 
     def _new_controller(self) -> CacheController:
         return CacheController(self._config, self._total_steps, **{**self._options, **self._schedule.options})
@@ -349,8 +356,6 @@ class Attachment:
             self._find_part(history, x)
         history.open(x, sample, timestep, step)
         history.sigma = self._schedule.sigma(largest, history.records)
-        if history.evaluations == self._total_steps + 1:
-            log.warning(f"EasyCache: evaluations after total_steps={self._total_steps} are computed")
         return history
 
     def _distrust_scheduler(self, history: History) -> None:
@@ -406,8 +411,8 @@ class Attachment:
 
     @property
     def _length(self) -> int:
-        """Of the run so far, in evaluations of one latent, or in steps at which not all is asked."""
-        return max((max(history.step + 1, history.evaluations) for history in self._histories), default=0)
+        """Of the run so far, in steps of a latent, of which each evaluation of it is one."""
+        return max((history.step + 1 for history in self._histories), default=0)
 
     def _starts_over(self, timestep: float, form: tuple, x: list[torch.Tensor]) -> bool:
         """Whether another run begins here. A latent of another size may come along with those of the run, from a later
@@ -453,6 +458,8 @@ class Attachment:
             self._stop_supposing(history)
         # How answers changed over steps of other questions is no guide; a budget is spent better elsewhere.
         force = force or (history.unsettled and not self._config.target_speedup)
+        if history.evaluations > self._total_steps:
+            self._say_that_it_goes_on()
         history.computing = history.controller.begin(
             x, sigma=history.sigma, step=step, force=force, changed=changed, unpredictable=history.may_return
         )
@@ -464,6 +471,13 @@ class Attachment:
         if history.computing:
             history.weights = weights
             history.templates.clear()
+
+    def _say_that_it_goes_on(self) -> None:
+        """Past total_steps any evaluation may be the last one."""
+        told = f"after total_steps={self._total_steps} are computed"
+        if self._config.target_speedup:
+            told += " as often as target_speedup says: the last one may be predicted"
+        self._say(f"evaluations {told}", logging.WARNING)
 
     def _stop_supposing(self, history: History) -> None:
         """Not all of it is asked at each step, which a supposed schedule says nothing of."""
@@ -516,11 +530,11 @@ class Attachment:
         leaves = [next(tensors) if leaf is TENSOR else leaf for leaf in template.leaves]
         return unflattened(leaves, template.form)
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, level: int = logging.INFO) -> None:
         """Once per run."""
         if text not in self._said:
             self._said.add(text)
-            log.info(f"EasyCache: {text}")
+            log.log(level, f"EasyCache: {text}")
 
 
 def _itself(thing):

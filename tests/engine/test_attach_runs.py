@@ -216,6 +216,41 @@ def test_a_run_that_ends_early_is_said(latents, caplog):
     assert "the last of 20 evaluations was predicted, as total_steps=30" in caplog.text
 
 
+@pytest.mark.parametrize(("config", "level"), [(BUDGET, "WARNING"), (REUSE, "WARNING"), (THRESHOLD, "INFO")])
+def test_a_run_that_ends_early_with_a_computed_evaluation(config, level, caplog):
+    """Catches silence about a budget that was placed among 50 steps of which 20 came."""
+    caplog.set_level(logging.INFO)
+    network, x, times = Network(), noise(), levels(20)
+    with attach(network, config, 50, sigma_of=float) as cache:
+        for n, (t, following) in enumerate(pairs(times)):
+            v = network(x, t, A)
+            x = x + (following - t) * v
+            if n > 6 and cache.trace[-1]["computed"]:
+                break
+    assert cache.skipped and cache.trace[-1]["computed"]
+    (said,) = [record for record in caplog.records if "total_steps=50 were expected" in record.message]
+    assert f"{len(cache.trace)} evaluations" in said.message and said.levelname == level
+
+
+@pytest.mark.parametrize("total", [8, 12, 19])
+@pytest.mark.parametrize("known", [{}, dict(response=euler_response(levels(20).tolist()))], ids=["", "response"])
+@pytest.mark.parametrize("config", [BUDGET, CacheConfig(target_speedup=3), REUSE, THRESHOLD], ids=str)
+def test_a_run_that_goes_on_past_total_steps(config, known, total, caplog):
+    """Under a threshold; a budget is kept. Catches a log that says that they all are, though every second one is
+    predicted, and the last one of all without a word.
+    """
+    caplog.set_level(logging.INFO)
+    with attach(network := Network(), config, total, sigma_of=float, **known) as cache:
+        euler(network, noise(), levels(20))
+    flags = [record["computed"] for record in cache.trace]
+    assert len(flags) == 20 and not all(flags[:total])
+    said, *at_the_end = [record.message for record in caplog.records if "total_steps" in record.message]
+    assert f"evaluations after total_steps={total} are computed" in said
+    assert all(flags[total:]) or "as often as target_speedup says" in said
+    assert any("the last of 20 evaluations was predicted" in line for line in at_the_end) == (not flags[-1])
+    assert all(flags[total:]) or config is not THRESHOLD
+
+
 def test_a_run_that_is_given_up_is_not_told_of(caplog):
     """Catches a warning about a run of which nobody keeps the result."""
     network = Network()
