@@ -34,7 +34,7 @@ from .samples import sample_of
 from .step_numbers import StepNumbers
 from .storage import Retries, is_out_of_memory
 from .trace import Record
-from .turns import ASTRAY, MAX_HISTORIES, History, choose
+from .turns import ANOTHER_QUESTION, ASTRAY, MAX_HISTORIES, History, choose
 from .weights import Weights, differ
 
 log = logging.getLogger("easycache")
@@ -347,6 +347,8 @@ class Attachment:
             history.strays = history.strays + 1 if doubt == ASTRAY else 0
             if history.strays > 1:
                 self._distrust_scheduler(history)
+        if doubt == ANOTHER_QUESTION:
+            doubt += self._what_differs()
         if doubt:  # a budget would predict what it cannot afford
             self._say(f"the network is asked about {doubt}: nothing of the steps before is used")
             history.controller.reset_cache()
@@ -357,6 +359,11 @@ class Attachment:
         history.open(x, sample, timestep, step)
         history.sigma = self._schedule.sigma(largest, history.records)
         return history
+
+    def _what_differs(self) -> str:
+        """Between the question that is asked and the one before it, for the log."""
+        names = [name or "the shape of the latent" for name in self._questions.differing()]
+        return f" ({', '.join(names)} changed)" if names else ""
 
     def _distrust_scheduler(self, history: History) -> None:
         """Time and again the latent is not where the scheduler leads it, though it is one and the same: noise is added,

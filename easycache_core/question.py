@@ -44,11 +44,11 @@ class Question:
 
     def __init__(self, arguments: dict, known: Sequence["Question"]):
         """known: questions whose tensors need not be read again where they are given once more."""
-        names = sorted(arguments)
-        flat = [_flattened_or_same(arguments[name], arguments[name], DEPTH) for name in names]
-        leaves = [leaf for _, some in flat for leaf in some]
+        flat = {name: _flattened_or_same(one, one, DEPTH) for name, one in sorted(arguments.items())}
+        leaves = [leaf for _, some in flat.values() for leaf in some]
         self._objects = [leaf for leaf in leaves if _kind(leaf)[0] is id]  # an id is taken while its object lives
-        self.form = names, [structure for structure, _ in flat], [_kind(leaf) for leaf in leaves]
+        self.form = {name: (structure, [*map(_kind, some)]) for name, (structure, some) in flat.items()}
+        self._named = [name for name, (_, some) in flat.items() for leaf in some if _has_value(leaf)]
         self._known = [one for one in known if one.form == self.form]
         values = [leaf for leaf in leaves if _has_value(leaf)]
         self.values = [self._value(leaf, i) for i, leaf in enumerate(values)]
@@ -71,6 +71,13 @@ class Question:
         pairs = enumerate(zip(self.values, before.values, strict=True))
         differing = ((i, a.content, b.content) for i, (a, b) in pairs if a is not b)
         return {i: _size(a - b) for i, a, b in differing if not torch.equal(a, b)}
+
+    def differing(self, before: "Question") -> list[str]:
+        """The arguments that are not what they were."""
+        if self.form == before.form:
+            return list(dict.fromkeys(self._named[i] for i in self.changes(before)))
+        names = sorted({*self.form, *before.form})
+        return [name for name in names if self.form.get(name) != before.form.get(name)]
 
     def follows(self, before: "Question", changes: dict[int, float]) -> bool:
         """Take over what is known of the question before; whether this is the same one, and its values moved on."""
@@ -110,6 +117,14 @@ class Questions:
                 return self._keep(line, asked), False
         self._lines += 1
         return self._keep(self._lines, asked), True
+
+    def differing(self) -> list[str]:
+        """The arguments in which what was asked last differs from what was asked in its place at the evaluation
+        before.
+        """
+        asked, before = self._newest[self._here[-1]], self._before[: len(self._here)]
+        last = self._newest.get(before[-1]) if before else None
+        return [] if last is None else asked.differing(last)
 
     def _take_turns(self, line: int) -> None:
         """What differs between a question that comes back and the one asked in its place before is not moving."""

@@ -24,7 +24,8 @@ NOISED = 0.7  # or, where noise is added there, less than this: half the distanc
 NEARER = 0.5  # of the distance from another latent
 TRAIL = 4  # evaluations that are remembered, so many latents can be told apart that take turns from step to step
 MAX_HISTORIES = 64  # each holds tensors
-ASTRAY = "a latent that may be another"  # why nothing of its past may be used
+# Why nothing of its past may be used.
+ASTRAY, ANOTHER_QUESTION = "a latent that may be another", "another question"
 
 
 class History:
@@ -221,7 +222,7 @@ def choose(
     ours = [one for one in histories if one.line == line or one.asked[line]]
     if not ours:
         # At the next step a question may take the place of another.
-        return (nearest(histories), "another question") if new and histories and not same_step else (None, "")
+        return (nearest(histories), ANOTHER_QUESTION) if new and histories and not same_step else (None, "")
     waiting = [one for one in ours if one.timestep != timestep]
     if len(waiting) < len(ours):
         there = nearest([one for one in ours if one.timestep == timestep])

@@ -311,6 +311,31 @@ CHANGES = {
     "object": lambda network, x, t, n: network(x, t, A, extra=OBJECTS[n < 15]),
 }
 SHARED, OBJECTS = A.clone(), (object(), object())
+CHANGING = {
+    "a word that is new at each call": ("extra", lambda network, x, t, n: asked_for(network, x, t, object())),
+    "a prompt that is new at each step": ("text", lambda network, x, t, n: network(x, t, noise(n)[0, :1, 0, :3])),
+    "another prompt": ("text", CHANGES["prompt"]),
+    "an argument that appears": ("control", CHANGES["argument appears"]),
+    "an argument that vanishes": ("control", CHANGES["argument vanishes"]),
+    "a number": ("strength", CHANGES["number"]),
+}
+
+
+def asked_for(network, x, t, request):
+    """With a name of its own for each request."""
+    options = dict(extra={"request": f"{id(request)} at {t}", "scale": 1.0})
+    cond, uncond = network(x, t, A, **options), network(x, t, B, **options)
+    return uncond + 2 * (cond - uncond)
+
+
+@pytest.mark.parametrize("changing", CHANGING)
+def test_the_argument_that_changed_is_named(changing, caplog):
+    """Catches a speed-up of nothing by a request's number among the arguments, without a word of where to look."""
+    caplog.set_level("INFO")
+    name, ask = CHANGING[changing]
+    cache, _ = compare(one_latent(ask), BUDGET)
+    assert f"another question ({name} changed): nothing of the steps before" in caplog.text
+    assert (cache.skipped == 0) == (changing == "a word that is new at each call")
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
