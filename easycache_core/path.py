@@ -26,10 +26,10 @@ PLANES = 16  # of a latent, whose spectra are looked at
 
 class _View(NamedTuple):
     """Samples of a latent: of its elements, of its means along each axis but that of channels, and of its spectrum over
-    the last two axes, if it has them and the device can tell.
+    the last two axes, if they are those of a picture and the device can tell.
 
     Of these, a flip along an axis, or any order of the places there, keeps the means along it; rolling along the last
-    two keeps the power of the spectrum.
+    two keeps the power of the spectrum. Where a picture's places are packed as tokens, all of these are orders of them.
     """
 
     elements: torch.Tensor
@@ -39,9 +39,9 @@ class _View(NamedTuple):
     @classmethod
     def of(cls, x: Sequence[torch.Tensor]) -> "_View":
         whole = x[0].detach().to(torch.float32)
-        if whole.ndim < 4:
-            return cls(sample_of(x), [], None)
         means = [sample_of([whole.mean(axis)]) for axis in _axes(whole.shape)]
+        if whole.ndim < 4:
+            return cls(sample_of(x), means, None)
         try:
             spectrum = torch.fft.rfft2(whole.flatten(0, -3)[:PLANES], norm="ortho").flatten()[:SAMPLE_SIZE]
         except RuntimeError:  # not every kind of device has it, nor always the memory
@@ -50,8 +50,11 @@ class _View(NamedTuple):
 
 
 def _axes(shape: torch.Size) -> list[int]:
-    """Along which the places of a latent may come in another order: rows of a batch may be frames."""
-    return [axis for axis in (0, *range(2, len(shape))) if axis or shape[axis] > 1]
+    """Along which the places of a latent may come in another order: rows of a batch may be frames. Where there are
+    three the second one may be that of packed tokens.
+    """
+    places = (1,) if len(shape) == 3 else range(2, len(shape))
+    return [axis for axis in (0, *places) if axis or shape[0] > 1] if len(shape) > 2 else []
 
 
 class Path:
@@ -103,7 +106,7 @@ class Path:
         return self._may_be_rearranged(x) and self._is_rearranged(_View.of(x), x[0].shape)
 
     def _may_be_rearranged(self, x: Sequence[torch.Tensor]) -> bool:
-        return len(self._views) > 1 and x[0].ndim > 3 and self._shapes == [one.shape for one in x]
+        return len(self._views) > 1 and x[0].ndim > 2 and self._shapes == [one.shape for one in x]
 
     def _is_rearranged(self, view: _View, shape: torch.Size) -> bool:
         noise, square = _unexplained(view.elements, [one.elements for one in self._views])

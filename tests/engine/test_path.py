@@ -23,20 +23,26 @@ def smooth(shape, generator):
     return x / x.std()
 
 
-def seen(sampler, shape, turn=None, at_once=False):
+def packed(x):
+    """(batch, tokens, channels)"""
+    return x.flatten(2).transpose(1, 2)
+
+
+def seen(sampler, shape, turn=None, at_once=False, as_given=lambda x: x):
     """(leads to it, is turned) at each evaluation but the first. turn: of the latent, after each step. at_once: it is
-    begun with the same look.
+    begun with the same look. as_given: how the network is given it.
     """
     generator = torch.Generator().manual_seed(1)
     x, picture, before = torch.randn(shape, generator=generator), smooth(shape, generator), None
     levels, path, found = torch.linspace(1, 0, STEPS + 1), Path(), []
     for sigma, following in zip(levels[:-1], levels[1:], strict=True):
         if path:
-            found.append((path.leads_to([x]), path.go_on([x]) if at_once else path.is_rearranged([x])))
+            given = [as_given(x)]
+            found.append((path.leads_to(given), path.go_on(given) if at_once else path.is_rearranged(given)))
         if not at_once or not path:
-            path.begin([x])
+            path.begin([as_given(x)])
         picture = 0.97 * picture + 0.15 * smooth(shape, generator)
-        path.answer([(x - picture) / sigma])
+        path.answer([as_given((x - picture) / sigma)])
         noise = torch.randn(shape, generator=generator)
         denoised = picture if before is None or sampler != "multistep" else 1.5 * picture - 0.5 * before
         before, x = picture, denoised + following / sigma * (x - denoised)
@@ -64,11 +70,37 @@ def test_a_latent_that_is_turned(sampler, turned, shape):
     assert all(is_turned for _, is_turned in seen(sampler, shape, TURNS[turned]))
 
 
+@pytest.mark.parametrize("turned", [*TURNS, "rows in another order"])
+@pytest.mark.parametrize("sampler", ["euler", "multistep"])
+def test_packed_tokens_that_are_turned(sampler, turned):
+    """Catches turns that are seen of five axes alone: FLUX, Qwen-Image and LTX are given tokens."""
+    turn = TURNS.get(turned, lambda x: x.roll(1, 0))
+    for shape in [(3, 16, 12, 16), (3, 64, 3, 8, 10)][: 2 if sampler == "euler" else 1]:
+        assert all(is_turned for _, is_turned in seen(sampler, shape, turn, as_given=packed))
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("sampler", ["renews the noise", "adds noise of mean 0"])
 def test_new_noise_is_no_turn(sampler, shape):
     """Catches a sampler whose noise is taken for a turn: nothing would be skipped with it."""
     assert not any(is_turned for _, is_turned in seen(sampler, shape))
+
+
+# As of Stable Audio and Hunyuan3D: (batch, channels, places).
+SOUND = [(1, 64, 256), (2, 64, 40), (1, 64, 3072), (3, 8, 100)]
+
+
+@pytest.mark.parametrize("shape", SOUND, ids=str)
+@pytest.mark.parametrize("sampler", ["euler", "multistep", "renews the noise", "adds noise of mean 0"])
+def test_sound_is_no_packed_tokens_that_are_turned(sampler, shape):
+    """Catches sound, of which nothing would be skipped, as its channels are taken for tokens."""
+    assert not any(is_turned for _, is_turned in seen(sampler, shape))
+
+
+def test_packed_tokens_with_new_noise():
+    """Catches a sampler whose noise is taken for a turn."""
+    for shape in [(1, 16, 12, 16), (2, 64, 3, 8, 10)]:
+        assert not any(is_turned for _, is_turned in seen("renews the noise", shape, as_given=packed))
 
 
 def test_another_latent_is_no_turn():
