@@ -4,7 +4,7 @@ import functools
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -45,9 +45,9 @@ _running = threading.local()  # .network: whether an attached network runs in th
 @contextmanager
 def attach(
     module: torch.nn.Module, config: CacheConfig, total_steps: int, *,
-    sigma_of: Callable[[float], float] | None = None, prediction: str = "flow", input: str | None = None,
-    time: str | None = None, tracked: slice | None = None, latent: tuple[slice, ...] | None = None, scheduler=None,
-    **controller_options,
+    sigma_of: Callable[[float], float] | None = None, prediction: str = "flow",
+    input: str | Sequence[str] | None = None, time: str | None = None, tracked: slice | None = None,
+    latent: tuple[slice, ...] | None = None, scheduler=None, **controller_options,
 ) -> Iterator["Attachment"]:  # fmt: skip
     """Answer calls of the module from the cache where possible, while entered; afterwards the module is as it was.
 
@@ -69,7 +69,8 @@ def attach(
         prediction: what the network predicts, for "forecast": "flow" (noise minus data), "reverse_flow" (data minus
             noise), "epsilon" or "v_prediction", of latents whose variance is kept (prediction.py has the formulas).
         input, time: names of x and t among forward's parameters. Else x is the first, and t the one that is called
-            timestep, timesteps, t, time, sigma or sigmas, or the second.
+            timestep, timesteps, t, time, sigma or sigmas, or the second. Several inputs, such as a video and its sound,
+            are denoised together: there is a prediction for each, in their order, and an error of each.
         tracked: rows of a batch that decide for all of it, such as slice(0, 1). None: all of them, and the worst one
             counts; with by_row=False their mean, as in the authors' code. Calls that follow the first in an evaluation
             never decide.
@@ -321,7 +322,7 @@ class Attachment:
     def _layout(self, x: list[torch.Tensor], output, args: tuple, kwargs: dict) -> Layout:
         listed = not isinstance(self._x.of(args, kwargs), torch.Tensor)
         batched = self._tracked is not None or self._arguments.have_rows_of(x[0], args, kwargs)
-        return Layout(x, predictions_of(output), listed, batched, self._tracked, self._latent)
+        return Layout(x, predictions_of(output), listed, batched, self._tracked, self._latent, self._x.several)
 
     def _open_evaluation(
         self, timestep: float, largest: float, x: list[torch.Tensor], form: tuple, line: int, new: bool
@@ -339,7 +340,7 @@ class Attachment:
         if history is None:
             if self._histories:
                 self._say("several latents or questions take turns; each is cached by itself")
-            history = self._new_history(line, largest)
+            history = self._new_history(line, largest, x)
         step = self._steps.number(timestep, form, history.step + 1)
         if history.evaluations and step - history.step > max(4, 2 * history.gap):
             doubt = "something after a long time"
@@ -374,11 +375,13 @@ class Attachment:
         history.asked_at = AskedAt(None)
         history.controller.forget_response()
 
-    def _new_history(self, line: int, largest: float) -> History:
+    def _new_history(self, line: int, largest: float, x: list[torch.Tensor]) -> History:
         if len(self._histories) == MAX_HISTORIES:
             self._histories.pop(0).release()
-        first = not self._histories
-        if self._unused is None or (first and self._schedule.read(largest)):
+        told = not self._histories and self._schedule.read(largest)
+        if self._x.several:
+            self._options["streams"] = [one[0].numel() for one in x]
+        if self._unused is None or told or self._x.several:
             if self._unused is not None:
                 self._unused.release()
             self._unused = self._new_controller()

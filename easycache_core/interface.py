@@ -33,24 +33,42 @@ class Argument(NamedTuple):
         raise TypeError(f"the network was called without {self.name!r}, which attach takes for its input or its time")
 
 
-class Arguments(NamedTuple):
-    """What a network takes: the noisy latent, the timestep, and what it is asked beside."""
+class Latents(NamedTuple):
+    """The parameters of a network's forward that are noisy latents: mostly one, or a video and its sound."""
 
-    x: Argument
+    arguments: tuple[Argument, ...]
+
+    @property
+    def several(self) -> bool:
+        return len(self.arguments) > 1
+
+    def of(self, args: tuple, kwargs: dict):
+        """What they are in a call, a list if they are several."""
+        given = [argument.of(args, kwargs) for argument in self.arguments]
+        return given if self.several else given[0]
+
+
+class Arguments(NamedTuple):
+    """What a network takes: the noisy latents, the timestep, and what it is asked beside."""
+
+    x: Latents
     time: Argument
     names: list[str]
 
     def others(self, args: tuple, kwargs: dict) -> dict:
-        """All of a call but x and the timestep, by name; without what is None."""
+        """All of a call but x and the timestep, by name; without what is None, or is the timestep once more."""
         names = [*self.names, *map(str, range(len(self.names), len(args)))]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        return {k: v for k, v in given.items() if v is not None and k not in (self.x.name, self.time.name)}
+        known, time = {one.name for one in (*self.x.arguments, self.time)}, self.time.of(args, kwargs)
+        again = {k for k, v in given.items() if v is time and isinstance(v, torch.Tensor)}  # LTX-2 is told it twice
+        return {k: v for k, v in given.items() if v is not None and k not in known | again}
 
     def form_of(self, x: list[torch.Tensor], args: tuple, kwargs: dict) -> tuple:
         """The shapes of a latent, in a batch of any size: guidance may be asked for in it at some steps only."""
-        if len(x) > 1 or not isinstance(self.x.of(args, kwargs), torch.Tensor):
+        if not self.x.several and not isinstance(self.x.of(args, kwargs), torch.Tensor):
             return tuple(dict.fromkeys(one.shape for one in x))
-        return (x[0].shape[1:],) if self.have_rows_of(x[0], args, kwargs) else (x[0].shape,)
+        start = int(self.have_rows_of(x[0], args, kwargs))
+        return tuple(one.shape[start:] for one in x)
 
     def have_rows_of(self, x: torch.Tensor, args: tuple, kwargs: dict) -> bool:
         """Whether the timestep or another argument has as many rows as x has: its first axis is a batch then."""
@@ -67,19 +85,20 @@ def tensors_among(*values) -> list[torch.Tensor]:
     return found
 
 
-def find_arguments(module: torch.nn.Module, input: str | None, time: str | None) -> Arguments:
-    """The noisy latent and the timestep among what forward takes: those named, else the first one, and the one that has
-    a name of TIMESTEP_NAMES or comes second. Raises ValueError for a name that forward does not have.
+def find_arguments(module: torch.nn.Module, input: str | Sequence[str] | None, time: str | None) -> Arguments:
+    """The noisy latents and the timestep among what forward takes: those named, else the first one, and the one that
+    has a name of TIMESTEP_NAMES or comes second. Raises ValueError for a name that forward does not have.
     """
     names = _parameters(module)
-    input = input or next(iter(names), None)
+    inputs = [input] if isinstance(input, str) else list(input or names[:1] or [None])
     time = time or next((name for name in (*TIMESTEP_NAMES, *names[1:2]) if name in names), None)
-    for role, name in (("input", input), ("time", time)):
+    for role, name in (*(("input", one) for one in inputs), ("time", time)):
         if name not in names:
             raise ValueError(f"{role}={name!r} is no parameter of {type(module).__name__}.forward({', '.join(names)})")
-    if time == input:
+    if time in inputs:
         raise ValueError(f"time={time!r} is the latent: input and time must be two parameters")
-    return Arguments(Argument(input, names.index(input)), Argument(time, names.index(time)), names)
+    latents = Latents(tuple(Argument(name, names.index(name)) for name in inputs))
+    return Arguments(latents, Argument(time, names.index(time)), names)
 
 
 def _parameters(module: torch.nn.Module) -> list[str]:
@@ -214,20 +233,24 @@ class Layout:
     both have there belongs together and the rest of the output is repeated: a learned variance follows the prediction,
     and a picture to be animated follows the noisy latent. listed: whether x came as a list, which is a batch then.
     batched: whether its first axis is a batch; then it is the first axis of groups, too, where all rows have one shape.
-    tracked: rows of the batch that are the first group; the others are the second. None: all are one group. latent: an
-    index of what is latent; the rest of x is a picture for reference, and the rest of the output is repeated.
+    joined: whether these are latents of different kinds, as a video and its sound; where each is a batch, a row of
+    groups holds theirs one after the other. tracked: rows of the batch that are the first group; the others are the
+    second. None: all are one group. latent: an index of what is latent; the rest of x is a picture for reference, and
+    the rest of the output is repeated.
 
     Raises ValueError where x and outputs do not match, and where tracked or latent select nothing, or not one piece.
     """
 
     def __init__(
         self, x: list[torch.Tensor], outputs: list[torch.Tensor], listed: bool, batched: bool = True,
-        tracked: slice | None = None, latent: tuple[slice, ...] | None = None,
+        tracked: slice | None = None, latent: tuple[slice, ...] | None = None, joined: bool = False,
     ):  # fmt: skip
         if len(x) != len(outputs):
-            raise ValueError(f"{len(x)} latents went in and {len(outputs)} tensors came out; one for each is needed")
+            counts = f"{len(x)} latents went in and {len(outputs)} tensors came out; one for each is needed"
+            raise ValueError(f"{counts}: of a network that takes several, as a video and its sound, input= names all")
         self._overlaps = [_overlap(*pair) for pair in zip(x, outputs, strict=True)]
         self._listed, self._batched, self._tracked = listed, batched, tracked
+        self._joined = joined and batched and len({len(one) for one in x}) == 1
         self.part = None
         self._select(x, None if latent is None else part_of(latent, self._common(x)[0].shape))
 
@@ -265,6 +288,8 @@ class Layout:
     def _packed(self, units: list[torch.Tensor]) -> torch.Tensor:
         if len(units) == 1 and self._batched and not self._listed:
             return units[0]
+        if self._joined:
+            return torch.cat([unit.flatten(1) for unit in units], -1)
         rows = [unit.flatten() for unit in units]
         return torch.stack(rows) if self._listed and len({*map(len, rows)}) == 1 else torch.cat(rows)
 
@@ -277,7 +302,8 @@ class Layout:
         """Predictions by groups as the network would return them; new tensors."""
         units = {}
         for indices, packed in zip(self._groups, groups, strict=True):
-            units.update(zip(indices, _unpack(packed, [self._shapes[i] for i in indices]), strict=True))
+            shapes = [self._shapes[i] for i in indices]
+            units.update(zip(indices, (_split if self._joined else _unpack)(packed, shapes), strict=True))
         ordered = [units[i] for i in range(len(units))]
         latents = ordered if self._listed or len(ordered) == 1 else [torch.cat(ordered)]
         pairs = zip(latents, rest, strict=True)
@@ -315,3 +341,8 @@ def _overlap(x: torch.Tensor, output: torch.Tensor) -> tuple[int, int]:
 def _unpack(packed: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
     parts = [packed] if len(shapes) == 1 else packed.flatten().split([shape.numel() for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _split(packed: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
+    parts = packed.split([shape[1:].numel() for shape in shapes], -1)
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 from paper_rule import Recorder, assert_the_papers
-from pipelines import FAMILIES, build
+from pipelines import FAMILIES, build, calm
 
 from easycache_core import CacheConfig, attach
 
@@ -79,6 +79,54 @@ def test_answers_are_what_the_transformer_returns(subject, return_dict):
             v = answer.sample if return_dict else answer[0]
             assert v.shape == call["hidden_states"].shape
     assert cache.skipped
+
+
+@pytest.mark.parametrize("with_scheduler", [False, True])
+def test_a_video_and_its_sound_in_one_call(with_scheduler):
+    """LTX-2. Catches a transformer with two latents being refused, a timestep that it is told twice being taken for
+    another question at each step, and forecasts of one of the two with what is known of the other.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer = diffusers.LTX2VideoTransformer3DModel(
+            in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32,
+            audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2, audio_attention_head_dim=8,
+            audio_cross_attention_dim=16, num_layers=2, caption_channels=16,
+        )  # fmt: skip
+        text, video, sound = torch.randn(2, 5, 16), torch.randn(1, 32, 8), torch.randn(1, 6, 4)
+    transformer.eval().requires_grad_(False)
+    calm(transformer)
+    size = dict(num_frames=2, height=4, width=4, fps=24.0, audio_num_frames=6, return_dict=False)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(STEPS)
+
+    def sample():
+        xs = [video, sound]
+        for t, sigma, following in zip(scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:], strict=False):
+            timestep = t.expand(2)
+            answers = transformer(
+                *(torch.cat([x, x]) for x in xs), text, text, timestep=timestep, sigma=timestep, **size
+            )
+            pairs = [answer.chunk(2) for answer in answers]
+            vs = [negative + 2 * (positive - negative) for negative, positive in pairs]
+            xs = [x + (following - sigma) * v for x, v in zip(xs, vs, strict=True)]
+        return xs
+
+    exact = sample()
+    options = dict(sigma_of=lambda t: t / 1000, input=("hidden_states", "audio_hidden_states"))
+    options["scheduler"] = scheduler if with_scheduler else None
+    for config, furthest in (
+        (CacheConfig(threshold=0.0), 0.0),
+        (CacheConfig(target_speedup=2), 0.005),
+        (CacheConfig(threshold=0.1), 0.005),
+    ):
+        with attach(transformer, config, STEPS, **options) as cache:
+            got = sample()
+        off = [float((x - y).abs().mean() / y.abs().mean()) for x, y in zip(got, exact, strict=True)]
+        assert max(off) <= furthest
+        assert cache.skipped == 0 if not furthest else cache.skipped >= STEPS / 2
+    with pytest.raises(ValueError, match="input= names all"), attach(transformer, CacheConfig(), STEPS, sigma_of=float):
+        sample()
 
 
 def test_a_denoiser_that_is_a_unet():
