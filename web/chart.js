@@ -181,7 +181,8 @@ function afterwards(run, settings, texts) {
   if (reason) return { text: texts.nothingSkipped(reason) };
   const near = closenessText(run, closeness, texts);
   if (near) return { text: texts.sentence(near, true), title: texts.estimates };
-  return notes?.length ? { text: notes[0], title: notes.join(" ") } : null;
+  const said = notes?.map(texts.note);
+  return said?.length ? { text: said[0], title: said.join(texts.gap) } : null;
 }
 
 /** As nodes/summary.py says it; "" if it is not known, or not how sure it is. closeness: in dB. */

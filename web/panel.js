@@ -60,6 +60,7 @@ export class Panel {
     const known = Object.keys(values).length === SETTINGS.length;
     const backing = preset && known ? texts.presets[preset.name](preset.widgets) : "";
     this.#preset.label = texts.preset;
+    this.#preset.options.getOptionLabel = texts.presetName; // some frontends show the names as they are
     this.#preset.tooltip = [texts.presetFills, backing].filter(Boolean).join(" ");
     const why = withoutEffect(values, texts);
     for (const widget of this.#settings()) {

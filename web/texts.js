@@ -1,5 +1,6 @@
-/** What the node says in the browser, by language. What the server sends (reasons, notes) is in English. No DOM here. */
+/** What the node says in the browser, by language. No DOM here. */
 
+import { inChinese } from "./server_texts.js";
 import { budgetOf } from "./what_if.js";
 
 const counts = (speedup, text) => [20, 50].map((steps) => text(budgetOf(steps, speedup), steps));
@@ -9,6 +10,17 @@ const measuredZh = ({ target_speedup }) =>
   `${counts(target_speedup, (computed, steps) => `${steps} 步中的 ${computed} 步`).join("，")}（docs/figures.md）。`;
 const published = (what) => `EasyCache paper (arXiv 2507.02860): 50 steps, ${what}, they report.`;
 const publishedZh = (what) => `EasyCache 论文（arXiv 2507.02860）报告：50 步，${what}。`;
+const PRESET_NAMES_ZH = {
+  default: "默认",
+  faithful: "忠实",
+  fast: "快速",
+  preview: "预览",
+  "Wan 2.2 high noise": "Wan 2.2 高噪声",
+  "Wan 2.2 low noise": "Wan 2.2 低噪声",
+  "HunyuanVideo (paper)": "HunyuanVideo（论文）",
+  "Wan 2.1 (paper)": "Wan 2.1（论文）",
+  custom: "自定义",
+};
 
 const en = {
   waiting: "Run to see which steps are computed and which are skipped.",
@@ -31,10 +43,12 @@ const en = {
   evaluation: (step, computed) => `step ${step}: ${computed ? "computed" : "skipped"}`,
   numbers: { sigma: "sigma", rate: "rate", error: "error" },
   list: ", ",
+  gap: " ", // between sentences
 
   // What there is to say of a run. The figures of the estimates are those of benchmarks/results/closeness.csv and
   // what_if.csv.
   nothingSkipped: (reason) => `Nothing was skipped: ${reason}.`,
+  note: (sentence) => sentence,
   closeness: (from, to) => `${from} to ${to} dB of the uncached latent`,
   sentence: (text, estimated) => `${text}${estimated ? " (estimate)" : ""}.`,
   whatIf: (about) => `What if: ${about}.`,
@@ -60,9 +74,10 @@ const en = {
   budgetDecides: "target_speedup decides how many steps are computed. At 0, what is grey has an effect.",
   everythingComputed: "At these settings every step is computed. What is grey changes nothing.",
 
-  // Presets. Each text says in two lines at most what backs the settings.
+  // Presets. presetName: as the drop-down shows a name. Each text says in two lines at most what backs the settings.
   preset: "preset",
   presetFills: "Fills in the settings below.",
+  presetName: undefined, // as it is
   presets: {
     default: () => "The picture decides how much is skipped. Measured with small models: docs/figures.md.",
     faithful: measured,
@@ -95,8 +110,10 @@ const zh = {
   evaluation: (step, computed) => `第 ${step} 步：${computed ? "计算" : "跳过"}`,
   numbers: { sigma: "sigma", rate: "变换率", error: "误差" },
   list: "，",
+  gap: "",
 
-  nothingSkipped: (reason) => `没有跳过任何步：${reason}。`,
+  nothingSkipped: (reason) => `没有跳过任何步：${inChinese(reason)}。`,
+  note: inChinese,
   closeness: (from, to) => `与未缓存的 latent 的 PSNR 为 ${from} 到 ${to} dB`,
   sentence: (text, estimated) => `${text}${estimated ? "（估计）" : ""}。`,
   whatIf: (about) => `假设：${about}。`,
@@ -122,6 +139,7 @@ const zh = {
 
   preset: "预设",
   presetFills: "填写下面的设置。",
+  presetName: (name) => PRESET_NAMES_ZH[name] ?? name,
   presets: {
     default: () => "由画面决定跳过多少。用小模型测量：docs/figures.md。",
     faithful: measuredZh,
@@ -134,5 +152,5 @@ const zh = {
   },
 };
 
-/** locale: the frontend's, as "en" or "zh". */
-export const textsIn = (locale) => (locale === "zh" ? zh : en);
+/** locale: the frontend's, as "en", "zh" or "zh-TW". */
+export const textsIn = (locale) => (/^zh\b/.test(locale) ? zh : en);
