@@ -178,7 +178,10 @@ function summary(run, texts) {
 function afterwards(run, settings, texts) {
   const { reason, notes, closeness } = run.report; // runs that older versions left in the browser have no notes
   if (differs(run, settings)) return { text: estimate(run, settings, texts), title: texts.estimates };
-  if (reason) return { text: texts.nothingSkipped(reason) };
+  if (reason) {
+    const text = texts.nothingSkipped(reason); // some are longer than the node is high
+    return { text, title: text };
+  }
   const near = closenessText(run, closeness, texts);
   if (near) return { text: texts.sentence(near, true), title: texts.estimates };
   const said = notes?.map(texts.note);

@@ -302,6 +302,8 @@ def test_two_nodes_and_another_client(tab, chromium, server, seed):
     tab.look_at(second)
     assert counted(tab.summary(1)) == (10, 10)
     assert "Nothing was skipped: threshold is 0" in tab.charts.nth(1).inner_text()
+    said = tab.charts.nth(1).locator(".easycache-note").get_attribute("title")
+    assert said.startswith("Nothing was skipped: threshold is 0"), "a reason may be longer than the node is high"
 
 
 def test_a_run_that_comfyui_takes_from_its_cache_is_shown(tab, chromium, server, seed):
