@@ -32,13 +32,12 @@ class History:
     """What is known of one latent, and of the line of questions that opens its evaluations.
 
     form: of its latent, as from Arguments.form_of. x, timestep: of its newest evaluation, which other calls with both
-    belong to. asked: how often each line was asked
-    there. decided: whether it is known if the network runs there. aside: whether it is of a question that other
-    evaluations leave out at times. step, gap: the sampler's step it was at, and how many steps after the one before.
-    goes_to_and_fro: whether timesteps went both ways, or its first move is none that its answers lead to, so that other
-    latents may be among its evaluations. strays: how often in a row the latent was not where the scheduler leads it.
-    unsettled: whether, at the evaluation before, those steps were more than the time before: other questions have led
-    the latent elsewhere meanwhile.
+    belong to. asked: how often each line was asked there. decided: whether it is known if the network runs there.
+    aside: whether it is of a question that other evaluations leave out at times. step, gap: the sampler's step it was
+    at, and how many steps after the one before. goes_to_and_fro: whether timesteps went both ways, or its first move is
+    none that its answers lead to, so that other latents may be among its evaluations. strays: how often in a row the
+    latent was not where the scheduler leads it. unsettled: whether, at the evaluation before, those steps were more
+    than the time before: other questions have led the latent elsewhere meanwhile.
     """
 
     def __init__(self, controller: CacheController, line: int, asked_at: AskedAt):
