@@ -41,12 +41,19 @@ class Absences:
         """Whether it is about to come back, and did so time and again; to be asked before `note`."""
         return self._recurs(question) and self._since(question) > 1
 
-    def left_out(self) -> list[tuple]:
+    def left_out(self, early: bool = False) -> list[tuple]:
         """(question, about) of those that came back time and again and are not asked at this evaluation. Without those
-        that are left out for good, and those that nobody else can ask.
+        that are left out for good, and those that nobody else can ask. early: also those that may come back for the
+        first time.
         """
-        missing = [one for one in self._last if self._recurs(one) and 0 < self._since(one) <= 2 * self._longest[one]]
+        missing = [one for one in self._last if 0 < self._since(one) <= self._awaited(one, early)]
         return [(one, about) for one in missing if (about := self._last[one][1]) is not None]
+
+    def _awaited(self, question, early: bool) -> int:
+        """For how many evaluations it is expected back."""
+        if self._recurs(question):
+            return 2 * self._longest[question]
+        return max(BRIEF, 2 * self._longest[question]) if early else 0
 
     @property
     def may_return(self) -> bool:

@@ -96,7 +96,7 @@ class CacheController(contextlib.AbstractContextManager):
         self._records: list[Record] = []
         self._warnings: set[str] = set()
         self._final_error: float | None = None  # once the run is over
-        self._recomputed = False  # whether the network ran where the predictor did not know of it
+        self._unmeasured = False  # whether answers were given that the predictor does not know of
         self.estimated = False  # whether E was, at any evaluation
         self.not_finite = 0  # evaluations that had to be computed because of NaN or inf
         self._corrections_stopped = False
@@ -471,13 +471,17 @@ class CacheController(contextlib.AbstractContextManager):
         self._conversion.set_sigma(self._sigma)
         return self._conversion.output(predicted, x).to(self._output_dtype)
 
-    def count_as_computed(self) -> None:
-        """The network had to run after all, for a branch that could not be predicted."""
-        self._recomputed = True
+    def count_as_computed(self, charged: bool = True) -> None:
+        """The network had to run after all, for a branch that could not be predicted. charged: to a budget."""
+        self._unmeasured = True
         if not self._records[-1]["computed"]:
             self._records[-1].update(computed=True, error=0.0)
-            if self._budget is not None:
+            if self._budget is not None and charged:
                 self._budget.spend(anew=self._predictor.empty)
+
+    def stop_estimating(self) -> None:
+        """An answer was given of which nothing tells how far off it is: no closeness is estimated."""
+        self._unmeasured = True
 
     @property
     def trace(self) -> list[Record]:
@@ -507,7 +511,7 @@ class CacheController(contextlib.AbstractContextManager):
 
         extent: peak-to-peak of the final latent. guidance: cfg. None if it is not known, or nothing was skipped.
         """
-        if not self.skipped or self._recomputed:
+        if not self.skipped or self._unmeasured:
             return None
         if not self.shared:
             self._learn_at_once()

@@ -120,6 +120,7 @@ class Account:
             end_unseen=self._end_unseen,
             noise_added=any(controller.noise_added for controller in self.controllers),
             windows_move=self._windows_move,
+            predicted_in_part=max(0, self.predicted - sum(controller.skipped for controller in self.controllers)),
         )
         did = self._totals()
         self._nothing_skipped = nothing_skipped(did, self._settings, facts)

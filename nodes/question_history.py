@@ -23,6 +23,8 @@ from .steps import Schedule
 from .strides import Strides
 from .value_changes import SettledValues
 
+MAX_UNCHARGED = 2  # evaluations beyond a budget, for what could not be predicted
+
 
 class EvaluationInput(NamedTuple):
     """What is known of an evaluation before it is decided.
@@ -77,6 +79,9 @@ class QuestionHistory:
         self._weights: torch.Tensor | None = None  # of the network, at the last computed evaluation
         self.cache_miss = False  # whether the last evaluation had a branch that could not be predicted
         self.unpredictable = False  # whether that, or another latent, was seen
+        self._answers: dict[tuple, str] = {}  # branches, by question and how often it was asked then
+        self._stood_in = False  # whether another question's answer was given at the last evaluation
+        self._uncharged = 0  # evaluations at which a budget did not pay for what could not be predicted
         self._misses = 0  # how many evaluations in a row had one
         self.moves = 0  # evaluations at which something was another one than at the last computed one, or missing
         self._windows: frozenset | None = None  # in which the network was asked, at the last computed evaluation
@@ -105,7 +110,8 @@ class QuestionHistory:
         self._observe_switches(sigma, given.conds)
         changed = self._is_changed(sigma, given)
         may_end = self._may_end(given, step)  # first, as it tells whether the sampler takes steps of its own
-        force = given.missing | self._is_last(given, sigma) | self._must_compute(step, sigma)
+        unmeasured, self._stood_in = self._stood_in and not self.controller.config.target_speedup, False
+        force = given.missing | unmeasured | self._is_last(given, sigma) | self._must_compute(step, sigma)
         if may_end:
             force, step = True, max(step, self._schedule.steps - 1)  # for which a budget keeps one
         may_return = self.absences.may_return  # and then it could be predicted from nothing
@@ -242,6 +248,44 @@ class QuestionHistory:
         """Whether there is more than one conditioning among its questions."""
         return len({question.parts for question, _ in self.absences.questions}) > 1
 
+    def note_answer(self, question: tuple, branch: str) -> None:
+        """The name of its answer. question: with how often it was asked then."""
+        self._answers[question] = branch
+
+    def of_other_layers(self, question, opened_by) -> list:
+        """The questions so far that differ from this one by what is patched alone, and are not asked as the one is that
+        opened the evaluation; with it.
+        """
+        known = [one for one, time in self.absences.questions if time == 1]
+        return [one for one in known if one._replace(patches=()) == question._replace(patches=())
+                and one.patches != opened_by.patches]  # fmt: skip
+
+    def stand_in(self, question, opened_by) -> str | None:
+        """The branch to predict the answer to a question from that was not computed: of one in whose place it is asked,
+        with other layers patched. None if there is none.
+        """
+        if question.patches == opened_by.patches:
+            return None
+        others = [(one, 1) for one in self.of_other_layers(question, opened_by)]
+        branches = [self._answers[one] for one in others[::-1] if not self.absences.asked(one) and one in self._answers]
+        return next(filter(self.controller.has, branches), None)
+
+    def on_stand_in(self) -> None:
+        """It was predicted from. Nothing tells how far off that is: under a threshold the network runs next. A budget
+        is spent as planned, as such questions may be others at each step.
+        """
+        self._stood_in = True
+        self.controller.stop_estimating()
+
+    def count_as_computed(self, alone: bool) -> None:
+        """The network ran for what could not be predicted. alone: for that alone, and what decides was predicted: of a
+        budget that would take an evaluation that is missing at the end.
+        """
+        self.cache_miss = True
+        uncharged = alone and self._uncharged < MAX_UNCHARGED
+        self._uncharged += uncharged
+        self.controller.count_as_computed(charged=not uncharged)
+
     def on_computed(self, branch: str) -> None:
         """The branch was computed with the values that were observed last."""
         self._values[branch].on_computed()
@@ -250,7 +294,7 @@ class QuestionHistory:
     def close(self) -> None:
         """Free every tensor."""
         self._computed_sigma = self._switches = self._weights = None
-        self._values, self.absences, self._rows_done = {}, Absences(), 0
+        self._values, self._answers, self.absences, self._rows_done = {}, {}, Absences(), 0
         self.overwrites, self._made_anew = Overwrites(), Overwrites(anew=True)
         self.trail, self._own_latents = Trail(), OwnLatents()
         self.controller.release()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import comfy.samplers
 import torch
 from comfy.model_management import soft_empty_cache
 from comfy.patcher_extension import WrappersMP
@@ -42,14 +43,16 @@ from .windows import CachedWindows
 
 log = logging.getLogger("easycache")
 
+MAX_LAYERS_ALONG = 2  # sets of patched layers that take turns; of more, one stands in for another
+
 
 class Call(NamedTuple):
-    """One call to calc_cond_batch, by its arguments."""
+    """One call to calc_cond_batch, by its arguments; without tensors where it is remembered."""
 
     model: object
     conds: Sequence
-    x: torch.Tensor
-    timestep: torch.Tensor
+    x: torch.Tensor | None
+    timestep: torch.Tensor | None
     model_options: dict
 
 
@@ -57,12 +60,14 @@ class Answers(NamedTuple):
     """What a call is given, by position among its conditionings.
 
     branches: the names of the answers. own_x: x as the engine takes it, None if it is that of the evaluation.
-    predicted: the denoised latents; None where the network has to run.
+    predicted: the denoised latents; None where the network has to run. beside: whether all of them are with other
+    layers patched than what opened the evaluation.
     """
 
     branches: dict[int, str]
     own_x: torch.Tensor | None
     predicted: dict[int, torch.Tensor] | None
+    beside: bool = False
 
 
 class Run:
@@ -187,6 +192,7 @@ class Run:
         evaluation = self._evaluation = Evaluation(x, timestep, depth=depth, foreign=not self._one_latent)
         try:
             denoised = executor(x, timestep, model_options, *args, **kwargs)
+            self._compute_other_ways_along(evaluation)
         except Exception:
             self._on_failure()
             raise
@@ -335,15 +341,45 @@ class Run:
     ) -> None:
         """Ask the network what the guider leaves out just now, and keep the answers. left_out: as from `_left_out`."""
         for question, conds in left_out:
-            self.account.along += 1
-            try:
-                computed = nested(conds)
-            except (AttributeError, LookupError, TypeError, ValueError) as error:  # of a pack's wrapper, say
-                log.debug(f"EasyCache: what is left out cannot be asked along: {type(error).__name__}: {error}")
-                self._asks_along = False
-                break
-            with self._lock:
-                self._store_along(evaluation, question, conds, computed, options)
+            if self._asks_along:
+                self._ask_along(evaluation, question, conds, functools.partial(nested, conds), options)
+
+    def _compute_other_ways_along(self, evaluation: Evaluation) -> None:
+        """As `_compute_along`, for what is asked with other layers patched than what opened the evaluation. Once that
+        is over, as only then it is known that the guider leaves it out. Also before it has come back: one
+        more may be asked along than skipping has saved so far.
+        """
+        history = evaluation.history
+        if history is None or not self._asks_along or evaluation.predicting or history.controller.shared:
+            return
+        opened_by, absences = evaluation.opened_by, history.absences
+        back_before = dict(absences.left_out())
+        for (question, time), call in absences.left_out(early=True):
+            if self.account.along > self.account.predicted or not self._asks_along:
+                return
+            layers = len(history.of_other_layers(question, opened_by))
+            expected = layers <= (MAX_LAYERS_ALONG if (question, time) in back_before else 1)
+            options = call.model_options
+            if question[1:] == opened_by[1:] or evaluation.times_asked(question):
+                continue
+            if expected and "context_handler" not in options:
+                again = call._replace(x=evaluation.x, timestep=evaluation.timestep)
+                compute = functools.partial(comfy.samplers.calc_cond_batch, *again)
+                compute = functools.partial(self._compute_nested, compute, call.model, options)
+                self._ask_along(evaluation, question, call.conds, compute, self._values_of(options))
+
+    def _ask_along(
+        self, evaluation: Evaluation, question: Question, conds: list, compute: Callable, options: dict
+    ) -> None:
+        self.account.along += 1
+        try:
+            computed = compute()
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # of a pack's wrapper, say
+            log.debug(f"EasyCache: what is left out cannot be asked along: {type(error).__name__}: {error}")
+            self._asks_along = False
+            return
+        with self._lock:
+            self._store_along(evaluation, question, conds, computed, options)
 
     def _note_guidance(self) -> None:
         """The largest one in force so far; some nodes exchange the guider's for a part of the schedule."""
@@ -384,10 +420,27 @@ class Run:
             self._decide(evaluation, [call.conds[i] for i in asked], changed, missing=not known)
             known = all(map(history.controller.has, branches.values()))
         predicted = None
-        if evaluation.predicting and not self._memory.found and known and (opens or not changed):
-            predicted = self._predict(history, branches, own_x, call)
+        if evaluation.predicting and not self._memory.found and (opens or not changed):
+            given = branches if known or opens else self._stand_ins(evaluation, asked, branches)
+            if given and all(map(history.controller.has, given.values())):
+                predicted = self._predict(history, given, own_x, call)
             self.account.predicted += opens and predicted is not None
-        return Answers(branches, own_x, predicted)
+        beside = all(question.patches != evaluation.opened_by.patches for question in asked.values())
+        return Answers(branches, own_x, predicted, beside)
+
+    def _stand_ins(
+        self, evaluation: Evaluation, asked: dict[int, Question], branches: dict[int, str]
+    ) -> dict[int, str] | None:
+        """The branches from which these are predicted, by position, where some of them are not known; None where they
+        have to be computed.
+        """
+        history = evaluation.history
+        missing = [i for i, branch in branches.items() if not history.controller.has(branch)]
+        stand_ins = {i: history.stand_in(asked[i], evaluation.opened_by) for i in missing}
+        if None in stand_ins.values():
+            return None
+        history.on_stand_in()
+        return branches | stand_ins
 
     def _open(self, evaluation: Evaluation, first: Question) -> bool:
         """Find the history of an evaluation, if it has none yet; whether it is to be decided. first: the question that
@@ -412,8 +465,13 @@ class Run:
         for i, question in asked.items():
             alone = [cond if n == i else None for n, cond in enumerate(conds)]
             time = 1 + evaluation.times_asked(question)
-            history.absences.note((question, time), alone if time == 1 else None)
-        branches = {i: evaluation.branch(asked[i], values[i], self._telling) for i in asked}
+            remembered = Call(call.model, alone, None, None, call.model_options)
+            history.absences.note((question, time), remembered if time == 1 else None)
+        branches = {}
+        for i, question in asked.items():
+            time = 1 + evaluation.times_asked(question)
+            branches[i] = evaluation.branch(question, values[i], self._telling)
+            history.note_answer((question, time), branches[i])
         changed = True in {history.observe(branches[i], values[i]) for i in asked}
         if not self._exact:
             for i, branch in branches.items():
@@ -425,8 +483,7 @@ class Run:
         history = evaluation.history
         controller = history.controller
         if evaluation.predicting:
-            history.cache_miss = True
-            controller.count_as_computed()
+            history.count_as_computed(alone=answers.beside)
             return {i: denoised[i] for i in answers.branches}
         for i, branch in answers.branches.items():
             output = denoised[i]
@@ -452,7 +509,7 @@ class Run:
             return []
         ways = {question[1:] for question in asked.values()}
         missing = evaluation.history.absences.left_out()
-        return [(one, conds) for (one, _), conds in missing if one[1:] in ways and one not in evaluation.along]
+        return [(one, call.conds) for (one, _), call in missing if one[1:] in ways and one not in evaluation.along]
 
     def _store_along(
         self, evaluation: Evaluation, question: Question, conds: list, denoised: list, options: dict
@@ -461,6 +518,7 @@ class Run:
         values = options | content_of(conds[i], self._identities)
         branch = evaluation.branch(question, values, self._telling)
         evaluation.history.observe(branch, values)
+        evaluation.history.note_answer((question, 1), branch)
         answers = Answers({i: branch}, None, None)
         stored = self._store(evaluation, answers, denoised, evaluation.x, evaluation.timestep)
         evaluation.along[question] = stored[i]

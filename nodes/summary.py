@@ -42,6 +42,7 @@ class Facts(NamedTuple):
     leaves out at times. answered_by_sampler: steps at which the sampler asked nothing. end_unseen: whether the last
     evaluation was predicted, though the last one should be computed. noise_added: whether the latent is moved by more
     than answers, as by a sampler's noise. windows_move: whether context windows are others at most steps.
+    predicted_in_part: evaluations that count as computed, but of which what was asked first was predicted.
     """
 
     steps: int
@@ -58,6 +59,7 @@ class Facts(NamedTuple):
     end_unseen: bool
     noise_added: bool
     windows_move: bool
+    predicted_in_part: int
 
 
 def summarise(did: dict, settings: Settings, facts: Facts) -> str:
@@ -75,6 +77,8 @@ def summarise(did: dict, settings: Settings, facts: Facts) -> str:
         f"EasyCache: computed {did['computed']} of {did['evaluations']} evaluations, skipped {did['skipped']}{ratio}, "
         f"{did['predictor']}, {_rule(settings.config)}"
     )
+    if facts.predicted_in_part:
+        line += f"; of {facts.predicted_in_part} of those computed a part was predicted"
     if facts.beyond_budget:
         line += f"; that is more than it allows, {facts.beyond_budget}"
     if facts.parts:
@@ -97,7 +101,7 @@ def summarise(did: dict, settings: Settings, facts: Facts) -> str:
 
 def nothing_skipped(did: dict, settings: Settings, facts: Facts) -> str | None:
     """Why nothing was skipped, None if something was or nothing was sampled. did: as from `totals`."""
-    if did["skipped"] or not did["evaluations"]:
+    if did["skipped"] or facts.predicted_in_part or not did["evaluations"]:
         return None
     if facts.reason is None or settings.config.threshold == 0 and not settings.config.target_speedup:
         return _reason(settings, facts)

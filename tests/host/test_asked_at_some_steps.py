@@ -19,6 +19,7 @@ from sampling import (
     schedule,
     uncached,
 )
+from scene import Scene
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -228,6 +229,108 @@ def test_budgets_of_prompts_that_take_turns(tiny, run, caplog, prompts):
     assert ("8 prompts or latents take turns in 16" in log_of(caplog)[-1]) == (prompts == 8)
     cached = run(tiny("Flux"), counting(predict, conds), patch=answering_by_prompt, threshold=0.15)
     assert ("too few for each" in (cached.report["reason"] or "")) == (prompts == 8)
+
+
+def without_layers(layer_at, weight=0.5):
+    """predict: guidance away from the positive without a layer, as SLG and STG have it, in a call of its own.
+    layer_at(step): which one, from 0; None: that call is left out.
+    """
+    from comfy.model_patcher import create_model_options_clone, set_model_options_patch_replace
+
+    def skip(args, extra):
+        return args
+
+    def predict(guider, step, x, timestep, options):
+        cond, uncond = ask(guider, ["positive", "negative"], x, timestep, options)
+        denoised = uncond + 4.0 * (cond - uncond)
+        layer = layer_at(step)
+        if layer is None:
+            return denoised
+        weakened = create_model_options_clone(options)
+        set_model_options_patch_replace(weakened, skip, "dit", "double_block", layer)
+        (weak,) = ask(guider, ["positive"], x, timestep, weakened)
+        return denoised + weight * (cond - weak)
+
+    return predict
+
+
+def weakening(model):
+    """By how much an answer without a layer is another one: trained networks differ little without one of theirs."""
+
+    def wrapper(network, given):
+        output = network(given["input"], given["timestep"], **given["c"])
+        layers = given["c"]["transformer_options"].get("patches_replace", {}).get("dit", {})
+        return output * (0.85 + 0.01 * next(iter(layers))[1]) if layers else output
+
+    model = model.clone()
+    model.set_model_unet_function_wrapper(wrapper)
+    return model
+
+
+def two_frames(scene):
+    latent = {"samples": scene.latent["samples"][:, :, :2].clone()}
+    return Scene(scene.model, scene.positive, scene.negative, latent)
+
+
+DRAWN = (3, 7, 1, 0, 5, 2, 6, 1, 4, 0, 7, 2, 5, 3, 6, 0, 4, 2, 7, 1)
+LAYERS = {  # which layer is skipped at a step; dB of a half, and of a threshold
+    "every other step": (lambda step: None if step % 2 else 3, 21, 18),
+    "every third step": (lambda step: None if step % 3 else 3, 20, 20),
+    "two of three steps": (lambda step: None if step % 3 == 2 else 3, 20, 20),
+    "two layers in turn": (lambda step: 3 + 2 * (step % 2), 22, 20),
+    "another one at each step": (DRAWN.__getitem__, 15, 20),
+    "three ranges": (lambda step: (2, 3, 5)[min(2, step // 7)], 21, 19),
+    "from step 7 on": (lambda step: 3 if step >= 7 else None, 25, 28),
+}
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_layers_are_skipped_at_some_steps_or_others_in_turn(comfy, demo_scene, run, caplog, layers):
+    """Catches a budget that is spent before the last steps on answers that could not be predicted (2 to 3 dB for a
+    layer at every other step, or for two in turn; 11 for three ranges), and evaluations that count as computed while
+    most of their answers are predicted.
+    """
+    layer_at, *dB = LAYERS[layers]
+    scene, make_guider = two_frames(demo_scene), counting(without_layers(layer_at), pair(demo_scene))
+    sigmas = schedule(comfy, scene, 20)
+    plain = run(scene, make_guider, sigmas=sigmas, patch=weakening)
+    for widgets, least in zip((HALF, dict(threshold=0.15, warmup_steps=2)), dB, strict=True):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            cached = run(scene, make_guider, sigmas=sigmas, patch=weakening, **widgets)
+        assert psnr(cached.latent, plain.latent) > least, widgets
+        assert cached.report["computed"] <= (16 if "threshold" in widgets else 11), widgets
+        assert "Nothing was skipped" not in log_of(caplog)[-1]
+    reused = run(scene, make_guider, sigmas=sigmas, patch=weakening, **HALF, predictor="reuse")
+    half = run(scene, make_guider, sigmas=sigmas, patch=weakening, **HALF)
+    fewer = run(scene, make_guider, sigmas=schedule(comfy, scene, 10), patch=weakening)
+    closeness = [psnr(one.latent, plain.latent) for one in (half, reused, fewer)]
+    assert closeness[0] > max(closeness[1] - 1, closeness[2]), closeness
+
+
+def test_layers_that_stand_in_for_others_leave_no_estimate(comfy, demo_scene, run):
+    """Catches a closeness that is told although nothing tells how far off the answer of other layers is."""
+    scene, make_guider = two_frames(demo_scene), counting(without_layers(DRAWN.__getitem__), pair(demo_scene))
+    cached = run(scene, make_guider, sigmas=schedule(comfy, scene, 20), patch=weakening, **HALF)
+    assert cached.report["skipped"] and cached.report["closeness"] is None
+
+
+def test_what_is_predicted_in_part_is_told(comfy, demo_scene, run, caplog):
+    """Where a further prompt begins, it alone is computed. Catches a log by which all of that evaluation was, or by
+    which nothing was skipped although some calls were predicted.
+    """
+    further = comfy.node("EasyCacheDemoModel", "owl", "meadow", "zoom-out", 1)[1]
+
+    def predict(guider, step, x, timestep, options):
+        denoised = both(guider, x, timestep, options)
+        if step < 7:
+            return denoised
+        return denoised + 0.1 * (ask(guider, ["further"], x, timestep, options)[0] - denoised)
+
+    scene, make_guider = two_frames(demo_scene), counting(predict, {**pair(demo_scene), "further": further})
+    with caplog.at_level(logging.INFO):
+        run(scene, make_guider, sigmas=schedule(comfy, scene, 20), **HALF)
+    assert "of 1 of those computed a part was predicted" in log_of(caplog)[-1]
 
 
 def changing(comfy, scene, sampler, at):
