@@ -16,6 +16,7 @@ class Absences:
         self._last: dict = {}  # by question: (evaluation at which it was asked last, about); the newest at the end
         self._returns, self._longest = Counter(), Counter()  # after how many evaluations at most it came back
         self._shortest: dict = {}  # and at least
+        self._first: dict = {}  # evaluation at which it was asked first
 
     def next_evaluation(self) -> None:
         self._evaluation += 1
@@ -23,6 +24,7 @@ class Absences:
     def note(self, question, about=None) -> None:
         """It is asked at this evaluation. about: handed out by `left_out`; None: nobody else can ask it."""
         missed = self._since(question) - 1
+        self._first.setdefault(question, self._evaluation)
         if missed > 0:
             self._returns[question] += 1
             self.came_back = self.came_back or (about is not None and missed <= BRIEF)
@@ -43,8 +45,8 @@ class Absences:
 
     def left_out(self, early: bool = False) -> list[tuple]:
         """(question, about) of those that came back time and again and are not asked at this evaluation. Without those
-        that are left out for good, and those that nobody else can ask. early: also those that may come back for the
-        first time.
+        that are left out for good, and those that nobody else can ask. early: also those that came back once, or were
+        asked at a single evaluation so far: what is asked at several in a row, in a range of noise levels, may be over.
         """
         missing = [one for one in self._last if 0 < self._since(one) <= self._awaited(one, early)]
         return [(one, about) for one in missing if (about := self._last[one][1]) is not None]
@@ -53,7 +55,8 @@ class Absences:
         """For how many evaluations it is expected back."""
         if self._recurs(question):
             return 2 * self._longest[question]
-        return max(BRIEF, 2 * self._longest[question]) if early else 0
+        may_recur = self._returns[question] or self._first[question] == self._last[question][0]
+        return max(BRIEF, 2 * self._longest[question]) if early and may_recur else 0
 
     @property
     def may_return(self) -> bool:

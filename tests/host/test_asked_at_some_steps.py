@@ -276,7 +276,6 @@ DRAWN = (3, 7, 1, 0, 5, 2, 6, 1, 4, 0, 7, 2, 5, 3, 6, 0, 4, 2, 7, 1)
 LAYERS = {  # which layer is skipped at a step; dB of a half, and of a threshold
     "every other step": (lambda step: None if step % 2 else 3, 21, 18),
     "every third step": (lambda step: None if step % 3 else 3, 20, 20),
-    "two of three steps": (lambda step: None if step % 3 == 2 else 3, 20, 20),
     "two layers in turn": (lambda step: 3 + 2 * (step % 2), 22, 20),
     "another one at each step": (DRAWN.__getitem__, 15, 20),
     "three ranges": (lambda step: (2, 3, 5)[min(2, step // 7)], 21, 19),
