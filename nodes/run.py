@@ -346,8 +346,8 @@ class Run:
 
     def _compute_other_ways_along(self, evaluation: Evaluation) -> None:
         """As `_compute_along`, for what is asked with other layers patched than what opened the evaluation. Once that
-        is over, as only then it is known that the guider leaves it out. Also before it has come back: one
-        more may be asked along than skipping has saved so far.
+        is over, as only then it is known that the guider leaves it out. Also before it has come back: one more may be
+        asked along than skipping has saved so far.
         """
         history = evaluation.history
         if history is None or not self._asks_along or evaluation.predicting or history.controller.shared:
@@ -360,7 +360,9 @@ class Run:
             layers = len(history.of_other_layers(question, opened_by))
             expected = layers <= (MAX_LAYERS_ALONG if (question, time) in back_before else 1)
             options = call.model_options
-            if question[1:] == opened_by[1:] or evaluation.times_asked(question):
+            # Where a switch is another one, it is the same pass that has changed.
+            layers_alone = question.switches == opened_by.switches and question.network == opened_by.network
+            if not layers_alone or question.patches == opened_by.patches or evaluation.times_asked(question):
                 continue
             if expected and "context_handler" not in options:
                 again = call._replace(x=evaluation.x, timestep=evaluation.timestep)
