@@ -114,28 +114,25 @@ class UnfinishedRuns:
         return [run for run in reversed(self._runs) if math.isclose(run.sigma, sigma, rel_tol=1e-5)]
 
 
-def begins_with_noise_of_another(schedule: Schedule, model_sampling, noise, streams: Sequence[int] = ()) -> bool:
-    """Whether a run samples on from a noisy latent that it was given: no noise is added, and it begins below the
-    model's highest level. Waits for noise's device where it does.
-    """
-    begins_below = 0 < schedule.first_sigma < _BELOW * float(model_sampling.sigma_max)
-    return begins_below and latent_of(noise, streams).is_zero
-
-
 class Piece:
     """One run as a piece of a schedule.
 
-    steps_before: in the runs that it continues, 0 if it continues none. Most runs do not, and finish their schedule: of
-    those nothing is looked at, so nothing waits for the device.
+    steps_before: in the runs that it continues, 0 if it continues none. given_noise: whether it samples on from a noisy
+    latent that any run left: no noise is added, and it begins below the model's highest level. Most runs do neither,
+    and finish their schedule: of those nothing is looked at, so nothing waits for the device.
     """
 
     def __init__(self, others: UnfinishedRuns, schedule: Schedule, guider, noise, latent, streams: Sequence[int] = ()):
         self._others, self._schedule, self._guider, self._streams = others, schedule, guider, streams
         self.steps_before = 0
+        highest = float(guider.model_patcher.get_model_object("model_sampling").sigma_max)
+        begins_below = 0 < schedule.first_sigma < _BELOW * highest
         candidates = others.stopped_at(schedule.first_sigma)
+        if schedule.unfinished or candidates or begins_below:
+            self._noise = latent_of(noise, streams)
+        self.given_noise = begins_below and self._noise.is_zero
         if schedule.unfinished or candidates:
-            self._asked, self._noise = asked_by(guider), latent_of(noise, streams)
-            latent = latent_of(latent, streams)
+            self._asked, latent = asked_by(guider), latent_of(latent, streams)
             found = (run for run in candidates if run.asked == self._asked and run.leads_to(self._noise, latent))
             self.steps_before = next((run.steps for run in found), 0)
 

@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..easycache_core.ranks import ALL_RANKS
 from .callback_writes import CallbackWrites
-from .continuation import Piece, begins_with_noise_of_another
+from .continuation import Piece
 from .held_options import wrapped_along
 from .other_caches import warn_of_other_caches
 from .own_wrappers import WRAPPER_KEY, set_own_wrapper
@@ -67,7 +67,7 @@ def sample_with_cache(
     )
     run.account.warn_of_self_switching()
     run.account.other_caches = bool(others)
-    run.account.given_noise = begins_with_noise_of_another(schedule, model_sampling, noise, streams)
+    run.account.given_noise = piece.given_noise
     events, writes, state = ProgressEvents(history.node), CallbackWrites(), "stopped"
 
     def after_step(step, denoised, x, total_steps):

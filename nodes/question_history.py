@@ -79,7 +79,7 @@ class QuestionHistory:
         self._weights: torch.Tensor | None = None  # of the network, at the last computed evaluation
         self.cache_miss = False  # whether the last evaluation had a branch that could not be predicted
         self.unpredictable = False  # whether that, or another latent, was seen
-        self._answers: dict[tuple, str] = {}  # branches, by question and how often it was asked then
+        self._answers: dict = {}  # branches, by question
         self._stood_in = False  # whether another question's answer was given at the last evaluation
         self._uncharged = 0  # evaluations at which a budget did not pay for what could not be predicted
         self._misses = 0  # how many evaluations in a row had one
@@ -248,8 +248,8 @@ class QuestionHistory:
         """Whether there is more than one conditioning among its questions."""
         return len({question.parts for question, _ in self.absences.questions}) > 1
 
-    def note_answer(self, question: tuple, branch: str) -> None:
-        """The name of its answer. question: with how often it was asked then."""
+    def note_answer(self, question, branch: str) -> None:
+        """The name of its answer, where it is asked first in an evaluation."""
         self._answers[question] = branch
 
     def of_other_layers(self, question, opened_by) -> list:
@@ -266,8 +266,8 @@ class QuestionHistory:
         """
         if question.patches == opened_by.patches:
             return None
-        others = [(one, 1) for one in self.of_other_layers(question, opened_by)]
-        branches = [self._answers[one] for one in others[::-1] if not self.absences.asked(one) and one in self._answers]
+        others = [one for one in self.of_other_layers(question, opened_by) if not self.absences.asked((one, 1))]
+        branches = [self._answers[one] for one in others[::-1] if one in self._answers]
         return next(filter(self.controller.has, branches), None)
 
     def on_stand_in(self) -> None:

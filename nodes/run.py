@@ -357,14 +357,13 @@ class Run:
         for (question, time), call in absences.left_out(early=True):
             if self.account.along > self.account.predicted or not self._asks_along:
                 return
-            layers = len(history.of_other_layers(question, opened_by))
-            expected = layers <= (MAX_LAYERS_ALONG if (question, time) in back_before else 1)
             options = call.model_options
             # Where a switch is another one, it is the same pass that has changed.
             layers_alone = question.switches == opened_by.switches and question.network == opened_by.network
             if not layers_alone or question.patches == opened_by.patches or evaluation.times_asked(question):
                 continue
-            if expected and "context_handler" not in options:
+            most = MAX_LAYERS_ALONG if (question, time) in back_before else 1
+            if len(history.of_other_layers(question, opened_by)) <= most and "context_handler" not in options:
                 again = call._replace(x=evaluation.x, timestep=evaluation.timestep)
                 compute = functools.partial(comfy.samplers.calc_cond_batch, *again)
                 compute = functools.partial(self._compute_nested, compute, call.model, options)
@@ -471,9 +470,9 @@ class Run:
             history.absences.note((question, time), remembered if time == 1 else None)
         branches = {}
         for i, question in asked.items():
-            time = 1 + evaluation.times_asked(question)
             branches[i] = evaluation.branch(question, values[i], self._telling)
-            history.note_answer((question, time), branches[i])
+            if evaluation.times_asked(question) == 1:
+                history.note_answer(question, branches[i])
         changed = True in {history.observe(branches[i], values[i]) for i in asked}
         if not self._exact:
             for i, branch in branches.items():
@@ -520,7 +519,7 @@ class Run:
         values = options | content_of(conds[i], self._identities)
         branch = evaluation.branch(question, values, self._telling)
         evaluation.history.observe(branch, values)
-        evaluation.history.note_answer((question, 1), branch)
+        evaluation.history.note_answer(question, branch)
         answers = Answers({i: branch}, None, None)
         stored = self._store(evaluation, answers, denoised, evaluation.x, evaluation.timestep)
         evaluation.along[question] = stored[i]

@@ -1,6 +1,5 @@
 """attention-couple-ComfyUI: regions of the picture have prompts of their own, in the attention."""
 
-import torch
 from works_with import Case
 
 from . import common
@@ -10,9 +9,7 @@ FOLDER = "attention-couple-ComfyUI"
 
 def cases(host):
     scene = common.full_unet()
-    left, other = torch.zeros(1, 128, 128), torch.Generator().manual_seed(9)
-    left[..., :64] = 1
-    right = [[torch.randn(1, 6, 48, generator=other), {}]]
+    left, right = common.half_and_prompt(128, 48)
     both = [
         part[0] for part in (
             host.node("ConditioningSetMask", prompt, mask, "default", 1.0)[0]

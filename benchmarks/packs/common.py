@@ -50,6 +50,15 @@ def full_unet() -> Scene:
     return scene._replace(latent={"samples": torch.zeros(1, 4, 16, 16)})
 
 
+def half_and_prompt(size: int, channels: int) -> tuple[torch.Tensor, list]:
+    """The mask of a square picture's left half, and a conditioning for one half. size: of the mask. channels: of the
+    text encoder's tokens.
+    """
+    left, rng = torch.zeros(1, size, size), torch.Generator().manual_seed(9)
+    left[..., : size // 2] = 1
+    return left, [[torch.randn(1, 6, channels, generator=rng), {}]]
+
+
 def ksampler(host, scene: Scene, sampler="euler", patch=lambda model: model, **widgets):
     """(model, sample) of a Case: the node KSampler."""
     widgets = dict(seed=SEED, steps=STEPS, cfg=CFG, scheduler="simple", denoise=1.0) | widgets

@@ -1,6 +1,5 @@
 """ComfyUI_densediffusion: regions of the picture have prompts of their own, in the attention."""
 
-import torch
 from works_with import Case
 
 from . import common
@@ -10,9 +9,7 @@ FOLDER = "ComfyUI_densediffusion"
 
 def cases(host):
     scene = common.full_unet()
-    left, rng = torch.zeros(1, 128, 128), torch.Generator().manual_seed(9)
-    left[..., :64] = 1
-    right = [[torch.randn(1, 6, 48, generator=rng), {}]]
+    left, right = common.half_and_prompt(128, 48)
 
     def dense(model):
         for (cond, _), mask in ((scene.positive[0], left), (right[0], 1 - left)):

@@ -1,6 +1,5 @@
 """ComfyUI-ppm: samplers, guidance in a part of the schedule, and prompts for regions."""
 
-import torch
 from works_with import Case
 
 from . import common
@@ -36,9 +35,7 @@ def cases(host):
     first = host.node("SkipFirstStepCFG", model=scene.model, skip_percent=0.1)[0]
     yield Case("no CFG in the first 10%", first, sample)
 
-    left = torch.zeros(1, 128, 128)
-    left[..., :64] = 1
-    other = [[torch.randn(1, 6, 48, generator=torch.Generator().manual_seed(9)), {}]]
+    left, other = common.half_and_prompt(128, 48)
     coupled = host.node(
         "AttentionCouplePPM", model=scene.model, base_cond=scene.positive, base_mask=left, cond_1=other, mask_1=1 - left
     )[0]

@@ -1,6 +1,5 @@
 """comfyui-tooling-nodes: regions with prompts of their own, in the attention."""
 
-import torch
 from works_with import Case
 
 from . import common
@@ -10,9 +9,7 @@ FOLDER = "comfyui-tooling-nodes"
 
 def cases(host):
     scene = common.full_unet()
-    left, rng = torch.zeros(1, 128, 128), torch.Generator().manual_seed(9)
-    left[..., :64] = 1
-    other = [[torch.randn(1, 6, 48, generator=rng), {}]]
+    left, other = common.half_and_prompt(128, 48)
 
     def regional(model):
         background = host.node("ETN_BackgroundRegion", scene.positive)[0]
@@ -23,9 +20,7 @@ def cases(host):
         yield Case(f"two regions, {sampler}", regional(scene.model), common.ksampler(host, scene, sampler)[1])
     yield Case("two regions, after ours", *common.ksampler(host, scene, patch=regional))
     anima = common.answering(common.tiny("Anima"))
-    mask, rng = torch.zeros(1, 16, 16), torch.Generator().manual_seed(9)
-    mask[..., :8] = 1
-    second = [[torch.randn(1, 6, 1024, generator=rng), {}]]
+    mask, second = common.half_and_prompt(16, 1024)
 
     def couple(model):
         regions = host.node("ETN_DefineRegion", mask, second, host.node("ETN_BackgroundRegion", anima.positive)[0])[0]

@@ -13,12 +13,12 @@ SETTINGS = {
     "threshold": (0.0, 0.15, 1.0), "target_speedup": (0.0, 2.0, 10.0), "warmup_steps": (1, 2, 7),
     "start_percent": (0.0, 0.25), "end_percent": (1.0, 0.75),
 }  # fmt: skip
-COURSE = {"steps": (1, 2, 3, 4, 5, 20), "steps_before": (0, 3), "unfinished": (False, True), "estimated": (False, True)}
+FACTS = {"steps": (1, 2, 3, 4, 5, 20), "steps_before": (0, 3), "unfinished": (False, True), "estimated": (False, True)}
 
 
 def sentences() -> list[str]:
     """Each reason and each note once. Fails where a line that makes them was not reached: then what leads there is
-    missing in SETTINGS, COURSE or GIVEN.
+    missing in SETTINGS, FACTS or GIVEN.
     """
     reasons, summary, settings, config = modules()
     facts = dict.fromkeys(summary.Facts._fields, 0) | {"reason": None, "beyond_budget": None}
@@ -39,13 +39,13 @@ def sentences() -> list[str]:
     with Lines(summary.nothing_skipped, summary.notes, summary._warnings, summary._reason, summary._few_steps,
                summary._between, summary._advice) as lines:  # fmt: skip
         for one in settings_of:
-            for course in itertools.product(*COURSE.values()):
-                ask(one, summary.Facts(**{**facts, **dict(zip(COURSE, course, strict=True))}))
+            for values in itertools.product(*FACTS.values()):
+                ask(one, summary.Facts(**{**facts, **dict(zip(FACTS, values, strict=True))}))
             for reason in set(parts) - set(why):
                 ask(one, summary.Facts(**{**facts, "steps": 20, "reason": reason}))
             for beyond in why:
                 ask(one, summary.Facts(**{**facts, "steps": 20, "beyond_budget": beyond}))
-            for name in facts.keys() - COURSE.keys() - {"reason", "beyond_budget"}:
+            for name in facts.keys() - FACTS.keys() - {"reason", "beyond_budget"}:
                 ask(one, summary.Facts(**{**facts, "steps": 20, name: 3}))
     assert not lines.missed, f"nothing leads to lines {lines.missed} of nodes/summary.py"
     return [sentence for sentence in said if sentence]
